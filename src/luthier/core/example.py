@@ -1,0 +1,152 @@
+"""Example: one training or test case, whatever its task and its modality."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+PartType = Literal["text", "image", "audio", "array", "tool_call"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of content. `name` says what it is in its turn (`question`, `passage`, …), for the template.
+
+    `value` is text for text parts, a path or a nested list for the others.
+    """
+
+    value: Any
+    type: PartType = "text"
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one role says. `target` marks what is to be learned; it may be narrowed by character `spans`."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    parts: tuple[Part, ...]
+    target: bool = False
+    spans: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The text parts, joined by line breaks."""
+        return "\n".join(p.value for p in self.parts if p.type == "text")
+
+
+@dataclass(frozen=True)
+class Example:
+    """Turns with roles and target spans, and where they come from.
+
+    `source` is the document or section the example is about; `cluster` the unit that splits and statistics keep
+    together; `references` further acceptable answers; `meta` whatever a source adds (kept, never rendered).
+    """
+
+    id: str
+    turns: tuple[Turn, ...] = ()
+    source: str = ""
+    cluster: str = ""
+    task: str = ""
+    label: str | float | None = None
+    references: tuple[str, ...] = ()
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def answer(self) -> str:
+        """Text of the last target turn; empty when there is none."""
+        return next((t.text for t in reversed(self.turns) if t.target), "")
+
+    def part(self, name: str) -> str:
+        """Text of the first part with that name; empty when there is none."""
+        return next((p.value for t in self.turns for p in t.parts if p.name == name), "")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, row: dict[str, Any]) -> Example:
+        """The inverse of `to_dict`."""
+        turns = tuple(
+            Turn(t["role"], tuple(Part(**p) for p in t["parts"]), t["target"], tuple((a, b) for a, b in t["spans"]))
+            for t in row["turns"]
+        )
+        return cls(**{**row, "turns": turns, "references": tuple(row["references"])})
+
+
+def question(id: str, text: str, answer: str = "", *, passage: str = "", **rest: Any) -> Example:
+    """A question-answer example: a user turn with named parts and, when there is one, the target answer."""
+    asked = ((Part(passage, name="passage"),) if passage else ()) + (Part(text, name="question"),)
+    turns: tuple[Turn, ...] = (Turn("user", asked),)
+    if answer:
+        turns += (Turn("assistant", (Part(answer),), target=True),)
+    return Example(id, turns, task=rest.pop("task", "qa"), **rest)
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A row that a step left out, and why; it goes to the ledger."""
+
+    id: str
+    reason: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """The text below one heading. `headings` is the path of headings from the document's top to it."""
+
+    headings: tuple[str, ...]
+    text: str
+
+
+@dataclass(frozen=True)
+class Document:
+    """A document as read: `id` is its path relative to the folder that was named, `sha256` the hash of its bytes."""
+
+    id: str
+    title: str
+    sections: tuple[Section, ...]
+    sha256: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, row: dict[str, Any]) -> Document:
+        """The inverse of `to_dict`."""
+        return cls(**{**row, "sections": tuple(Section(tuple(s["headings"]), s["text"]) for s in row["sections"])})
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file on disk that a reader is asked to read; `id` as in `Document`."""
+
+    id: str
+    path: str
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A piece of a document, cut by structure.
+
+    `headings` is the path of headings above it, `section` names that path within the document: the unit of splits.
+    """
+
+    id: str
+    text: str
+    document: str
+    section: str
+    headings: tuple[str, ...] = ()
+    tokens: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, row: dict[str, Any]) -> Passage:
+        """The inverse of `to_dict`."""
+        return cls(**{**row, "headings": tuple(row["headings"])})

@@ -1,0 +1,160 @@
+"""Files that are either whole or absent: atomic writes, a journal that survives a kill, rows in Arrow shards."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+SHARD_ROWS = 4096
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write, flush to disk, then rename: a reader sees the old file or the new one, never half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    work = path.with_name(path.name + ".part")
+    try:
+        with work.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(work, path)
+    except BaseException:
+        work.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_atomic` of indented JSON."""
+    write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The JSON value of a file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> int:
+    """JSON lines, written atomically; returns how many."""
+    lines = [json.dumps(r, ensure_ascii=False) for r in rows]
+    write_atomic(path, "".join(line + "\n" for line in lines))
+    return len(lines)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSON-lines file; none when the file is absent."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+
+
+def commit_folder(work: Path, final: Path) -> None:
+    """Rename a finished private folder to its public name, replacing an older one."""
+    if final.exists():
+        old = final.with_name(final.name + ".old")
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(final, old)
+        os.replace(work, final)
+        shutil.rmtree(old)
+    else:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(work, final)
+
+
+class Journal:
+    """Append-only results by key. `do(key, make)` computes once; a second call, or a second process, reads.
+
+    A line torn by a kill is cut off when the journal is opened; everything before it stays.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.values: dict[str, Any] = {}
+        if path.exists():
+            self._recover()
+
+    def _recover(self) -> None:
+        good = 0
+        with self.path.open("rb") as file:
+            for line in file:
+                try:
+                    if not line.endswith(b"\n"):
+                        break
+                    record = json.loads(line)
+                except ValueError:
+                    break
+                self.values[record["key"]] = record["value"]
+                good += len(line)
+        if good < self.path.stat().st_size:
+            with self.path.open("rb+") as file:
+                file.truncate(good)
+
+    def do(self, key: str, make: Callable[[], Any]) -> Any:
+        """The value under `key`, made and stored if it is not there. Values are JSON."""
+        if key not in self.values:
+            self.put(key, make())
+        return self.values[key]
+
+    def put(self, key: str, value: Any) -> None:
+        """Store one value and flush it to disk."""
+        line = json.dumps({"key": key, "value": value}, ensure_ascii=False) + "\n"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+        self.values[key] = json.loads(line)["value"]
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.values
+
+
+def write_rows(folder: Path, rows: Iterable[dict[str, Any]]) -> int:
+    """Rows as Arrow shards `rows-00000.arrow`, …; only one shard is in memory. Returns how many rows.
+
+    Scalars become columns; anything nested becomes a JSON string column marked in the schema's metadata, so that
+    rows of differing shape share a table and any Arrow reader opens the file.
+    """
+    import pyarrow as pa
+
+    folder.mkdir(parents=True, exist_ok=True)
+    count, shard, number = 0, [], 0
+
+    def flush() -> None:
+        nonlocal number
+        names = list(dict.fromkeys(k for r in shard for k in r))
+        nested = [n for n in names if any(isinstance(r.get(n), (dict, list, tuple)) for r in shard)]
+        mixed = [n for n in names if n not in nested and len({type(r[n]) for r in shard if r.get(n) is not None}) > 1]
+        packed = [*nested, *mixed]
+        columns = {
+            n: [json.dumps(r.get(n), ensure_ascii=False) if n in packed else r.get(n) for r in shard] for n in names
+        }
+        table = pa.table(columns).replace_schema_metadata({"json": json.dumps(packed)})
+        with pa.OSFile(str(folder / f"rows-{number:05d}.arrow"), "wb") as file, pa.ipc.new_file(file, table.schema) as w:
+            w.write_table(table)
+        number += 1
+
+    for row in rows:
+        shard.append(row)
+        count += 1
+        if len(shard) == SHARD_ROWS:
+            flush()
+            shard = []
+    if shard or not number:
+        flush()
+    return count
+
+
+def read_rows(folder: Path) -> Iterator[dict[str, Any]]:
+    """Rows of Arrow shards, one shard in memory at a time."""
+    import pyarrow as pa
+
+    for path in sorted(folder.glob("rows-*.arrow")):
+        with pa.memory_map(str(path)) as source:
+            table = pa.ipc.open_file(source).read_all()
+            packed = json.loads((table.schema.metadata or {}).get(b"json", b"[]"))
+            for row in table.to_pylist():
+                yield {k: json.loads(v) if k in packed else v for k, v in row.items()}

@@ -1,0 +1,47 @@
+"""Identity: canonical text of what was asked and content hashes of what it was asked of."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+
+def canonical(value: Any) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal text on every machine."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=_plain)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, (set, frozenset)):
+        return sorted(value)
+    if isinstance(value, tuple):
+        return list(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return repr(value)
+    raise TypeError(f"no canonical form for {type(value).__name__}")
+
+
+def digest(value: Any) -> str:
+    """First 32 hexadecimal digits of the SHA-256 of `canonical(value)`."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()[:32]
+
+
+def hash_file(path: Path, chunk_bytes: int = 1 << 22) -> str:
+    """SHA-256 of a file's bytes, read in chunks."""
+    state = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(chunk_bytes):
+            state.update(chunk)
+    return state.hexdigest()[:32]
+
+
+def hash_folder(folder: Path, skip: frozenset[str] = frozenset()) -> str:
+    """Hash of every file below `folder` with its relative name; `skip` holds relative names left out."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    named = {p.relative_to(folder).as_posix(): p for p in files}
+    return digest({name: hash_file(path) for name, path in named.items() if name not in skip})

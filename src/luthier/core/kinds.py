@@ -1,0 +1,331 @@
+"""The kinds of components and their contracts. A technique derives from one of these and is one file.
+
+Tensors are torch tensors; torch itself is imported by the files that compute, never here.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from luthier.core.artifact import Artifact
+from luthier.core.component import Component
+from luthier.core.example import Dropped, Example, Passage
+from luthier.core.finding import Finding
+from luthier.core.rng import Rng
+from luthier.core.step import Ctx, FitCtx, Step
+
+if TYPE_CHECKING:
+    import torch
+
+    from luthier.engine.forward import Forward
+    from luthier.engine.models import Model
+    from luthier.engine.rendering import Render
+
+__all__ = [
+    "Audit", "Body", "DataStep", "Decoder", "Environment", "Features", "Head", "Hook", "Method", "Metric",
+    "Objective", "Optimizer", "Prediction", "Regularizer", "Retriever", "Schedule", "Step", "Study", "Tokens",
+    "WeightRule",
+]
+
+Architecture = Literal["encoder", "decoder", "encoder-decoder"]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """One sequence for a model: token ids, which of them are learned, and tensors of other modalities.
+
+    `ids` and `targets` have one entry a token; with `decoder_ids` (encoder-decoder) the targets belong to those.
+    `tensors` are arrays without a batch dimension, named as the model's forward names them (`pixel_values`).
+    """
+
+    ids: list[int]
+    targets: list[bool]
+    decoder_ids: list[int] | None = None
+    tensors: Mapping[str, Any] = field(default_factory=dict)
+
+
+# What an objective makes of one example: named sequences and plain numbers.
+Features = dict[str, "Tokens | float | int"]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model said to one example: `text`, or a `label` with the probabilities of all labels.
+
+    `stopped` says that the model ended by itself; `passages` are the ids it was shown, best first.
+    """
+
+    id: str
+    text: str = ""
+    label: str | None = None
+    probabilities: Mapping[str, float] = field(default_factory=dict)
+    stopped: bool = True
+    tokens: int = 0
+    passages: tuple[str, ...] = ()
+    log_probability: float | None = None
+
+
+class DataStep(Component, kind="data_step"):
+    """Sources, synthesis, curation, selection and augmentation: rows in, rows and dropped rows out, streaming."""
+
+    roles: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def apply(self, rows: Iterator[Any], ctx: Ctx) -> Iterator[Any]:
+        """Yields rows (`Example`, `Passage` or a document) and `Dropped` for those left out, with the reason."""
+
+
+class Objective(Component, kind="objective"):
+    """What is minimised: the sum over parts of coefficient x sum / count.
+
+    `roles` names further models (reference, teacher); `parts` says which of its parts promise that one batch of N
+    and N batches of one give the same gradient (`additive`), and which don't (`coupled`).
+    """
+
+    roles: ClassVar[tuple[str, ...]] = ()
+    parts: ClassVar[Mapping[str, Literal["additive", "coupled"]]] = {}
+    architectures: ClassVar[tuple[Architecture, ...]] = ("decoder", "encoder-decoder")
+    needs_head: ClassVar[bool] = False
+
+    @abstractmethod
+    def encode(self, example: Example, render: Render, rng: Rng) -> Features:
+        """Named sequences and numbers of one example. Raises `DroppedRow` when it can't be used."""
+
+    @abstractmethod
+    def count(self, batch: Mapping[str, Any]) -> dict[str, float]:
+        """How many units each part sums over, known before any forward."""
+
+    @abstractmethod
+    def loss(self, run: Forward, batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        """Un-normalised sum of each part, scalars."""
+
+    def coefficients(self) -> dict[str, float]:
+        """Weight of each part; 1 where nothing is said."""
+        return {}
+
+
+class Hook:
+    """What a method or regularizer may do while a model trains; override any of these, act nowhere else.
+
+    `state_dict` is compulsory for a hook with state: tensors, numbers, strings, lists and dictionaries of them.
+    """
+
+    def on_batch(self, batch: Any) -> list[Any]:
+        """The batches to train on instead of this one."""
+        return [batch]
+
+    def on_loss(self, run: Forward, batch: Any, parts: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The parts of the loss, changed or with further ones."""
+        return parts
+
+    def on_gradients(self) -> None:
+        """Once an optimizer step, after accumulation and reduction, before clipping."""
+
+    def on_step(self) -> None:
+        """After the optimizer has moved the weights."""
+
+    def on_round(self) -> None:
+        """At the end of an epoch."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What must be kept for a resume to be exact."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+
+
+@dataclass(frozen=True)
+class Default:
+    """A value that a method recommends, and where the recommendation comes from."""
+
+    value: Any
+    source: str
+
+
+class _Adapting(Component):
+    """The lifecycle that methods and regularizers share."""
+
+    def prepare(self, model: Model, ctx: FitCtx) -> Model:
+        """Choose and create what is trained (wrap, freeze, parametrise). Raises UserError if nothing would train."""
+        return model
+
+    def start(self, model: Model, ctx: FitCtx) -> Hook:
+        """Called once before the first step."""
+        return Hook()
+
+    def finish(self, model: Model, hook: Hook) -> None:
+        """Undo what only training needed; leave the form that is exported."""
+
+
+class Method(_Adapting, kind="method"):
+    """Which weights move, and in what form they are kept (`artifact`)."""
+
+    artifact: ClassVar[Literal["adapter", "delta", "model"]] = "adapter"
+
+    def parameter_groups(self, model: Model) -> list[dict[str, Any]]:
+        """Optimizer groups: `params` and whatever the optimizer reads per group."""
+        return [{"params": [p for p in model.module.parameters() if p.requires_grad]}]
+
+    def defaults(self, model: Model, rows: int) -> dict[str, Default]:
+        """Recommended settings (`learning_rate`) with their source."""
+        return {}
+
+    def expand(self, recipe: Any) -> Any:
+        """The recipe that this one word stands for, when it is several steps."""
+        return recipe
+
+
+class Regularizer(_Adapting, kind="regularizer"):
+    """Something added to training besides the objective; any number may be combined."""
+
+
+class WeightRule(Component, kind="weight_rule"):
+    """A rule from several sets of weights to one, run group by group."""
+
+    def statistics(self, ctx: Ctx) -> Any:
+        """What must be known of all weights first, or nothing."""
+        return None
+
+    def groups(self, names: Sequence[str]) -> list[list[str]]:
+        """Which tensors must be seen together; one each by default."""
+        return [[n] for n in names]
+
+    @abstractmethod
+    def apply(self, group: Sequence[str], tensors: Sequence[Mapping[str, torch.Tensor]], stats: Any
+              ) -> dict[str, torch.Tensor]:
+        """The group's new tensors from those of every model: a pure function."""
+
+
+class Decoder(Component, kind="decoder"):
+    """How the next token is chosen from what the models say.
+
+    `scores` serves every request in a batch; a decoder that must look ahead overrides `search` instead.
+    """
+
+    roles: ClassVar[tuple[str, ...]] = ()
+    max_new_tokens: int = 32
+
+    @abstractmethod
+    def scores(self, states: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """[batch, vocabulary] scores from logits by role; the engine takes the highest."""
+
+    def choose(self, scores: torch.Tensor, rngs: Sequence[Callable[[], float]]) -> torch.Tensor:
+        """[batch] token ids; `rngs` give one uniform number per item, a function of item and position."""
+        return scores.argmax(-1)
+
+
+class Metric(Component, kind="metric"):
+    """A number with its evidence: one record per example, reduced; rewards, filters and judges are metrics too."""
+
+    roles: ClassVar[tuple[str, ...]] = ()
+    higher_is_better: ClassVar[bool] = True
+    unit: ClassVar[str] = ""
+
+    @abstractmethod
+    def score(self, examples: Sequence[Example], predictions: Sequence[Prediction], ctx: Ctx) -> list[dict[str, Any]]:
+        """One record per example with at least `id` and `value`; `value` None where the metric doesn't apply."""
+
+    def reduce(self, records: Sequence[Mapping[str, Any]]) -> float:
+        """One number from records; the mean of the values that apply, nan when there are none."""
+        values = [r["value"] for r in records if r["value"] is not None]
+        return sum(values) / len(values) if values else float("nan")
+
+
+class Audit(Component, kind="audit"):
+    """A look for damage in a run, a pair of models or data."""
+
+    roles: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def measure(self, ctx: Ctx, subject: Any) -> list[Finding]:
+        """What was found."""
+
+
+class Head(Component, kind="head"):
+    """A small module on top of a body: labels, scores, spans."""
+
+    @abstractmethod
+    def build(self, body: Model, labels: Sequence[str]) -> torch.nn.Module:
+        """The module; it maps pooled features [batch, width] to [batch, labels]."""
+
+    @abstractmethod
+    def predict(self, outputs: torch.Tensor) -> torch.Tensor:
+        """Probabilities [batch, labels] from the module's outputs."""
+
+
+class Body(Component, kind="body"):
+    """Names the sub-bodies of a model (vision, projector, language) and splits it at a layer."""
+
+    @abstractmethod
+    def parts(self, model: Model) -> dict[str, torch.nn.Module]:
+        """Sub-modules by name."""
+
+    @abstractmethod
+    def split(self, model: Model, layer: int) -> tuple[torch.nn.Module, torch.nn.Module]:
+        """What lies below `layer`, and the rest."""
+
+
+class Optimizer(Component, kind="optimizer"):
+    """How gradients move weights."""
+
+    @abstractmethod
+    def make(self, groups: list[dict[str, Any]], learning_rate: float) -> torch.optim.Optimizer:
+        """The optimizer over parameter groups."""
+
+
+class Schedule(Component, kind="schedule"):
+    """How the learning rate changes over training."""
+
+    @abstractmethod
+    def factor(self, step: int, steps: int) -> float:
+        """Multiplier of the learning rate at `step` (from 0) of `steps`."""
+
+
+class Retriever(Component, kind="retriever"):
+    """Finds the passages that answer a question."""
+
+    roles: ClassVar[tuple[str, ...]] = ("encoder",)
+
+    @abstractmethod
+    def index(self, passages: Iterable[Passage], ctx: Ctx) -> Artifact:
+        """An `index` artifact in `ctx.folder`."""
+
+    @abstractmethod
+    def search(self, index: Artifact, queries: Sequence[str], k: int, ctx: Ctx) -> list[list[tuple[Passage, float]]]:
+        """The `k` best passages of each query, best first, with scores that rank."""
+
+
+class Environment(Component, kind="environment"):
+    """A task that answers to actions."""
+
+    @abstractmethod
+    def reset(self, task: Any, rng: Rng) -> Any:
+        """First observation of a task."""
+
+    @abstractmethod
+    def step(self, action: Any) -> tuple[Any, float, bool]:
+        """Observation, reward, done."""
+
+
+class Study(Component, kind="study"):
+    """A published claim as an experiment: arms (recipe edits), data, measures, guards and the claim."""
+
+    @abstractmethod
+    def arms(self) -> dict[str, dict[str, Any]]:
+        """Recipe edits by arm."""
+
+    @abstractmethod
+    def verdict(self, findings: Sequence[Finding]) -> Finding:
+        """What the measured findings say of the claim."""
+
+
+class DroppedRow(Exception):
+    """Raised by `Objective.encode` for an example that can't be used; the reason goes to the ledger."""
+
+    def __init__(self, dropped: Dropped) -> None:
+        super().__init__(dropped.reason)
+        self.dropped = dropped
