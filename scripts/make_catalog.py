@@ -7,6 +7,7 @@ seed: what it is, the commands it must answer, the components that will realise 
 pages were written before the command line had its final names, so every command is put into the names of the house.
 `--show` prints each command that changed and every clause, for reading.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -27,9 +28,8 @@ PART_KEYS = {
     "audits": "audit", "mechanism": "audit", "metric": "metric", "metrics": "metric", "scorer": "metric",
     "use": "data-step", "synthesizer": "data-step", "curator": "data-step", "curate": "data-step",
     "selector": "data-step", "augmenter": "data-step", "inspect": "data-step", "source": "data-step",
-    "format": "data-step", "rule": "rule",
-    "optimizer": "optimizer", "benchmark": "recipe", "pipeline": "recipe", "recipe": "recipe", "model": "base",
-    "base": "base",
+    "format": "data-step", "rule": "rule", "optimizer": "optimizer",
+    "benchmark": "recipe", "pipeline": "recipe", "recipe": "recipe", "model": "base", "base": "base",
 }
 FLAGS = {"how": "rule", "only": "audit", "model": "base", "methods": "method", "objectives": "objective",
          "recipes": "recipe"}
@@ -113,7 +113,7 @@ def named(kind: str, value: str) -> Iterator[str]:
         return
     parts: list[str] = []
     for piece in commas(value[1:-1] if value.startswith("[") and value.endswith("]") else value):
-        if parts and (re.match(r"\s*[\w.]+=", piece) or ":" in parts[-1] and "=" not in parts[-1]):
+        if parts and (re.match(r"\s*[\w.]+=", piece) or (":" in parts[-1] and "=" not in parts[-1])):
             parts[-1] += "," + piece
         else:
             parts.append(piece.strip())
@@ -127,6 +127,7 @@ def named(kind: str, value: str) -> Iterator[str]:
 # ---------------------------------------------------------------- components: what the commands name
 
 COMPONENT = re.compile(rf"--({'|'.join(KINDS)}) ([A-Za-z][\w@/.|+-]*)")
+REGISTERED = {"data-step": "data_step", "rule": "weight_rule"}  # kinds whose flag is not their name
 # Parts that nearly every command needs. They count where the seed is about them and nowhere else.
 GENERIC = {"full", "lora", "adapter", "bitfit", "prefix-tuning", "prompt", "linear", "dense", "supervised", "classify",
            "causal-lm", "lm", "mlm", "adamw", "adalora", "perplexity", "accuracy", "exact-match"}
@@ -143,12 +144,12 @@ UNNAMED = {"enct5": [("head", "enct5")], "fireact": [("environment", "search")],
 
 def components(slug: str, *texts: str) -> list[dict]:
     """The parts that the commands in the texts name, in order, each once."""
-    parts = {(kind, name.rstrip("."))
-             : None for text in texts for kind, names in COMPONENT.findall(text) for name in names.split("|")}
+    found = [pair for text in texts for pair in COMPONENT.findall(text)]
+    parts = dict.fromkeys((kind, name.rstrip(".")) for kind, names in found for name in names.split("|"))
     kept = [(kind, name) for kind, name in [*parts, *UNNAMED.get(slug, [])]
             if name and not name.endswith((".yaml", ".json"))
             and (name not in GENERIC or name in ABOUT.get(slug, ()))]
-    return [{"kind": kind, "name": name} for kind, name in kept]
+    return [{"kind": REGISTERED.get(kind, kind), "name": name} for kind, name in kept]
 
 
 # ---------------------------------------------------------------- oracles: one claim a clause
@@ -189,6 +190,7 @@ def ends_sentence(text: str, at: int) -> bool:
         return False
     word = text[:at].rpartition(" ")[2].lstrip("(")
     return bool(word) and word not in ABBREVIATIONS
+
 
 # ---------------------------------------------------------------- corrections by hand
 
@@ -304,7 +306,11 @@ def row(seeds: Path, seed: dict) -> dict:
 def read(seeds: Path) -> list[dict]:
     """The seeds of a folder, by id."""
     lines = (seeds / "catalog.jsonl").read_text(encoding="utf-8").splitlines()
-    return sorted(map(json.loads, lines), key=lambda seed: seed["id"])
+    found = sorted(map(json.loads, lines), key=lambda seed: seed["id"])
+    named = {*JOINED, *ABOUT, *UNNAMED, *(slug for slug, _, _ in EDITS)}
+    if strangers := named - {seed["slug"] for seed in found}:
+        raise SystemExit(f"corrections name seeds that are not there: {', '.join(sorted(strangers))}")
+    return found
 
 
 def show(seeds: list[dict], rows: list[dict]) -> None:

@@ -161,7 +161,8 @@ def test_the_script_reproduces_the_folder(maker, tmp_path):
         pytest.skip(f"the pages are those of Python 3.11, this is {sys.version_info.major}.{sys.version_info.minor}")
     from pydoc_data.topics import topics
 
-    recorded = re.search(r"`([0-9a-f]{64})`", (FOLDER / "README.md").read_text("utf-8"))[1]
+    readme = (FOLDER / "README.md").read_text("utf-8")
+    recorded = re.search(r"`([0-9a-f]{64})`", readme)[1]
     if maker.digest(topics) != recorded:
         pytest.skip("this patch release of Python 3.11 words its topics differently")
     if maker.find_license() is None:
@@ -172,6 +173,10 @@ def test_the_script_reproduces_the_folder(maker, tmp_path):
     written = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in tmp_path.iterdir()}
     committed = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in FOLDER.iterdir()}
     del committed["questions.jsonl"]  # written by hand
+    if f"CPython {'.'.join(map(str, sys.version_info[:3]))}," not in readme:
+        # Same topics in another patch release: README names the release, and the licence counts its years.
+        for files in (written, committed):
+            del files["README.md"], files["LICENSE.PSF.txt"]
     assert written == committed
 
 

@@ -17,8 +17,9 @@ KINDS = ("documents", "examples", "index", "adapter", "delta", "model", "records
 MODEL_KINDS = ("adapter", "delta", "model")
 RECORD = "luthier.json"
 LICENSES = "licenses"
-# Written by the executor after the hash was taken, or private to the step: not part of an artifact's content.
-_UNHASHED = frozenset({RECORD, "step.json", "journal.jsonl", "receipts.jsonl", "timing.json"})
+# Records of how the work went (times differ from run to run), not part of an artifact's content.
+_UNHASHED = frozenset({RECORD, "step.json", "state.json", "failure.json", "journal.jsonl", "receipts.jsonl",
+                       "curve.jsonl", "cost.json", "run.json"})
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,7 @@ class Component(BaseModel, ABC):
             # A default component is named all the same: its version may move under an unchanged recipe.
             if changed or isinstance(value, Component):
                 values[field_name] = _identity_value(value)
-        return values
+        return values | {k: _identity_value(v) for k, v in (self.__pydantic_extra__ or {}).items()}
 
     def to_dict(self) -> dict[str, Any]:
         """`{use: name, field: value, …}` with every default, the form a recipe reads."""

@@ -41,7 +41,6 @@ def hash_file(path: Path, chunk_bytes: int = 1 << 22) -> str:
 
 
 def hash_folder(folder: Path, skip: frozenset[str] = frozenset()) -> str:
-    """Hash of every file below `folder` with its relative name; `skip` holds relative names left out."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file())
-    named = {p.relative_to(folder).as_posix(): p for p in files}
-    return digest({name: hash_file(path) for name, path in named.items() if name not in skip})
+    """Hash of every file below `folder` with its relative name; files whose name is in `skip` are left out."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in skip)
+    return digest({p.relative_to(folder).as_posix(): hash_file(p) for p in files})

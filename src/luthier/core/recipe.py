@@ -84,7 +84,7 @@ class Recipe:
                 kind = type(node.step).inputs.get(wanted) or type(node.step).inputs.get(wanted + "?") or \
                     type(node.step).inputs["*"]
                 made = type(nodes[source].step).output
-                if made not in kind.split("|"):
+                if not set(made.split("|")) & set(kind.split("|")):
                     raise UserError(f"Step '{node.name}' wants {kind} for '{wanted}'; '{source}' leaves {made}.")
         done: dict[str, Node] = {}
         while len(done) < len(nodes):

@@ -1,0 +1,54 @@
+# Every target needs the network at most once, in `setup`; afterwards nothing is fetched while pyproject.toml and
+# constraints.txt stay the same. ARGS is handed on: make test ARGS="tests/core -x"
+
+BIN := .venv/bin
+ARGS ?=
+DEMO ?= gemma
+
+export HF_HUB_OFFLINE ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test verify lint index catalog bench clean distclean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## make .venv once (PYTHON=python3.12 names the interpreter); later a matter of milliseconds
+	@python3 scripts/setup.py
+
+demo: setup ## adapt the demo's model to the demo's documents; DEMO=pico is tiny and needs no terms
+ifeq ($(DEMO),gemma)
+	@echo "The demo tunes a Gemma model. Gemma is provided under and subject to the Gemma Terms of Use, which come with"
+	@echo "the installed package and stand at ai.google.dev/gemma/terms. Running 'make demo' passes '--accept-terms gemma',"
+	@echo "as the next line shows: by running it you accept them. 'make demo DEMO=pico' needs no terms."
+	$(BIN)/luthier adapt --demo --accept-terms gemma --out runs/demo $(ARGS)
+else
+	$(BIN)/luthier adapt --demo $(DEMO) --out runs/demo-$(DEMO) $(ARGS)
+endif
+
+test: setup ## every test that is not marked slow
+	$(BIN)/python -m pytest $(ARGS)
+
+verify: setup ## every test, the slow ones too
+	$(BIN)/python -m pytest -m "" $(ARGS)
+
+lint: setup ## ruff, mypy and the walls between the floors
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+index: setup ## write src/luthier/components.jsonl anew from the classes
+	$(BIN)/python -m luthier.core.index
+
+catalog: setup ## the techniques, their components and their status
+	$(BIN)/luthier catalog $(ARGS)
+
+bench: ## where the benchmarks are
+	@echo "Benchmarks live in benchmarks/; each has its command at the top of its file."
+
+clean: ## remove caches, builds and runs/
+	rm -rf build dist runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage
+	find . -path ./.venv -prune -o -path ./.git -prune -o \( -name __pycache__ -o -name '*.egg-info' \) -type d -prune -exec rm -rf {} +
+
+distclean: clean ## clean, and remove .venv
+	rm -rf .venv

@@ -1,0 +1,1 @@
+"""The workshop that every technique is given: loading, rendering, training, generation, statistics, execution."""

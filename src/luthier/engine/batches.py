@@ -1,0 +1,84 @@
+"""Batches: features of several examples as padded, named tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from luthier.core.kinds import Features, Tokens
+
+
+@dataclass
+class TokenBatch:
+    """Sequences of one name, padded on the right.
+
+    ids, mask, targets: [batch, tokens]; `targets` marks learned positions, of the decoder where there is one.
+    decoder_ids, decoder_mask: [batch, target tokens] or None. tensors: other modalities, batch first.
+    """
+
+    ids: torch.Tensor
+    mask: torch.Tensor
+    targets: torch.Tensor
+    decoder_ids: torch.Tensor | None = None
+    decoder_mask: torch.Tensor | None = None
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return int(self.ids.shape[0])
+
+    @property
+    def learned(self) -> int:
+        """How many tokens are learned."""
+        return int(self.targets.sum())
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens there are, padding left out."""
+        return int(self.mask.sum()) + (int(self.decoder_mask.sum()) if self.decoder_mask is not None else 0)
+
+
+Batch = dict[str, Any]
+
+
+def collate(rows: Sequence[Features], ids: Sequence[str], pad: int, device: torch.device | str = "cpu") -> Batch:
+    """One batch: a `TokenBatch` for each named sequence, a tensor for each named number, and the rows' ids."""
+    batch: Batch = {"ids": list(ids)}
+    for name, first in rows[0].items():
+        values = [row[name] for row in rows]
+        if isinstance(first, Tokens):
+            batch[name] = _tokens(values, pad, device)  # type: ignore[arg-type]
+        else:
+            kind = torch.long if isinstance(first, int) else torch.float32
+            batch[name] = torch.tensor(values, dtype=kind, device=device)
+    return batch
+
+
+def _tokens(rows: Sequence[Tokens], pad: int, device: torch.device | str) -> TokenBatch:
+    ids, mask = _padded([r.ids for r in rows], pad, device)
+    decoder_ids = decoder_mask = None
+    if rows[0].decoder_ids is not None:
+        decoder_ids, decoder_mask = _padded([r.decoder_ids or [] for r in rows], pad, device)
+    width = (ids if decoder_ids is None else decoder_ids).shape[1]
+    targets = torch.zeros(len(rows), width, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        targets[i, :len(row.targets)] = torch.tensor(row.targets)
+    tensors = {n: torch.stack([torch.as_tensor(r.tensors[n]) for r in rows]).to(device) for n in rows[0].tensors}
+    return TokenBatch(ids, mask, targets.to(device), decoder_ids, decoder_mask, tensors)
+
+
+def _padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device | str) -> tuple[torch.Tensor, torch.Tensor]:
+    width = max(map(len, rows))
+    ids = torch.full((len(rows), width), pad, dtype=torch.long)
+    mask = torch.zeros(len(rows), width, dtype=torch.long)
+    for i, row in enumerate(rows):
+        ids[i, :len(row)] = torch.tensor(row, dtype=torch.long)
+        mask[i, :len(row)] = 1
+    return ids.to(device), mask.to(device)
+
+
+def tokens_in(batch: Mapping[str, Any]) -> int:
+    """Tokens of all sequences of a batch, padding left out."""
+    return sum(part.tokens for part in batch.values() if isinstance(part, TokenBatch))

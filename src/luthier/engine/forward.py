@@ -1,0 +1,234 @@
+"""The forward: what an objective may ask of the models it trains with.
+
+`run(role, inputs)` computes the hidden states once and the vocabulary only where it is asked for. The probability of
+each learned token comes from a fused function that never keeps [tokens, vocabulary] scores, only chunks of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from luthier.core.errors import LuthierError
+from luthier.engine.batches import TokenBatch
+
+if TYPE_CHECKING:
+    from luthier.engine.models import Model
+
+CHUNK = 256
+LOGITS_LIMIT = 1 << 27
+Vocabulary = tuple[nn.Module, float | None]
+
+
+class FusedNll(torch.autograd.Function):
+    """-log softmax(cap(h Wᵀ + b))[target] per position, in chunks; exact gradients for h, W and b.
+
+    With frozen W the gradient of h is made in the forward, from the soft-max that is there anyway; with W trained the
+    chunk's scores are made again in the backward. h [n, width], W [vocabulary, width], target [n] -> [n] in float32.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None,
+                target: torch.Tensor, cap: float | None) -> torch.Tensor:
+        trained = weight.requires_grad or (bias is not None and bias.requires_grad)
+        ahead = hidden.requires_grad and not trained
+        out = torch.empty(len(target), dtype=torch.float32, device=hidden.device)
+        grad = torch.empty_like(hidden) if ahead else None
+        for i in range(0, len(target), CHUNK):
+            h, t = hidden[i:i + CHUNK], target[i:i + CHUNK]
+            scores, slope = _scores(h, weight, bias, cap)
+            log_sum = scores.logsumexp(-1)
+            out[i:i + CHUNK] = log_sum - scores.gather(1, t[:, None])[:, 0]
+            if grad is not None:
+                grad[i:i + CHUNK] = _score_gradient(scores, log_sum, t, slope).to(weight.dtype) @ weight
+        ctx.save_for_backward(*([grad] if ahead else [hidden, weight, target, *([bias] if bias is not None else [])]))
+        ctx.ahead, ctx.cap, ctx.has_bias = ahead, cap, bias is not None
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+        if ctx.ahead:
+            (grad,) = ctx.saved_tensors
+            return grad * upstream[:, None].to(grad.dtype), None, None, None, None
+        hidden, weight, target, *rest = ctx.saved_tensors
+        bias = rest[0] if ctx.has_bias else None
+        d_hidden = torch.empty_like(hidden)
+        d_weight = torch.zeros_like(weight, dtype=torch.float32)
+        d_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None else None
+        for i in range(0, len(target), CHUNK):
+            h, t = hidden[i:i + CHUNK], target[i:i + CHUNK]
+            scores, slope = _scores(h, weight, bias, ctx.cap)
+            d = _score_gradient(scores, scores.logsumexp(-1), t, slope) * upstream[i:i + CHUNK, None]
+            low = d.to(weight.dtype)
+            d_hidden[i:i + CHUNK] = low @ weight
+            d_weight += low.T @ h
+            if d_bias is not None:
+                d_bias += d.sum(0)
+        return d_hidden, d_weight.to(weight.dtype), None if d_bias is None else d_bias.to(weight.dtype), None, None
+
+
+def _scores(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, cap: float | None
+            ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Scores in float32 and, when they are capped, d(capped)/d(raw)."""
+    scores = (hidden @ weight.T if bias is None else torch.addmm(bias, hidden, weight.T)).float()
+    if cap is None:
+        return scores, None
+    scores = torch.tanh(scores / cap)
+    return scores * cap, 1 - scores * scores
+
+
+def _score_gradient(scores: torch.Tensor, log_sum: torch.Tensor, target: torch.Tensor, slope: torch.Tensor | None
+                    ) -> torch.Tensor:
+    gradient = (scores - log_sum[:, None]).exp_()
+    gradient[torch.arange(len(target), device=target.device), target] -= 1
+    return gradient if slope is None else gradient * slope
+
+
+@dataclass
+class Output:
+    """What one model says to one batch of sequences, computed as far as it is asked for.
+
+    `states` are the last hidden states [batch, tokens, width] of the side that predicts; None when the model only
+    gives scores. `rows` are the batch rows of the learned positions, in the order of `nll`.
+    """
+
+    model: Model
+    inputs: TokenBatch
+    states: torch.Tensor | None
+    vocabulary: Vocabulary | None
+    all_scores: torch.Tensor | None = None
+    all_states: tuple[torch.Tensor, ...] | None = None
+
+    @property
+    def rows(self) -> torch.Tensor:
+        """[learned] row number of each learned position."""
+        return self.inputs.targets[:, 1:].nonzero()[:, 0]
+
+    def nll(self) -> torch.Tensor:
+        """[learned] negative log-probability of every learned token, float32, row by row."""
+        at, target = self._learned()
+        if self.states is None:
+            assert self.all_scores is not None
+            return nn.functional.cross_entropy(self.all_scores[:, :-1][at].float(), target, reduction="none")
+        head, cap = self._head()
+        return FusedNll.apply(self.states[:, :-1][at], head.weight, getattr(head, "bias", None), target, cap)
+
+    def logits(self) -> torch.Tensor:
+        """[learned, vocabulary] scores at the learned positions, float32; refused above a stated size."""
+        at, target = self._learned()
+        if self.states is None:
+            assert self.all_scores is not None
+            return self.all_scores[:, :-1][at].float()
+        head, cap = self._head()
+        if len(target) * head.weight.shape[0] > LOGITS_LIMIT:
+            raise LuthierError(f"logits() of {len(target)} positions exceed {LOGITS_LIMIT} numbers; use nll() or kl().")
+        return _scores(self.states[:, :-1][at], head.weight, getattr(head, "bias", None), cap)[0]
+
+    def kl(self, other: Output) -> torch.Tensor:
+        """[learned] KL(other || self) at the learned positions; gradients flow into self only."""
+        theirs = other.logits().detach().log_softmax(-1)
+        return (theirs.exp() * (theirs - self.logits().log_softmax(-1))).sum(-1)
+
+    def hidden(self, layer: int) -> torch.Tensor:
+        """[batch, tokens, width] after `layer` layers (0 = embeddings, -1 = last)."""
+        if self.all_states is None:
+            raise LuthierError("hidden(layer) needs run(role, inputs, layers=True).")
+        return self.all_states[layer]
+
+    def pooled(self) -> torch.Tensor:
+        """[batch, width]: mean over the tokens, padding left out."""
+        assert self.states is not None
+        mask = self.inputs.mask[:, :, None].to(self.states.dtype)
+        return (self.states * mask).sum(1) / mask.sum(1)
+
+    def _learned(self) -> tuple[torch.Tensor, torch.Tensor]:
+        ids = self.inputs.ids if self.inputs.decoder_ids is None else self.inputs.decoder_ids
+        at = self.inputs.targets[:, 1:]
+        return at, ids[:, 1:][at]
+
+    def _head(self) -> tuple[Any, float | None]:
+        if self.vocabulary is None:
+            raise LuthierError(f"{self.model.name} has no vocabulary head: this objective needs a language model.")
+        return self.vocabulary
+
+
+class Forward:
+    """`run(role, inputs)` for an objective: `policy` is the model being trained, other roles are frozen."""
+
+    def __init__(self, models: Mapping[str, Model]) -> None:
+        self.models = models
+        self.task = ""
+        self._vocabulary = {role: vocabulary_of(model) for role, model in models.items()}
+
+    def __call__(self, role: str, inputs: TokenBatch, embeds: torch.Tensor | None = None, layers: bool = False) -> Output:
+        """Compute the hidden states of `role` for `inputs`; `embeds` replaces the embedded ids."""
+        model = self.models[role]
+        with torch.set_grad_enabled(torch.is_grad_enabled() and role == "policy"):
+            return hidden_states(model, inputs, self._vocabulary[role], embeds, layers)
+
+    def head(self, features: torch.Tensor) -> torch.Tensor:
+        """The current task's head on pooled features."""
+        head = self.models["policy"].heads[self.task]
+        return head(features.to(next(head.parameters()).dtype))
+
+
+def hidden_states(model: Model, inputs: TokenBatch, vocabulary: Vocabulary | None,
+                  embeds: torch.Tensor | None = None, layers: bool = False) -> Output:
+    """One forward of one model. Without a split vocabulary head, the model's own scores are kept."""
+    arguments: dict[str, Any] = {"attention_mask": inputs.mask, **inputs.tensors}
+    arguments |= {"input_ids": inputs.ids} if embeds is None else {"inputs_embeds": embeds}
+    if inputs.decoder_ids is not None:
+        arguments |= {"decoder_input_ids": inputs.decoder_ids, "decoder_attention_mask": inputs.decoder_mask}
+    if layers:
+        arguments["output_hidden_states"] = True
+    if model.architecture != "encoder":
+        arguments["use_cache"] = False
+    split = vocabulary is not None or model.architecture == "encoder"
+    result = (trunk_of(model) if split else model.module)(**arguments)
+    states = result.last_hidden_state if split else None
+    scores = None if split else result.logits
+    if scores is not None:
+        # Prompt methods answer for their virtual tokens too; the batch's own positions are the last ones.
+        scores = scores[:, -inputs.targets.shape[1]:]
+    all_states = getattr(result, "hidden_states", None) if layers else None
+    return Output(model, inputs, states, vocabulary, scores, all_states)
+
+
+def trunk_of(model: Model) -> Callable[..., Any]:
+    """The part of a model below its vocabulary head."""
+    inner = model.module.get_base_model() if hasattr(model.module, "get_base_model") else model.module
+    return inner if model.architecture == "encoder" else inner.base_model
+
+
+def vocabulary_of(model: Model) -> Vocabulary | None:
+    """The vocabulary head and its cap, or None where trunk + head does not give what the whole model gives.
+
+    Found by asking, not from a list of models: both ways are computed on a few tokens and compared. Models that scale
+    their scores in other ways, and prompts put in front by a method, show up as a difference.
+    """
+    if model.architecture == "encoder":
+        return None
+    inner = model.module.get_base_model() if hasattr(model.module, "get_base_model") else model.module
+    head = inner.get_output_embeddings()
+    cap = getattr(inner.config, "final_logit_softcapping", None)
+    if inner.base_model is inner:
+        return None
+    if head is None or getattr(model.module, "active_peft_config", None) is not None and \
+            model.module.active_peft_config.is_prompt_learning:
+        return None
+    ids = torch.arange(5, 11, device=model.device)[None] % inner.config.vocab_size
+    batch = TokenBatch(ids, torch.ones_like(ids), torch.ones_like(ids, dtype=torch.bool))
+    if model.architecture == "encoder-decoder":
+        batch.decoder_ids, batch.decoder_mask = ids, batch.mask
+    training = model.module.training
+    model.module.eval()
+    with torch.no_grad():
+        whole = hidden_states(model, batch, None).logits()
+        parts = hidden_states(model, batch, (head, cap)).logits()
+    model.module.train(training)
+    close = (whole - parts).abs().max() <= 1e-3 * whole.abs().max().clamp(min=1)
+    return (head, cap) if bool(close) else None

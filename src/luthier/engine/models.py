@@ -1,0 +1,165 @@
+"""Loading: a model artifact (base, or base with adapter or delta) to a `Model` ready for the forward."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from luthier.core.artifact import Artifact, open_artifact
+from luthier.core.errors import UserError, nearest
+from luthier.core.files import read_json
+from luthier.core.identity import hash_folder
+from luthier.engine.memory import require_mb
+from luthier.engine.packages import PACKAGES, check, model_folder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Architecture = Literal["encoder", "decoder", "encoder-decoder"]
+HEAD_FILE = "head.safetensors"
+
+
+@dataclass
+class Model:
+    """A loaded model. `module` computes, `tokenizer` reads, `heads` are small modules by task.
+
+    `limit` is the longest sequence in tokens; `base` the artifact the weights came from.
+    """
+
+    module: Any
+    tokenizer: PreTrainedTokenizerBase
+    architecture: Architecture
+    identity: str
+    name: str
+    limit: int
+    base: Artifact
+    heads: dict[str, torch.nn.Module] = field(default_factory=dict)
+    labels: dict[str, list[str]] = field(default_factory=dict)
+    template: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def width(self) -> int:
+        """Size of the hidden states."""
+        config = self.module.config
+        return int(getattr(config, "hidden_size", None) or config.d_model)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.module.parameters()).device
+
+    def parameters(self) -> int:
+        """How many numbers the model has, heads included, shared ones once."""
+        modules = [self.module, *self.heads.values()]
+        return sum(p.numel() for p in {id(p): p for m in modules for p in m.parameters()}.values())
+
+
+def resolve(name: str) -> Path:
+    """The folder of a base: a package's model by name, or a local folder with config and safetensors.
+
+    Raises:
+        UserError: unknown name, unsafe or missing weights.
+    """
+    if name in PACKAGES:
+        return model_folder(name)
+    return check_folder(name)
+
+
+def check_base(name: str) -> float:
+    """Refuse a base that can't be loaded; returns the megabytes of its weights. Converts nothing."""
+    if name in PACKAGES:
+        check(name)
+        return float(PACKAGES[name].megabytes)
+    return sum(p.stat().st_size for p in check_folder(name).glob("*.safetensors")) / 1e6
+
+
+def check_folder(name: str) -> Path:
+    """A local model folder that is complete and safe to load. Raises UserError otherwise."""
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"There is no base '{name}': neither a packaged model nor a local folder. "
+                        f"{nearest(name, PACKAGES)}")
+    if not (folder / "config.json").exists():
+        raise UserError(f"{folder} is no model folder: it has no config.json.")
+    if not any(folder.glob("*.safetensors")):
+        unsafe = [p.name for p in folder.glob("*.bin")] + [p.name for p in folder.glob("*.pt")]
+        why = f"only {unsafe[0]}, a format that can run code when loaded" if unsafe else "no weights"
+        raise UserError(f"{folder} has {why}. Luthier loads .safetensors only; convert it first.")
+    if not any((folder / n).exists() for n in ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json")):
+        raise UserError(f"{folder} has no tokenizer files (tokenizer.json).")
+    return folder.resolve()
+
+
+def base_identity(folder: Path) -> str:
+    """Hash of a base's files; a converted package's own checksum where there is one."""
+    record = folder / "checksum.json"
+    return read_json(record)["sha256"] if record.exists() else hash_folder(folder)
+
+
+def architecture_of(folder: Path) -> Architecture:
+    """Read from the model's own config.
+
+    Raises:
+        UserError: the config names no architecture.
+    """
+    config = read_json(folder / "config.json")
+    if config.get("is_encoder_decoder"):
+        return "encoder-decoder"
+    names = config.get("architectures") or []
+    if not names:
+        raise UserError(f"{folder / 'config.json'} names no architecture ('architectures').")
+    return "decoder" if any(n.endswith(("ForCausalLM", "LMHeadModel")) for n in names) else "encoder"
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder, from local files only."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def load_base(artifact: Artifact, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Model:
+    """A base model from its artifact, frozen, in evaluation mode."""
+    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    folder = Path(artifact.meta["path"])
+    if not folder.exists():
+        raise UserError(f"The base of this run is gone: {folder}. Run the same command with --fresh to fetch it again.")
+    size = sum(p.stat().st_size for p in folder.glob("*.safetensors")) / 1e6
+    require_mb(size * 1.2, f"Loading {artifact.meta['name']}")
+    architecture: Architecture = artifact.meta["architecture"]
+    classes = {"decoder": AutoModelForCausalLM, "encoder": AutoModel, "encoder-decoder": AutoModelForSeq2SeqLM}
+    module = classes[architecture].from_pretrained(
+        folder, dtype=dtype, local_files_only=True, use_safetensors=True, trust_remote_code=False)
+    module.eval().requires_grad_(False).to(device)
+    config = module.config
+    limit = int(getattr(config, "max_position_embeddings", 0) or getattr(config, "n_positions", 0) or 1 << 16)
+    return Model(module, load_tokenizer(folder), architecture, artifact.identity, artifact.meta["name"], limit, artifact)
+
+
+def add_tuned(model: Model, artifact: Artifact) -> Model:
+    """Put an adapter, a delta or a full set of weights on its base (the base object is changed).
+
+    Raises:
+        UserError: the artifact was trained on another base.
+    """
+    from luthier.engine import weights
+
+    trained_on = artifact.meta["base"]["identity"]
+    if trained_on != model.base.identity:
+        raise UserError(f"{artifact.folder} was trained on {artifact.meta['base']['name']} ({trained_on[:8]}), "
+                        f"not on {model.name} ({model.base.identity[:8]}).")
+    weights.LOADERS[artifact.kind](model, artifact.folder)
+    weights.load_heads(model, artifact)
+    model.identity = artifact.identity
+    model.template = artifact.meta.get("template", {})
+    model.module.eval()
+    return model
+
+
+def base_of(artifact: Artifact) -> Artifact:
+    """The base artifact that stands beside a tuned one in the same run."""
+    return open_artifact(artifact.folder.parent / artifact.meta["base"]["step"])

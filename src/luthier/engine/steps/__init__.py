@@ -1,0 +1,1 @@
+"""Steps that know kinds of components only: ingest, split, index, fit, evaluate, repeat."""

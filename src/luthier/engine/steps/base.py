@@ -1,0 +1,67 @@
+"""The base model as an artifact: found, converted once, checked, its licence files beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from luthier.core.artifact import Artifact, copy_licenses, seal
+from luthier.core.finding import Finding, receipt
+from luthier.core.step import Ctx, Step
+
+
+class Base(Step, name="base"):
+    """A pretrained model by name or local folder: where it is, what it is, under which terms."""
+
+    output: ClassVar[str] = "model"
+    seeded: ClassVar[bool] = False
+    model: str = Field(description="a packaged model (luthier list base) or a local folder with safetensors")
+
+    def check(self) -> None:
+        """Refuse unknown bases, terms not accepted and models larger than the free memory."""
+        from luthier.engine.memory import require_mb
+        from luthier.engine.models import check_base
+
+        require_mb(check_base(self.model) * 1.2, f"Loading {self.model}")
+
+    def content(self) -> dict[str, Any]:
+        """The hash of the weights, so that a changed folder is another base."""
+        from luthier.engine.models import base_identity, resolve
+
+        return {"base": base_identity(resolve(self.model))}
+
+    def run(self, inputs: Mapping[str, Artifact], ctx: Ctx) -> Artifact:
+        """Write where the model is; its weights stay in the cache or the user's folder."""
+        from luthier.engine.models import architecture_of, base_identity, resolve
+        from luthier.engine.packages import PACKAGES
+
+        folder = resolve(self.model)
+        if (folder / "licenses").exists():
+            copy_licenses([folder], ctx.folder)
+        else:
+            texts = [p for pattern in ("LICENSE*", "NOTICE*", "*TERMS*", "README.md") for p in folder.glob(pattern)]
+            (ctx.folder / "licenses").mkdir(exist_ok=True)
+            for path in texts:
+                (ctx.folder / "licenses" / path.name).write_bytes(path.read_bytes())
+            if not texts:
+                note = f"No licence file was found beside the base '{folder.name}'. Find its terms before you share.\n"
+                (ctx.folder / "licenses" / "NOT-STATED.txt").write_text(note)
+        note = PACKAGES[self.model].note if self.model in PACKAGES else ""
+        name = self.model if self.model in PACKAGES else folder.name
+        return seal("model", ctx.folder, identity=base_identity(folder), name=name, note=note, path=str(folder),
+                    architecture=architecture_of(folder))
+
+    def receipts(self, inputs: Mapping[str, Artifact], artifact: Artifact, ctx: Ctx) -> list[Finding]:
+        """The weights are what their checksum says."""
+        from pathlib import Path
+
+        from luthier.core.files import read_json
+        from luthier.core.identity import hash_folder
+
+        record = Path(artifact.meta["path"]) / "checksum.json"
+        if not record.exists():
+            return []
+        same = hash_folder(record.parent, frozenset({"checksum.json"})) == read_json(record)["sha256"]
+        return [receipt("base/checksum", 1, int(same), unit="same bytes", detail="cached weights against their checksum")]

@@ -1,0 +1,351 @@
+"""Fit: the training step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from luthier.core.artifact import Artifact, open_artifact
+from luthier.core.component import Slot
+from luthier.core.errors import UserError, nearest
+from luthier.core.example import Example
+from luthier.core.files import write_json, write_lines
+from luthier.core.finding import Finding, not_applicable, receipt
+from luthier.core.kinds import Default, DroppedRow, Head, Method, Objective, Optimizer, Regularizer, Schedule, Tokens
+from luthier.core.step import Ctx, FitCtx, Step
+
+if TYPE_CHECKING:
+    from luthier.engine.loop import Loop, Task
+    from luthier.engine.models import Model
+    from luthier.engine.rendering import Render
+
+PROBE_ROWS = 4
+
+
+class TaskSpec(BaseModel):
+    """One task of a training."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    data: str = Field("examples.train", description="INPUT.SUBSET that is trained on")
+    objective: Slot[Objective] = Field("supervised", description="what is minimised")
+    head: Slot[Head] | None = Field(None, description="the head of this task, for objectives on labels")
+    weight: float = Field(1.0, gt=0, description="weight of this task's loss")
+
+    @property
+    def name(self) -> str:
+        """The data's name stands for the task."""
+        return self.data
+
+
+class Length(BaseModel):
+    """How long to train: epochs of the first task, or optimizer steps."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    epochs: float | None = Field(None, gt=0)
+    steps: int | None = Field(None, gt=0)
+
+    @model_validator(mode="after")
+    def _one(self) -> Length:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give either epochs or steps")
+        return self
+
+
+class Fit(Step, name="fit"):
+    """Train a base on one or several tasks with a method; leaves an adapter, a delta or a model."""
+
+    inputs: ClassVar[dict[str, str]] = {"base": "model", "*": "examples|model|adapter|delta"}
+    output: ClassVar[str] = "adapter|delta|model"
+    tasks: tuple[TaskSpec, ...] = Field(({"data": "examples.train"},), description="what is learned, from which data")
+    method: Slot[Method] = Field("lora", description="which weights move")
+    regularizers: tuple[Slot[Regularizer], ...] = Field((), description="what is added to the objective")
+    optimizer: Slot[Optimizer] = Field("adamw", description="how gradients move weights")
+    schedule: Slot[Schedule] = Field("linear", description="how the learning rate changes")
+    length: Length = Field({"epochs": 3}, description="{epochs: N} or {steps: N}")
+    learning_rate: float | None = Field(None, gt=0, description="peak learning rate; the method's own when left out")
+    batch_rows: int = Field(8, ge=1, description="rows of each task in one optimizer step")
+    micro_rows: int | None = Field(None, ge=1, description="rows that go through the model at once; batch_rows if left out")
+    max_tokens_per_example: int = Field(512, ge=8, description="longest row in tokens; longer ones follow over_long")
+    over_long: Literal["drop", "truncate"] = Field("drop", description="drop long rows, or cut texts (never targets)")
+    clip: float = Field(1.0, ge=0, description="gradient norm above which gradients are scaled down; 0 = never")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="format of the weights while training")
+    streams: dict[str, str] = Field({}, description="further data by name; `validation` gives a loss each epoch")
+    roles: dict[str, str] = Field({}, description="further models an objective needs: role -> input; the base if left out")
+    checkpoint_seconds: float = Field(30, ge=0, description="seconds between checkpoints; never changes a result")
+
+    def check(self) -> None:
+        """Refuse what no data can mend."""
+        names = [t.data for t in self.tasks]
+        if len(set(names)) < len(names):
+            raise UserError(f"Two tasks train on the same data ({', '.join(names)}); give each its own subset.")
+        if self.over_long == "truncate" and not all(t.head or t.objective.needs_head for t in self.tasks):
+            raise UserError("over_long: truncate cuts texts for label tasks only; an answer is never cut. Use drop.")
+
+    def run(self, inputs: Mapping[str, Artifact], ctx: Ctx) -> Artifact:
+        """Encode, train from the last checkpoint, save."""
+        import torch
+
+        from luthier.engine import weights
+        from luthier.engine.memory import peak_mb, require_mb
+        from luthier.engine.rendering import renderer
+
+        engine = ctx.engine
+        engine.forget()
+        base = inputs["base"]
+        dtype = engine.dtype(base) if self.dtype == "auto" else getattr(torch, self.dtype)
+        # Decided once, before step 1: a resumed run must not measure again and decide otherwise.
+        dtype = getattr(torch, ctx.journal.do("dtype", lambda: str(dtype).removeprefix("torch.")))
+        model = engine.fresh(base, dtype)
+        self._check_architecture(model)
+        render = renderer(model, self.max_tokens_per_example, over_long=self.over_long)
+        fit_ctx = FitCtx(**ctx.__dict__)
+        fit_ctx.roles = self._roles(model, inputs, ctx)
+        tasks, dropped = self._encode(model, render, inputs, ctx)
+        model.module.train()
+        torch.manual_seed(ctx.rng.key("prepare"))
+        model = self.method.prepare(model, fit_ctx)
+        for regularizer in self.regularizers:
+            model = regularizer.prepare(model, fit_ctx)
+        for task, spec in zip(tasks, self.tasks, strict=True):
+            self._add_head(model, task, spec)
+        trained = sum(p.numel() for p in _trained(model))
+        if not trained:
+            raise UserError(f"Method '{self.method.info.name}' trains nothing on {model.name}.")
+        require_mb(trained * 16 / 1e6, f"Training {trained:,} weights")
+        rate = self._learning_rate(model, len(tasks[0].rows))
+        loop = self._loop(model, tasks, rate, fit_ctx, inputs, render)
+        hooks = [part.start(model, fit_ctx) for part in (self.method, *self.regularizers)]
+        loop.hooks = hooks
+        ctx.log(f"{trained:,} of {model.parameters():,} weights, {loop.plan.steps} steps, {dtype}, "
+                f"learning rate {rate.value:g} ({rate.source})")
+        loop.train()
+        for part, hook in zip((self.method, *self.regularizers), hooks, strict=True):
+            part.finish(model, hook)
+        model.template = render.state()
+        self._probe(model, tasks, ctx)
+        write_lines(ctx.folder / "curve.jsonl", loop.curve)
+        write_lines(ctx.folder / "ledger.jsonl", dropped)
+        heads = {t.name: spec.head.to_dict() for t, spec in zip(tasks, self.tasks, strict=True) if spec.head}
+        clock = loop.clock
+        decisions = {**engine.decisions, "dtype": str(dtype).removeprefix("torch.")}
+        write_json(ctx.folder / "cost.json", {"seconds": clock.seconds, "tokens": clock.tokens, "peak_mb": peak_mb()})
+        artifact = weights.save(
+            model, self.method.artifact, ctx.folder, heads,
+            base={"name": base.meta["name"], "note": base.meta["note"], "identity": base.identity,
+                  "step": base.folder.name},
+            rows={t.name: len(t.rows) for t in tasks}, dropped=len(dropped),
+            fit={"method": self.method.to_dict(), "trained_parameters": trained, "total_parameters": model.parameters(),
+                 "seconds": round(clock.seconds, 2), "tokens": clock.tokens,
+                 "tokens_per_second": round(clock.tokens / max(clock.seconds, 1e-9), 1),
+                 "peak_mb": round(peak_mb()), "steps": clock.steps, "epochs": clock.epoch,
+                 "learning_rate": {"value": rate.value, "source": rate.source}, "decisions": decisions})
+        return artifact
+
+    def receipts(self, inputs: Mapping[str, Artifact], artifact: Artifact, ctx: Ctx) -> list[Finding]:
+        """Rows in = out + ledger; something is learned and the stop token is; saved = trained."""
+        import shutil
+
+        kept = ctx.journal.values["probe"]
+        rows = sum(artifact.meta["rows"].values())
+        found = [receipt("fit/rows", kept["rows_in"], rows + artifact.meta["dropped"], unit="rows",
+                         detail="rows of the data against rows trained on plus ledger")]
+        if kept["sequences"]:
+            found += [
+                receipt("fit/learned tokens", 0, kept["empty"], unit="rows", detail="rows with nothing learned"),
+                receipt("fit/stop token", 1.0, kept["stops"], unit="share",
+                        detail="share of probed rows whose last learned token is the stop token"),
+            ]
+        else:
+            found.append(not_applicable("fit/stop token", "a label task learns no tokens"))
+        found.append(self._saved_is_trained(inputs, artifact, ctx, kept))
+        shutil.rmtree(ctx.folder / "checkpoints", ignore_errors=True)
+        return found
+
+    # --- parts of run ------------------------------------------------------------------------------------------
+
+    def _check_architecture(self, model: Model) -> None:
+        for task in self.tasks:
+            if model.architecture not in task.objective.architectures:
+                raise UserError(
+                    f"Objective '{task.objective.info.name}' needs {' or '.join(task.objective.architectures)}; "
+                    f"{model.name} is an {model.architecture}.")
+
+    def _roles(self, model: Model, inputs: Mapping[str, Artifact], ctx: Ctx) -> dict[str, Model]:
+        wanted = {role for t in self.tasks for role in t.objective.roles}
+        for role, source in self.roles.items():
+            if role not in wanted:
+                raise UserError(f"No objective reads the role '{role}'. {nearest(role, wanted)}")
+            if source not in inputs:
+                raise UserError(f"roles.{role}: there is no input '{source}'. {nearest(source, inputs)}")
+        found = {}
+        for role in sorted(wanted):
+            source = inputs[self.roles.get(role, "base")]
+            dtype = next(model.module.parameters()).dtype
+            tuned = source if "base" in source.meta else None
+            found[role] = ctx.engine.load(inputs["base"] if tuned else source, tuned, dtype)
+        return found
+
+    def _encode(self, model: Model, render: Render, inputs: Mapping[str, Artifact], ctx: Ctx
+                ) -> tuple[list[Task], list[dict[str, Any]]]:
+        """Rows of every task as features; rows that can't be used go to the ledger."""
+        from luthier.engine.loop import Task
+
+        tasks, dropped, seen = [], [], 0
+        for spec in self.tasks:
+            examples = list(subset(inputs, spec.data))
+            seen += len(examples)
+            if spec.objective.needs_head:
+                labels = sorted({str(e.label) for e in examples if e.label is not None})
+                if len(labels) < 2:
+                    raise UserError(f"{spec.data} has {len(labels)} label(s); a classifier needs at least 2.")
+                model.labels[spec.name] = render.labels = labels
+            rows, ids = [], []
+            for example in examples:
+                try:
+                    rows.append(spec.objective.encode(example, render, ctx.rng("encode", example.id)))
+                    ids.append(example.id)
+                except DroppedRow as drop:
+                    dropped.append({"id": drop.dropped.id, "reason": drop.dropped.reason, "detail": drop.dropped.detail})
+            if not rows:
+                why = dropped[0]["detail"] if dropped else "it is empty"
+                raise UserError(f"No row of {spec.data} can be trained on: {why}.")
+            tasks.append(Task(spec.name, spec.objective, rows, ids, spec.weight))
+        if dropped:
+            ctx.log(f"{len(dropped)} of {seen} rows left out (ledger.jsonl); first: {dropped[0]['id']}: "
+                    f"{dropped[0]['reason']}, {dropped[0]['detail']}")
+        return tasks, dropped
+
+    def _add_head(self, model: Model, task: Task, spec: TaskSpec) -> None:
+        if task.objective.needs_head and spec.head is None:
+            raise UserError(f"Objective '{task.objective.info.name}' needs a head: tasks: [{{data: {task.name}, "
+                            f"objective: {task.objective.info.name}, head: linear}}].")
+        if spec.head is not None:
+            model.heads[task.name] = spec.head.build(model, model.labels.get(task.name, [])).to(model.device)
+
+    def _learning_rate(self, model: Model, rows: int) -> Default:
+        if self.learning_rate is not None:
+            return Default(self.learning_rate, "asked for")
+        return self.method.defaults(model, rows).get("learning_rate", Default(2e-4, "house default"))
+
+    def _loop(self, model: Model, tasks: list[Task], rate: Default, ctx: FitCtx, inputs: Mapping[str, Artifact],
+              render: Render) -> Loop:
+        from luthier.engine.forward import Forward
+        from luthier.engine.loop import Loop, Plan
+
+        per_epoch = math.ceil(len(tasks[0].rows) / self.batch_rows)
+        steps = self.length.steps or max(1, round((self.length.epochs or 1) * per_epoch))
+        plan = Plan(steps, self.batch_rows, self.micro_rows or self.batch_rows, rate.value, self.clip,
+                    self.checkpoint_seconds)
+
+        def groups() -> list[dict[str, Any]]:
+            heads = [p for h in model.heads.values() for p in h.parameters()]
+            return [*self.method.parameter_groups(model), *([{"params": heads}] if heads else [])]
+
+        run = Forward({"policy": model, **ctx.roles})
+        validation = self._validation(run, render, inputs, ctx)
+        return Loop(run, tasks, plan, groups, self.optimizer, self.schedule, ctx, on_epoch=validation)
+
+    def _validation(self, run: Any, render: Render, inputs: Mapping[str, Artifact], ctx: Ctx) -> Any:
+        """A function that gives the loss on the `validation` stream, or None without one."""
+        from luthier.engine.batches import collate
+
+        if "validation" not in self.streams:
+            return None
+        spec = self.tasks[0]
+        rows, ids = [], []
+        for example in subset(inputs, self.streams["validation"]):
+            try:
+                rows.append(spec.objective.encode(example, render, ctx.rng("encode", example.id)))
+                ids.append(example.id)
+            except DroppedRow:
+                continue
+        model = run.models["policy"]
+
+        def loss(epoch: int) -> dict[str, float]:
+            run.task = spec.name
+            total = count = 0.0
+            for i in range(0, len(rows), self.batch_rows):
+                batch = collate(rows[i:i + self.batch_rows], ids[i:i + self.batch_rows],
+                                model.tokenizer.pad_token_id or 0, model.device)
+                total += sum(float(p) for p in spec.objective.loss(run, batch).values())
+                count += sum(spec.objective.count(batch).values())
+            return {"dev_loss": total / max(count, 1)}
+
+        return loss if rows else None
+
+    def _probe(self, model: Model, tasks: list[Task], ctx: Ctx) -> None:
+        """Keep what the receipts compare: counts, and the trained model's loss on a few rows."""
+        sequences = [f["input"] for t in tasks for f in t.rows[:PROBE_ROWS] if isinstance(f.get("input"), Tokens)]
+        learned = [s for s in sequences if any(s.targets)]
+        stop = model.tokenizer.eos_token_id
+        ends = [(s.decoder_ids or s.ids)[max(i for i, t in enumerate(s.targets) if t)] == stop for s in learned]
+        ctx.journal.put("probe", {
+            "rows_in": sum(len(t.rows) for t in tasks) + self._dropped(ctx, tasks),
+            "sequences": bool(learned), "empty": len(sequences) - len(learned) if learned else 0,
+            "stops": sum(ends) / len(ends) if ends else 0.0, "losses": _losses(model, tasks)})
+
+    def _dropped(self, ctx: Ctx, tasks: list[Task]) -> int:
+        # Counted from the data again, not from the ledger: the receipt compares two ways of counting.
+        return sum(len(list(ctx.stream(t.name))) for t in tasks) - sum(len(t.rows) for t in tasks)
+
+    def _saved_is_trained(self, inputs: Mapping[str, Artifact], artifact: Artifact, ctx: Ctx, kept: Any) -> Finding:
+        """Load what was saved and compare its losses with the trained model's on the same rows."""
+        import torch
+
+        from luthier.engine.models import add_tuned
+        from luthier.engine.rendering import renderer
+
+        dtype = getattr(torch, ctx.journal.values["dtype"])
+        model = add_tuned(ctx.engine.fresh(inputs["base"], dtype), open_artifact(artifact.folder))
+        render = renderer(model, self.max_tokens_per_example, over_long=self.over_long)
+        tasks, _ = self._encode(model, render, inputs, Ctx(**{**ctx.__dict__, "log": lambda text: None}))
+        again = _losses(model, tasks)
+        worst = max(range(len(again)), key=lambda i: abs(again[i] - kept["losses"][i]))
+        # Saving rounds float32 masters to the model's own format: that rounding is the only difference allowed.
+        tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+        return receipt("fit/saved = trained", kept["losses"][worst], again[worst],
+                       tolerance * max(1.0, abs(kept["losses"][worst])), unit="nats",
+                       detail=f"loss of the loaded {artifact.kind} on {PROBE_ROWS} rows against the trained model's")
+
+
+def subset(inputs: Mapping[str, Artifact], name: str) -> Iterable[Example]:
+    """The examples that `INPUT.SUBSET` names.
+
+    Raises:
+        UserError: no such input or subset.
+    """
+    source, _, part = name.partition(".")
+    if source not in inputs:
+        raise UserError(f"There is no input '{source}' for '{name}'. {nearest(source, inputs)}")
+    if part not in inputs[source].subsets:
+        raise UserError(f"'{name}': {source} has no subset '{part}'. {nearest(part, inputs[source].subsets)}")
+    return inputs[source].examples(part)
+
+
+def _trained(model: Model) -> list[Any]:
+    modules = [model.module, *model.heads.values()]
+    return [p for p in {id(p): p for m in modules for p in m.parameters()}.values() if p.requires_grad]
+
+
+def _losses(model: Model, tasks: list[Task]) -> list[float]:
+    """Mean loss of each probed row of each task, evaluation mode."""
+    import torch
+
+    from luthier.engine.batches import collate
+    from luthier.engine.forward import Forward
+
+    for module in (model.module, *model.heads.values()):
+        module.eval()
+    run = Forward({role: model for role in ("policy", *{r for t in tasks for r in t.objective.roles})})
+    found = []
+    with torch.no_grad():
+        for task in tasks:
+            run.task = task.name
+            for i in range(min(PROBE_ROWS, len(task.rows))):
+                batch = collate([task.rows[i]], [task.ids[i]], model.tokenizer.pad_token_id or 0, model.device)
+                total = sum(float(p) for p in task.objective.loss(run, batch).values())
+                found.append(total / max(sum(task.objective.count(batch).values()), 1))
+    return found

@@ -1,0 +1,247 @@
+"""ingest: files and folders to documents and passages, with a ledger of everything that was left out."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from luthier.core.artifact import LICENSES, Artifact, seal
+from luthier.core.component import Slot
+from luthier.core.errors import UserError
+from luthier.core.example import Document, Dropped, Passage, SourceFile
+from luthier.core.files import read_rows, write_lines, write_rows
+from luthier.core.finding import Finding, receipt
+from luthier.core.identity import hash_file
+from luthier.core.kinds import DataStep
+from luthier.core.step import Ctx, Step
+
+LICENSE_NAMES = ("LICENSE", "LICENCE", "NOTICE", "COPYING")
+SHOWN = 5
+# Passages cut, and of these left: fewer than this and the documents say one thing over and over.
+FEWEST_CUT, FEWEST_LEFT = 3, 2
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A file that was found: who reads it, or why nobody does."""
+
+    file: SourceFile
+    reader: DataStep | None = None
+    reason: str = ""
+    detail: str = ""
+
+    @property
+    def is_license(self) -> bool:
+        return self.reason == "licence file"
+
+
+class Ingest(Step, name="ingest"):
+    """Reads files and folders, cuts them into passages and leaves out near-duplicates."""
+
+    inputs: ClassVar[dict[str, str]] = {"base?": "model"}
+    output: ClassVar[str] = "documents"
+    seeded: ClassVar[bool] = False
+
+    paths: list[str] = Field(min_length=1, description="files and folders; folders are walked, hidden files skipped")
+    readers: list[Slot[DataStep]] = Field(
+        ["read-markdown", "read-text", "read-html"], min_length=1,  # type: ignore[list-item]
+        description="who reads what; the first that knows a file's suffix")
+    chunker: Slot[DataStep] = Field(  # type: ignore[assignment]
+        "chunk-by-structure", description="cuts documents into passages")
+    duplicates: Slot[DataStep] | None = Field(  # type: ignore[assignment]
+        "near-duplicates", description="leaves out repeated passages; null keeps them")
+
+    def check(self) -> None:
+        """Refuse missing paths and folders in which nothing can be read."""
+        legal = ", ".join(self._by_suffix())
+        for path in self.paths:
+            found = list(_walk(Path(path)))
+            if any(_suffix(p) in self._by_suffix() and not _is_license(p) for p, _ in found):
+                continue
+            if not found:
+                raise UserError(f"paths: {path} holds no files. Legal: {legal}.")
+            suffixes = Counter(_suffix(p) or "no suffix" for p, _ in found)
+            counted = ", ".join(f"{s} ({n})" for s, n in sorted(suffixes.items()))
+            raise UserError(f"paths: nothing in {path} can be read; found: {counted}. Legal: {legal}. "
+                            "Convert the files, or name another reader in 'readers'.")
+
+    def content(self) -> dict[str, Any]:
+        """Hash of every file that is read or copied; of the others, the name."""
+        return {s.file.id: _hash(Path(s.file.path)) if s.reader or s.is_license else s.reason for s in self._sources()}
+
+    def run(self, inputs: Mapping[str, Artifact], ctx: Ctx) -> Artifact:
+        """Stream files to `documents/`, then these to `passages/`; whatever is left out goes to `ledger.jsonl`."""
+        for name in ("documents", "passages", LICENSES):
+            shutil.rmtree(ctx.folder / name, ignore_errors=True)  # of an attempt that was killed
+        counted_by = "words and signs"
+        if "base" in inputs:
+            ctx = replace(ctx, roles={**ctx.roles, "tokenizer": ctx.engine.tokenizer(inputs["base"])})
+            counted_by = str(inputs["base"].meta.get("name", inputs["base"].identity))
+        sources = self._sources()
+        ledger: list[Dropped] = []
+        rows = (d.to_dict() for d in _without_dropped(self._read(sources, ctx), ledger))
+        documents = write_rows(ctx.folder / "documents", rows)
+        if not documents:
+            _refuse_nothing(ledger)
+        unread = len(ledger)
+        counts: Counter[str] = Counter()
+        passages = write_rows(ctx.folder / "passages", (p.to_dict() for p in self._cut(ctx, ledger, counts)))
+        if not passages:
+            name = self.chunker.info.name
+            raise UserError(f"'{name}' made no passage of {documents} documents. Name another 'chunker'.")
+        if counts["cut"] >= FEWEST_CUT and passages < FEWEST_LEFT:
+            raise UserError(
+                f"The {counts['cut']} passages of {documents} documents are near-duplicates of one another; {passages} "
+                "is left. Name documents that differ in 'paths', or keep all with 'duplicates: null'.")
+        dropped = write_lines(ctx.folder / "ledger.jsonl", (vars(d) for d in ledger))
+        _copy_licenses([s for s in sources if s.is_license], ctx.folder / LICENSES)
+        ctx.log(f"{len(sources)} files: {documents} documents, {unread} left out; {counts['cut']} passages cut, "
+                f"{passages} kept, {counts['tokens']} tokens by {counted_by}")
+        return seal("documents", ctx.folder, files=len(sources), documents=documents, passages=passages,
+                    dropped=dropped, tokens=counts["tokens"], unread=unread, uncut=counts["uncut"], cut=counts["cut"],
+                    counted_by=counted_by)
+
+    def receipts(self, inputs: Mapping[str, Artifact], artifact: Artifact, ctx: Ctx) -> list[Finding]:
+        """Nothing vanished: files are documents or in the ledger, passages cut are kept or in the ledger."""
+        meta = artifact.meta
+        documents = sum(1 for _ in read_rows(artifact.folder / "documents"))
+        passages = sum(1 for _ in artifact.passages())
+        repeated = len(artifact.ledger()) - meta["unread"] - meta["uncut"]
+        return [
+            receipt("files", meta["files"], documents + meta["unread"], unit="files", evidence="ledger.jsonl",
+                    detail=f"{documents} documents + {meta['unread']} in the ledger"),
+            receipt("passages", meta["cut"], passages + repeated, unit="passages", evidence="ledger.jsonl",
+                    detail=f"{passages} kept + {repeated} duplicates in the ledger"),
+        ]
+
+    def _by_suffix(self) -> dict[str, DataStep]:
+        found: dict[str, DataStep] = {}
+        for reader in self.readers:
+            suffixes = getattr(reader, "suffixes", ())
+            if not suffixes:
+                raise UserError(f"readers: '{reader.info.name}' reads no files. See: luthier list data_step")
+            for suffix in suffixes:
+                found.setdefault(suffix, reader)
+        return found
+
+    def _sources(self) -> list[_Source]:
+        """Every file in a fixed order, each once, with an id of its own."""
+        readers = self._by_suffix()
+        sources: list[_Source] = []
+        taken: set[str] = set()
+        known: set[Path] = set()
+        for named in self.paths:
+            top = Path(named)
+            for path, trouble in _walk(top):
+                real = path.resolve()
+                if real in known:
+                    continue
+                known.add(real)
+                # Two folders may hold a file of the same name; then the second keeps its folder's.
+                short = path.relative_to(top).as_posix() if path != top else path.name
+                name = next(n for n in (short, path.as_posix(), real.as_posix()) if n not in taken)
+                taken.add(name)
+                file = SourceFile(name, str(path))
+                if trouble:
+                    sources.append(_Source(file, None, "unreadable", trouble))
+                elif _is_license(path):
+                    sources.append(_Source(file, None, "licence file", f"copied to {LICENSES}/"))
+                elif _suffix(path) in readers:
+                    sources.append(_Source(file, readers[_suffix(path)]))
+                else:
+                    sources.append(_Source(file, None, f"no reader for {_suffix(path) or 'files without a suffix'}"))
+        return sources
+
+    def _read(self, sources: list[_Source], ctx: Ctx) -> Iterator[Document | Dropped]:
+        for number, source in enumerate(sources, 1):
+            if source.reader is None:
+                yield Dropped(source.file.id, source.reason, source.detail)
+            else:
+                yield from source.reader.apply(iter([source.file]), ctx)
+            ctx.progress(number, len(sources), "files")
+
+    def _cut(self, ctx: Ctx, ledger: list[Dropped], counts: Counter[str]) -> Iterator[Passage]:
+        """The passages that stay; `counts` gets how many were cut and the tokens of those that stay."""
+        documents = (Document.from_dict(r) for r in read_rows(ctx.folder / "documents"))
+
+        def cut() -> Iterator[Passage]:
+            left_out: list[Dropped] = []
+            for passage in _without_dropped(self.chunker.apply(documents, ctx), left_out):
+                counts["cut"] += 1
+                yield passage
+            counts["uncut"] = len(left_out)
+            ledger.extend(left_out)
+
+        kept: Iterator[Any] = self.duplicates.apply(cut(), ctx) if self.duplicates else cut()
+        for passage in _without_dropped(kept, ledger):
+            counts["tokens"] += passage.tokens
+            yield passage
+
+
+def _walk(top: Path) -> Iterator[tuple[Path, str]]:
+    """Files below a folder (or the file itself) in a fixed order, and what keeps one from being opened."""
+    if top.is_file():
+        yield top, ""
+        return
+    if not top.is_dir():
+        raise UserError(f"paths: there is no file or folder '{top}'. Name what is to be read: --set STEP.paths=[docs]")
+    closed: list[OSError] = []
+    for folder, folders, files in os.walk(top, onerror=closed.append):
+        linked = [f for f in folders if not f.startswith(".") and (Path(folder) / f).is_symlink()]
+        folders[:] = sorted(f for f in folders if not f.startswith(".") and f not in linked)
+        for name in sorted([*files, *linked]):
+            path = Path(folder) / name
+            if name in linked:
+                yield path, "a link to a folder is not followed; name the folder in 'paths'"
+            elif not name.startswith("."):
+                yield path, "" if path.is_file() else "not a regular file"
+    for error in closed:
+        yield Path(error.filename), f"folder: {error.strerror}"
+
+
+def _suffix(path: Path) -> str:
+    return path.suffix.lower()
+
+
+def _is_license(path: Path) -> bool:
+    return path.name.startswith(LICENSE_NAMES)
+
+
+def _hash(path: Path) -> str:
+    try:
+        return hash_file(path)
+    except OSError as error:
+        return f"unreadable: {error.strerror}"
+
+
+def _without_dropped(rows: Iterator[Any], ledger: list[Dropped]) -> Iterator[Any]:
+    for row in rows:
+        if isinstance(row, Dropped):
+            ledger.append(row)
+        else:
+            yield row
+
+
+def _refuse_nothing(ledger: list[Dropped]) -> None:
+    ledger = sorted(ledger, key=lambda d: d.reason.startswith(("no reader", "licence")))  # the telling ones first
+    shown = "\n  ".join(f"{d.id}: {d.reason}{f' ({d.detail})' if d.detail else ''}" for d in ledger[:SHOWN])
+    more = f"\n  … and {len(ledger) - SHOWN} more" if len(ledger) > SHOWN else ""
+    raise UserError(f"None of the {len(ledger)} files could be read:\n  {shown}{more}")
+
+
+def _copy_licenses(sources: list[_Source], folder: Path) -> None:
+    """Copy under names that tell their folder: the licences of bases and of other data will lie beside them."""
+    for source in sources:
+        path = Path(source.file.path).resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        target, number = folder / f"{path.parent.name}-{path.name}", 2
+        while target.exists():
+            target, number = folder / f"{path.parent.name}-{number}-{path.name}", number + 1
+        shutil.copyfile(path, target)

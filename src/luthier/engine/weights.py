@@ -1,0 +1,135 @@
+"""The three forms of tuned weights, each with one way to save and one way to put them on a base.
+
+`adapter` is a PEFT folder, `delta` the tensors that moved, `model` a full checkpoint. Heads lie beside any of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from luthier.core.artifact import Artifact, copy_licenses, seal
+from luthier.core.component import build
+from luthier.core.errors import UserError
+from luthier.core.files import read_json, write_json
+
+if TYPE_CHECKING:
+    from luthier.engine.models import Model
+
+DELTA_FILE = "delta.safetensors"
+HEADS_FILE = "heads.safetensors"
+
+
+def _save_adapter(model: Model, folder: Path) -> None:
+    model.module.save_pretrained(folder, safe_serialization=True)
+    # PEFT writes a card that is an empty form and names the local path of the base: ours is luthier.json.
+    (folder / "README.md").unlink(missing_ok=True)
+    config = read_json(folder / "adapter_config.json")
+    write_json(folder / "adapter_config.json", {**config, "base_model_name_or_path": model.name})
+
+
+def _load_adapter(model: Model, folder: Path) -> None:
+    """Strict: every tensor of the file finds its place, and the adapter's shapes fit the base."""
+    from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
+
+    config = PeftConfig.from_pretrained(str(folder))
+    config.base_model_name_or_path = model.module.name_or_path
+    wrapped = get_peft_model(model.module, config, autocast_adapter_dtype=False)
+    state = load_file(folder / "adapter_model.safetensors")
+    result = set_peft_model_state_dict(wrapped, state)
+    lost = [k for k in getattr(result, "unexpected_keys", [])]
+    if lost:
+        raise UserError(f"The adapter in {folder} does not fit {model.name}: {len(lost)} tensors have no place "
+                        f"(first: {lost[0]}).")
+    wrapped.requires_grad_(False)
+    model.module = wrapped
+
+
+def _save_delta(model: Model, folder: Path) -> None:
+    moved = {n: p.detach().contiguous() for n, p in model.module.named_parameters() if p.requires_grad}
+    save_file(moved, folder / DELTA_FILE, metadata={"format": "pt"})
+
+
+def _load_delta(model: Model, folder: Path) -> None:
+    own = dict(model.module.named_parameters())
+    for name, tensor in load_file(folder / DELTA_FILE).items():
+        if name not in own or own[name].shape != tensor.shape:
+            raise UserError(f"The delta in {folder} does not fit {model.name}: '{name}' has no place there.")
+        own[name].data.copy_(tensor)
+
+
+def _save_model(model: Model, folder: Path) -> None:
+    model.module.save_pretrained(folder, safe_serialization=True)
+    model.tokenizer.save_pretrained(folder)
+
+
+def _load_model(model: Model, folder: Path) -> None:
+    dtype = next(model.module.parameters()).dtype
+    model.module = type(model.module).from_pretrained(
+        folder, dtype=dtype, local_files_only=True, use_safetensors=True, trust_remote_code=False)
+    model.module.requires_grad_(False)
+
+
+SAVERS: dict[str, Callable[[Model, Path], None]] = {
+    "adapter": _save_adapter, "delta": _save_delta, "model": _save_model,
+}
+LOADERS: dict[str, Callable[[Model, Path], None]] = {
+    "adapter": _load_adapter, "delta": _load_delta, "model": _load_model,
+}
+
+
+def save(model: Model, kind: str, folder: Path, heads: dict[str, Any], **meta: Any) -> Artifact:
+    """Seal a tuned model in `folder`: weights, heads, the licences of the base, and what it was trained on.
+
+    heads: the head component of each task as a dictionary (`use`, fields), for building it again.
+    """
+    SAVERS[kind](model, folder)
+    if model.heads:
+        tensors = {f"{task}.{n}": t.detach().contiguous() for task, head in model.heads.items()
+                   for n, t in head.state_dict().items()}
+        save_file(tensors, folder / HEADS_FILE, metadata={"format": "pt"})
+    copy_licenses([Path(model.base.folder)], folder)
+    size = sum(p.stat().st_size for p in folder.glob("*.safetensors"))
+    return seal(kind, folder, heads=heads, labels=model.labels, template=model.template, bytes=size, **meta)
+
+
+def load_heads(model: Model, artifact: Artifact) -> None:
+    """Build the heads of a tuned artifact again and fill them."""
+    if not artifact.meta.get("heads"):
+        return
+    tensors = load_file(artifact.folder / HEADS_FILE)
+    model.labels = artifact.meta["labels"]
+    for task, spec in artifact.meta["heads"].items():
+        head = build("head", spec).build(model, model.labels[task])
+        head.load_state_dict({n.removeprefix(f"{task}."): t for n, t in tensors.items() if n.startswith(f"{task}.")})
+        model.heads[task] = head.to(model.device).eval().requires_grad_(False)
+
+
+def pack(tree: Any, tensors: dict[str, torch.Tensor], path: str = "") -> Any:
+    """A JSON skeleton of nested state; its tensors go to `tensors` and are named in the skeleton."""
+    if isinstance(tree, torch.Tensor):
+        # Views share storage, which safetensors refuses.
+        tensors[path] = tree.detach().cpu().clone().contiguous()
+        return {"__tensor__": path}
+    if isinstance(tree, dict):
+        return {"__dict__": [[k, pack(v, tensors, f"{path}/{k}")] for k, v in tree.items()]}
+    if isinstance(tree, (list, tuple)):
+        return [pack(v, tensors, f"{path}/{i}") for i, v in enumerate(tree)]
+    if tree is None or isinstance(tree, (bool, int, float, str)):
+        return tree
+    raise TypeError(f"state at {path} is a {type(tree).__name__}; a checkpoint holds tensors, numbers and strings")
+
+
+def unpack(skeleton: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    """The inverse of `pack`."""
+    if isinstance(skeleton, dict):
+        if "__tensor__" in skeleton:
+            return tensors[skeleton["__tensor__"]]
+        return {k: unpack(v, tensors) for k, v in skeleton["__dict__"]}
+    if isinstance(skeleton, list):
+        return [unpack(v, tensors) for v in skeleton]
+    return skeleton

@@ -1,0 +1,128 @@
+"""The engine that steps and components are handed: models in memory, and what can be asked of them."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+
+from luthier.core.artifact import Artifact
+from luthier.core.component import build
+from luthier.core.files import Journal
+from luthier.core.kinds import Decoder, Metric, Prediction
+from luthier.core.rng import Rng
+from luthier.core.step import Ctx, Progress, silent
+from luthier.engine import generation, models
+from luthier.engine.generation import Generated
+from luthier.engine.models import Model
+
+# Nothing is sent out unasked, by us or by what we build on.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("DO_NOT_TRACK", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+class Engine:
+    """One per process. Keeps the models it loaded; `decisions` are what it chose by measuring."""
+
+    def __init__(self, threads: int | None = None, exact: bool = False, device: str = "cpu") -> None:
+        torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+        self.device = device
+        self.exact = exact
+        self.decisions: dict[str, Any] = {"threads": torch.get_num_threads(), "exact": exact}
+        self._models: dict[tuple[str, str, torch.dtype], Model] = {}
+        _quiet()
+
+    def dtype(self, model: Artifact) -> torch.dtype:
+        """bfloat16 where its matrix products are measured faster than float32 and the model is a language model.
+
+        The measurement is made once a process; what was decided is in `decisions` and in each artifact's record.
+        """
+        if self.exact or model.meta["architecture"] == "encoder":
+            return torch.float32
+        if "bfloat16_speedup" not in self.decisions:
+            self.decisions["bfloat16_speedup"] = round(_bfloat16_speedup(), 2)
+        return torch.bfloat16 if self.decisions["bfloat16_speedup"] > 1.1 else torch.float32
+
+    def tokenizer(self, base: Artifact) -> Any:
+        """The tokenizer of a base, without its weights."""
+        from pathlib import Path
+
+        return models.load_tokenizer(Path(base.meta["path"]))
+
+    def load(self, base: Artifact, tuned: Artifact | None = None, dtype: torch.dtype | None = None) -> Model:
+        """A frozen model in evaluation mode: a base, or a base with an adapter, delta or full weights on it.
+
+        The last two models are kept in memory; a model handed out here must not be changed.
+        """
+        wanted = dtype or self.dtype(base)
+        key = (base.identity, tuned.identity if tuned else "", wanted)
+        if key not in self._models:
+            model = self.fresh(base, wanted)
+            if len(self._models) >= 2:
+                self._models.pop(next(iter(self._models)))
+            self._models[key] = models.add_tuned(model, tuned) if tuned else model
+        return self._models[key]
+
+    def fresh(self, base: Artifact, dtype: torch.dtype | None = None) -> Model:
+        """A base of one's own, to be changed."""
+        return models.load_base(base, dtype or self.dtype(base), self.device)
+
+    def forget(self) -> None:
+        """Give the memory of loaded models back."""
+        self._models.clear()
+
+    def generate(self, model: Model | Mapping[str, Model], prompts: Sequence[list[int]], decoder: Decoder | str, *,
+                 rng: Rng | None = None, stop: Literal["token", "newline"] = "token",
+                 journal: Journal | None = None, progress: Progress = silent) -> list[Generated]:
+        """Continue token ids; batched, and journalled batch by batch when a journal is given."""
+        speakers = {"policy": model} if isinstance(model, Model) else model
+        return generation.generate(speakers, prompts, build("decoder", decoder), rng or Rng(0), stop=stop,
+                                   journal=journal, progress=progress)
+
+    def score(self, model: Model, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, int]]:
+        """Log-probability and length of given continuations (ids) of given prompts (ids)."""
+        return generation.score(model, pairs)
+
+    def embed(self, model: Model, texts: Sequence[str], max_tokens: int = 256) -> Any:
+        """[texts, width] float32 embeddings of length 1 from an encoder, as a NumPy array."""
+        return generation.embed(model, texts, max_tokens).numpy()
+
+    def fit(self, fit: Any, inputs: Mapping[str, Artifact], ctx: Ctx) -> Artifact:
+        """Run a Fit step inside another step's folder."""
+        artifact: Artifact = build("step", fit).run(inputs, ctx)
+        return artifact
+
+    def evaluate(self, examples: Sequence[Any], predictions: Sequence[Prediction], metrics: Sequence[Metric],
+                 ctx: Ctx) -> dict[str, list[dict[str, Any]]]:
+        """Records of each metric, one per example."""
+        return {m.info.name: m.score(examples, predictions, ctx) for m in metrics}
+
+
+def _bfloat16_speedup(size: int = 512, repeats: int = 8) -> float:
+    """How many times as fast as float32 a bfloat16 matrix product is here."""
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a = torch.ones(size, size, dtype=dtype)
+        a @ a
+        began = time.perf_counter()
+        for _ in range(repeats):
+            a @ a
+        seconds[dtype] = time.perf_counter() - began
+    return seconds[torch.float32] / seconds[torch.bfloat16]
+
+
+def _quiet() -> None:
+    """Silence what the libraries print for their own developers; their errors still reach the user as exceptions."""
+    import warnings
+
+    import transformers
+
+    # Raised by transformers about its own attributes when it saves a model; nothing a user could mend.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()

@@ -1,0 +1,136 @@
+"""What arms, sets, metrics and verdicts are called, and the order in which they stand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from luthier.core.finding import Finding
+from luthier.pipelines.report.markup import (
+    NBSP,
+    Html,
+    counted,
+    el,
+    escape,
+    finite,
+    join,
+    number,
+    places_for,
+    slug,
+    span,
+)
+
+ARMS = ("base", "base+retrieval", "tuned", "tuned+retrieval")
+SETS = ("known", "unseen", "unanswerable", "dev")
+METRICS = ("f1", "exact-match", "recall", "ndcg", "stops", "abstains")
+VERDICTS = ("better", "worse", "no difference", "undecided")
+
+_ARM_WORDS = {"base": "the base", "tuned": "the tuned model", "retrieval": "retrieval"}
+_SET_WORDS = {
+    "known": "On known sections",
+    "unseen": "On unseen sections",
+    "unanswerable": "On questions without an answer",
+    "dev": "On the development set",
+}
+SET_GLOSS = {
+    "known": "New questions about sections that were trained on: what the model now knows.",
+    "unseen": "Questions about sections held out of training: what carries over.",
+    "unanswerable": "Questions that the documents do not answer: whether the model says so.",
+    "dev": "Used for choosing prompts, learning rate and stopping; no evidence by itself.",
+}
+_METRIC_WORDS = {
+    "f1": "F1",
+    "exact-match": "exact match",
+    "ndcg": "nDCG",
+    "stops": "share that stops by itself",
+    "abstains": "share of abstentions",
+}
+_MARKS = {
+    "better": "▲", "worse": "▼", "no difference": "=", "undecided": "?", "agrees": "✓", "differs": "✗",
+    "not applicable": "–",
+}
+
+
+def arm_order(arm: str) -> tuple[int, str]:
+    """Sort key: the four arms of `adapt`, then others by name."""
+    return (ARMS.index(arm) if arm in ARMS else len(ARMS), arm)
+
+
+def set_order(name: str) -> tuple[int, str]:
+    """Sort key of a set of questions."""
+    return (SETS.index(name) if name in SETS else len(SETS), name)
+
+
+def metric_order(metric: str) -> tuple[int, str]:
+    """Sort key of a metric; `recall@5` stands where `recall` does."""
+    stem = metric.partition("@")[0]
+    return (METRICS.index(stem) if stem in METRICS else len(METRICS), metric)
+
+
+def arm_words(arm: str) -> str:
+    """`base+retrieval` as "the base with retrieval"."""
+    first, *rest = arm.split("+")
+    name = _ARM_WORDS.get(first, first)
+    return f"{name} with {' and '.join(_ARM_WORDS.get(r, r) for r in rest)}" if rest else name
+
+
+def set_words(name: str) -> str:
+    """The beginning of a sentence about a set."""
+    return _SET_WORDS.get(name, f"On {name}")
+
+
+def metric_words(metric: str) -> str:
+    """A metric's name in a sentence."""
+    return _METRIC_WORDS.get(metric, metric)
+
+
+def chip(verdict: str) -> Html:
+    """A verdict as a word with a mark, so that colour is never alone."""
+    mark = el("span", _MARKS.get(verdict, "·"), aria_hidden="true")
+    return el("span", mark, " ", verdict, class_=f"chip {slug(verdict)}")
+
+
+def needed_words(finding: Finding) -> Html | None:
+    """How much more evidence a verdict would take, such as "140 more questions"."""
+    needed = finding.extra.get("needed")
+    if not finite(needed):
+        return None
+    return join((number(needed), " more ", finding.extra.get("needed_unit") or "questions"))
+
+
+def sentence(finding: Finding, cluster: str) -> Html:
+    """One comparison in words. `difference` is right minus left, and the verdict is about the right arm."""
+    extra = finding.extra
+    left, right = arm_words(str(extra.get("left_arm"))), arm_words(str(extra.get("right_arm")))
+    metric = metric_words(str(extra.get("metric")))
+    start = f"{set_words(str(extra.get('set')))}, "
+    size = join((_signed(finding), " ", metric))
+    if finding.verdict in ("better", "worse"):
+        told: Any = join((right, " is ", el("strong", finding.verdict), " than ", left, " by ", size))
+    elif finding.verdict == "no difference":
+        told = join((right, " shows ", el("strong", "no difference"), " from ", left, _margin(extra), ": ", size))
+    else:
+        told = join(("it is ", el("strong", finding.verdict), " whether ", right, " beats ", left, ": ", size))
+    more = needed_words(finding) if finding.verdict == "undecided" else None
+    tail = join(("; about ", more, " would decide")) if more else None
+    return join((start, told, _basis(finding, cluster), tail, "."))
+
+
+def _signed(finding: Finding) -> Html:
+    return number(finding.difference, places_for(finding.difference, *(finding.interval or ())), sign=True)
+
+
+def _margin(extra: dict[str, Any]) -> Html | None:
+    margin = extra.get("margin")
+    return join((" beyond ±", number(margin, places_for(margin)))) if finite(margin) else None
+
+
+def _basis(finding: Finding, cluster: str) -> Html:
+    """The interval and the number of clusters, in brackets."""
+    parts = []
+    if finding.interval:
+        level = 100 * finding.extra.get("level", 0.95)
+        places = places_for(finding.difference, *finding.interval)
+        parts.append(join((f"{level:g}{NBSP}% interval ", span(*finding.interval, places, sign=True))))
+    if isinstance(finding.extra.get("clusters"), int):
+        parts.append(counted(finding.extra["clusters"], cluster))
+    return join((" (", join(parts, ", "), ")")) if parts else escape("")

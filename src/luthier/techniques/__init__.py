@@ -1,0 +1,1 @@
+"""One technique, one file; rooms in the order in which data flows."""

@@ -1,0 +1,133 @@
+"""read-html: HTML pages as sections below their path of headings.
+
+h1 to h6 open sections; scripts, styles and navigation are left out; `pre` becomes fenced code; a table becomes rows
+"a | b"; list items become lines "- item". A table that holds headings, lists, code or tables is layout and is walked
+through. The encoding is the page's mark, UTF-8, or the one that its `meta` names.
+
+When it helps: exported wikis and generated manuals. Source: HTML Living Standard, sections 4.3, 4.4 and 4.9.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, ClassVar
+
+from luthier.core.example import Section
+from luthier.techniques.data._shared import NotRead, Outline, Reader
+
+_DROPPED = ("script", "style", "nav", "noscript", "template", "svg", "iframe", "title")
+_HEADINGS = ("h1", "h2", "h3", "h4", "h5", "h6")
+_INLINE = frozenset({
+    "a", "abbr", "acronym", "b", "bdi", "bdo", "big", "cite", "code", "data", "del", "dfn", "em", "font", "i",
+    "ins", "kbd", "label", "mark", "math", "output", "q", "rp", "rt", "ruby", "s", "samp", "small", "span",
+    "strike", "strong", "sub", "sup", "time", "tt", "u", "var", "wbr",
+})
+
+
+class ReadHtml(Reader, name="read-html"):
+    """HTML as sections below their path of headings; tables as rows, code kept, navigation left out."""
+
+    suffixes: ClassVar[tuple[str, ...]] = (".html", ".htm")
+
+    def declared(self, data: bytes) -> str:
+        """The encoding of the page's `meta` or XML declaration."""
+        from bs4.dammit import EncodingDetector
+
+        return EncodingDetector.find_declared_encoding(data, is_html=True) or ""
+
+    def parse(self, text: str) -> tuple[str, tuple[Section, ...]]:
+        """Title and sections of a page."""
+        from bs4 import BeautifulSoup, ParserRejectedMarkup
+
+        try:
+            soup = BeautifulSoup(text, "html.parser")
+        except (ParserRejectedMarkup, AssertionError) as error:
+            raise NotRead("unreadable", f"no HTML: {error}") from None
+        title = _flat(soup.title.get_text()) if soup.title else ""
+        walk = _Walk()
+        walk.through(soup)
+        return title or walk.outline.first(), walk.outline.sections()
+
+
+def _flat(text: str) -> str:
+    return " ".join(text.split())
+
+
+class _Walk:
+    """Goes through a page with a stack of its own, so that no depth of nesting can exhaust Python's."""
+
+    def __init__(self) -> None:
+        self.outline = Outline()
+        self.inline: list[str] = []
+        self.item = False  # the open text is a list item's first
+        self.tight = False  # the last block was a list item
+
+    def through(self, soup: Any) -> None:
+        """Fill the outline from a page."""
+        from bs4.element import NavigableString, PreformattedString, Tag
+
+        stack: list[Any] = [soup]
+        while stack:
+            node = stack.pop()
+            if node is None:
+                self.flush()
+                self.item = False
+            elif isinstance(node, NavigableString):
+                if not isinstance(node, PreformattedString):  # comments, declarations
+                    self.inline.append(re.sub(r"\s+", " ", node))
+            elif isinstance(node, Tag) and node.name not in _DROPPED:
+                if node.name == "br":
+                    self.inline.append("\n")
+                elif node.name in _INLINE:
+                    stack.extend(reversed(node.contents))
+                else:
+                    self.flush()
+                    if not self.whole(node):
+                        self.item = self.item or node.name == "li"
+                        stack.append(None)
+                        stack.extend(reversed(node.contents))
+        self.flush()
+
+    def whole(self, node: Any) -> bool:
+        """Take a heading, a listing or a table in one piece; False for anything that must be walked through."""
+        if node.name in _HEADINGS:
+            text = _flat(node.get_text(" " if node.find("br") else ""))
+            if text:
+                self.outline.heading(int(node.name[1]), text.removesuffix("¶").rstrip())
+        elif node.name == "pre":
+            for line_end in node.find_all("br"):
+                line_end.replace_with("\n")
+            code = node.get_text().strip("\n")
+            longest = max((len(run) for run in re.findall(r"`{3,}", code)), default=2)
+            if code.strip():
+                fence = "`" * (longest + 1)
+                self.block(f"{fence}\n{code}\n{fence}")
+        elif node.name == "table" and not node.find(["table", "pre", "ul", "ol", *_HEADINGS]):
+            cells = [row.find_all(["td", "th"]) for row in node.find_all("tr")]
+            # Cells that were never closed lie within each other here.
+            if not cells or node.select_one("td td, td th, th td, th th, tr tr"):
+                return False
+            rows = [[_flat(cell.get_text(" ")) for cell in row] for row in cells]
+            caption = _flat(node.caption.get_text()) if node.caption else ""
+            lines = [" | ".join(row) for row in rows if any(row)]
+            self.block("\n".join([*([caption] if caption else []), *lines]))
+        else:
+            return False
+        return True
+
+    def flush(self) -> None:
+        """Close the paragraph of inline text that is open."""
+        lines = [_flat(line) for line in "".join(self.inline).split("\n")]
+        self.inline.clear()
+        text = "\n".join(line for line in lines if line)
+        if text:
+            item, self.item = self.item, False
+            self.block(f"- {text}" if item else text, item)
+
+    def block(self, text: str, item: bool = False) -> None:
+        """Add a block: items of a list follow each other directly, all else is set apart by a blank line."""
+        if text:
+            if not (item and self.tight):
+                self.outline.line("")
+            self.outline.line(text)
+            self.tight = item

@@ -1,0 +1,1 @@
+"""Techniques of this room: methods."""

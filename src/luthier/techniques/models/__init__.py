@@ -1,0 +1,1 @@
+"""Techniques of this room: heads and bodies of models."""
