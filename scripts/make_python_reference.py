@@ -297,8 +297,8 @@ def drop_empty_headings(blocks: list[Block]) -> list[Block]:
 README = """\
 # The Python language reference as a corpus
 
-{pages} Markdown pages, {kilobytes} kB: the language reference of CPython {version}, as shipped in the standard
-library (`pydoc_data.topics`, what `help("yield")` prints in a terminal). It is here as a small, real, freely licensed
+{pages} Markdown pages in `pages/`, {kilobytes} kB: the language reference of CPython {version}, as shipped in the
+standard library (`pydoc_data.topics`, what `help("yield")` prints in a terminal). It is here as a small, real, freely licensed
 collection of documents, with questions written by hand.
 
 | | |
@@ -379,8 +379,9 @@ def write(folder: Path) -> dict[str, str]:
         short=SHORT,
         dropped_names=", ".join(f"`{name}`" for name in dropped) or "none",
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in {**pages, "README.md": readme}.items():
+    # The pages have a folder of their own: whoever reads it as documents must not read the questions too.
+    (folder / "pages").mkdir(parents=True, exist_ok=True)
+    for name, text in {**{f"pages/{name}": page for name, page in pages.items()}, "README.md": readme}.items():
         (folder / name).write_text(text, encoding="utf-8", newline="\n")
     (folder / "LICENSE.PSF.txt").write_bytes(license_file.read_bytes())
     return pages

@@ -14,12 +14,17 @@ REPOSITORY = Path(__file__).parents[2]
 FOLDER = REPOSITORY / "examples" / "python-reference"
 SCRIPT = REPOSITORY / "scripts" / "make_python_reference.py"
 
-PAGES = {path.name: path.read_text("utf-8") for path in sorted(FOLDER.glob("*.md")) if path.name != "README.md"}
+PAGES = {path.name: path.read_text("utf-8") for path in sorted((FOLDER / "pages").glob("*.md"))}
 QUESTIONS = [json.loads(line) for line in (FOLDER / "questions.jsonl").read_text("utf-8").splitlines()]
 ANSWERABLE = [question for question in QUESTIONS if question["set"] != "unanswerable"]
 
 each_question = pytest.mark.parametrize("question", QUESTIONS, ids=lambda question: question["id"])
 each_answerable = pytest.mark.parametrize("question", ANSWERABLE, ids=lambda question: question["id"])
+
+
+def files(folder: Path) -> dict[str, Path]:
+    """Every file below a folder by its relative name."""
+    return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def read_blocks(page: str) -> list[tuple[tuple[str, ...], str]]:
@@ -150,10 +155,11 @@ def test_headings_are_nested_and_lead_to_text():
 
 
 def test_the_folder_is_small_and_carries_its_licence():
-    assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 2_000_000
+    assert sum(path.stat().st_size for path in files(FOLDER).values()) < 2_000_000
     assert sum(len(page.encode("utf-8")) for page in PAGES.values()) < 1_200_000
     assert "PYTHON SOFTWARE FOUNDATION LICENSE" in (FOLDER / "LICENSE.PSF.txt").read_text("utf-8")
-    assert {path.name for path in FOLDER.iterdir()} == {*PAGES, "README.md", "LICENSE.PSF.txt", "questions.jsonl"}
+    beside = {"README.md", "LICENSE.PSF.txt", "questions.jsonl"}
+    assert set(files(FOLDER)) == {*(f"pages/{name}" for name in PAGES), *beside}
 
 
 def test_the_script_reproduces_the_folder(maker, tmp_path):
@@ -170,13 +176,15 @@ def test_the_script_reproduces_the_folder(maker, tmp_path):
 
     maker.write(tmp_path)
 
-    written = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in tmp_path.iterdir()}
-    committed = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in FOLDER.iterdir()}
+    written, committed = (
+        {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files(folder).items()}
+        for folder in (tmp_path, FOLDER)
+    )
     del committed["questions.jsonl"]  # written by hand
     if f"CPython {'.'.join(map(str, sys.version_info[:3]))}," not in readme:
         # Same topics in another patch release: README names the release, and the licence counts its years.
-        for files in (written, committed):
-            del files["README.md"], files["LICENSE.PSF.txt"]
+        for hashes in (written, committed):
+            del hashes["README.md"], hashes["LICENSE.PSF.txt"]
     assert written == committed
 
 

@@ -63,6 +63,14 @@ def test_exact_p_equals_scipy_permutation_of_signs_and_brute_force(count, discre
     assert s.sign_flip_test(values, labels) == brute_force_p(values, labels)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_ties_survive_rounding(seed):
+    rng = np.random.default_rng(seed)
+    whole, labels = rng.integers(-3, 4, 60), np.repeat(np.arange(12), 5)
+    assert s.sign_flip_test(whole * 0.1, labels) == s.sign_flip_test(whole, labels)
+    assert s.sign_flip_test(whole / 3, labels) == s.sign_flip_test(whole, labels)
+
+
 def test_random_flips_are_close_to_the_enumeration_and_never_give_zero(monkeypatch):
     values, labels = clustered(3, 12, 0.4)
     exact, exact_ends = s.sign_flip_test(values, labels), s.sign_flip_interval(values, labels)
@@ -346,6 +354,19 @@ def test_hierarchical_covers(parts):
         result = s.hierarchical(several(rng, 3, 20, parts))
         inside += result.low <= 0 <= result.high
     assert inside / 400 >= 0.915
+
+
+def test_hierarchical_needed_brings_the_larger_source_down_to_what_the_smaller_leaves():
+    runs = several(np.random.default_rng(6), 4, 60, (0.5, 0.3, 0.0))
+    values = np.concatenate([v for v, _ in runs])
+    rows = np.repeat(np.arange(4), [len(v) for v, _ in runs])
+    by_seed = robust_fit(values, rows).bse[0] ** 2
+    by_cluster = robust_fit(values, np.concatenate([c for _, c in runs])).bse[0] ** 2
+    runs = [(v + 0.35 - values.mean(), c) for v, c in runs]
+    result = s.hierarchical(runs)
+    assert by_seed > by_cluster and result.verdict == "undecided" and result.needed_unit == "seeds"
+    goal = (0.35 / (1.959964 + 0.841621)) ** 2
+    assert result.needed == int(np.ceil(4 * by_seed / (goal - by_cluster) - 4))
 
 
 def test_hierarchical_is_undecided_below_three_seeds_or_six_clusters_and_names_the_unit():

@@ -257,9 +257,10 @@ def test_every_dependency_is_pinned():
         wanted += extra
     requirement = pytest.importorskip("packaging.requirements").Requirement
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    pins = {pin.name.lower().replace("_", "-"): pin for pin in (requirement(x) for x in lines if x[:1] not in ("", "#"))}
+    pinned = [requirement(line) for line in lines if line and not line.startswith("#")]
+    pins = {pin.name.lower().replace("_", "-"): pin for pin in pinned}
     for item in map(requirement, wanted):
         pin = pins.get(item.name.lower().replace("_", "-"))
         assert pin is not None, f"{item.name} has no pin in constraints.txt"
-        pinned = str(pin.specifier).removeprefix("==")
-        assert item.specifier.contains(pinned), f"{item.name}: the pin {pinned} is outside {item.specifier}"
+        version = str(pin.specifier).removeprefix("==")
+        assert item.specifier.contains(version), f"{item.name}: the pin {version} is outside {item.specifier}"

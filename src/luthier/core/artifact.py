@@ -63,7 +63,7 @@ def seal(kind: str, folder: Path, **meta: Any) -> Artifact:
     if kind in MODEL_KINDS and not any((folder / LICENSES).glob("*")):
         raise ValueError(f"{kind} artifact in {folder.name} has no {LICENSES}/: terms must travel with the weights")
     identity = meta.pop("identity", None) or hash_folder(folder, _UNHASHED)
-    record = {"format": 1, "kind": kind, "identity": identity, **meta}
+    record = {"schema": 1, "kind": kind, "identity": identity, **meta}
     write_json(folder / RECORD, record)
     return Artifact(kind, folder, record, identity)
 
@@ -94,4 +94,7 @@ def copy_licenses(sources: Iterable[Path], folder: Path) -> None:
     for source in sources:
         for file in sorted((source / LICENSES).glob("*")):
             (folder / LICENSES).mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, folder / LICENSES / file.name)
+            target = folder / LICENSES / file.name
+            if target.exists() and target.read_bytes() != file.read_bytes():
+                target = target.with_name(f"{source.name}-{file.name}")
+            shutil.copyfile(file, target)

@@ -17,11 +17,12 @@ import importlib
 from abc import ABC
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, TypeAdapter, ValidationError
 from pydantic_core import CoreSchema, core_schema
 
 from luthier.core.errors import UserError, nearest
@@ -83,25 +84,49 @@ class Component(BaseModel, ABC):
 
     def identity_values(self) -> dict[str, Any]:
         """The values behind `identity`: nested components appear by their own identity values."""
-        values: dict[str, Any] = {"use": self.info.title}
-        for field_name, field in type(self).model_fields.items():
-            value = getattr(self, field_name)
-            changed = field.is_required() or value != field.get_default(call_default_factory=True, validated_data={})
-            # A default component is named all the same: its version may move under an unchanged recipe.
-            if changed or isinstance(value, Component):
-                values[field_name] = _identity_value(value)
-        return values | {k: _identity_value(v) for k, v in (self.__pydantic_extra__ or {}).items()}
+        return {"use": self.info.title, **_changed(self)}
 
     def to_dict(self) -> dict[str, Any]:
         """`{use: name, field: value, …}` with every default, the form a recipe reads."""
         return {"use": self.info.name, **self.model_dump(mode="json")}
 
 
+def _changed(model: BaseModel) -> dict[str, Any]:
+    """Identity values of the fields that differ from their defaults."""
+    values = {}
+    for name, field in type(model).model_fields.items():
+        value = getattr(model, name)
+        # A default component is named all the same: its version may move under an unchanged recipe.
+        if field.is_required() or _holds_component(value) or value != _default(type(model), name):
+            values[name] = _identity_value(value)
+    return values | {k: _identity_value(v) for k, v in (model.__pydantic_extra__ or {}).items()}
+
+
+@cache
+def _default(cls: type[BaseModel], name: str) -> Any:
+    """A field's default as validation leaves it: `{"epochs": 3}` is written, a `Length` is held."""
+    field = cls.model_fields[name]
+    kind = field.annotation
+    for mark in field.metadata:
+        kind = Annotated[kind, mark]  # type: ignore[assignment]
+    return TypeAdapter(kind).validate_python(field.get_default(call_default_factory=True, validated_data={}))
+
+
+def _holds_component(value: Any) -> bool:
+    if isinstance(value, Component):
+        return True
+    if isinstance(value, BaseModel):
+        return any(_holds_component(getattr(value, name)) for name in type(value).model_fields)
+    if isinstance(value, Mapping):
+        return any(map(_holds_component, value.values()))
+    return isinstance(value, (list, tuple)) and any(map(_holds_component, value))
+
+
 def _identity_value(value: Any) -> Any:
     if isinstance(value, Component):
         return value.identity_values()
     if isinstance(value, BaseModel):
-        return {k: _identity_value(getattr(value, k)) for k in type(value).model_fields}
+        return _changed(value)
     if isinstance(value, Mapping):
         return {str(k): _identity_value(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -204,12 +229,28 @@ def explain(error: ValidationError, cls: type[BaseModel], where: str) -> str:
     for problem in error.errors():
         path = ".".join(str(p) for p in problem["loc"])
         if problem["type"] == "extra_forbidden":
-            lines.append(f"{where} has no '{path}'. {nearest(path, cls.model_fields)}")
+            lines.append(f"{where} has no '{path}'. {nearest(str(problem['loc'][-1]), _fields_at(cls, problem['loc']))}")
         elif problem["type"] == "missing":
             lines.append(f"{where} needs '{path}'.")
         else:
-            lines.append(f"{where}: {path} = {problem['input']!r}: {problem['msg'].removeprefix('Value error, ')}.")
+            found = f"{path} = {problem['input']!r}: " if path else ""
+            lines.append(f"{where}: {found}{problem['msg'].removeprefix('Value error, ').removesuffix('.')}.")
     return " ".join(lines)
+
+
+def _fields_at(cls: type[BaseModel], place: tuple[int | str, ...]) -> Iterable[str]:
+    """Legal keys where an error stands: of the model itself, or of the models nested in it."""
+    for name in place[:-1]:
+        if isinstance(name, str) and name in cls.model_fields:
+            inner = _models_in(cls.model_fields[name].annotation)
+            cls = inner[0] if inner else cls
+    return cls.model_fields
+
+
+def _models_in(kind: Any) -> list[type[BaseModel]]:
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return [kind]
+    return [m for part in get_args(kind) for m in _models_in(part)]
 
 
 class _SlotMarker:

@@ -17,7 +17,8 @@ def write_atomic(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     work = path.with_name(path.name + ".part")
     try:
-        with work.open("w", encoding="utf-8") as file:
+        # A lone surrogate (damaged text) becomes its escape, which JSON reads back.
+        with work.open("w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -48,7 +49,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """The rows of a JSON-lines file; none when the file is absent."""
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+    # Only "\n" ends a row: splitlines() would also cut at separators that may stand inside a JSON string.
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 def commit_folder(work: Path, final: Path) -> None:
@@ -102,7 +104,7 @@ class Journal:
         """Store one value and flush it to disk."""
         line = json.dumps({"key": key, "value": value}, ensure_ascii=False) + "\n"
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
+        with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(line)
             file.flush()
             os.fsync(file.fileno())

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from pydantic import Field
+
 from luthier.core.artifact import Artifact
 from luthier.core.component import Component
 from luthier.core.example import Dropped, Example, Passage
@@ -207,7 +209,7 @@ class Decoder(Component, kind="decoder"):
     """
 
     roles: ClassVar[tuple[str, ...]] = ()
-    max_new_tokens: int = 32
+    max_new_tokens: int = Field(32, ge=1, description="most tokens of an answer")
 
     @abstractmethod
     def scores(self, states: Mapping[str, torch.Tensor]) -> torch.Tensor:

@@ -180,7 +180,7 @@ class Loop:
         batches = [whole]
         for hook in self.hooks:
             batches = [b for given in batches for b in hook.on_batch(given)]
-        if batches == [whole] and len(picked) > self.plan.micro_rows:
+        if len(batches) == 1 and batches[0] is whole and len(picked) > self.plan.micro_rows:
             size = self.plan.micro_rows
             batches = [self._collate(task, picked[i:i + size]) for i in range(0, len(picked), size)]
         return batches

@@ -44,8 +44,8 @@ class Length(BaseModel):
     """How long to train: epochs of the first task, or optimizer steps."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    epochs: float | None = Field(None, gt=0)
-    steps: int | None = Field(None, gt=0)
+    epochs: float | None = Field(None, gt=0, description="passes over the rows of the first task")
+    steps: int | None = Field(None, gt=0, description="optimizer steps")
 
     @model_validator(mode="after")
     def _one(self) -> Length:

@@ -49,6 +49,12 @@ class Read(Step, name="read"):
         if look is not None:
             look(self._file())
 
+    def found_format(self) -> str:
+        """The format of the file's rows, every row checked; empty when its reader knows none."""
+        self.check()
+        look = getattr(self._reader(), "validate_file", None)
+        return str(look(self._file()).format) if look is not None else ""
+
     def content(self) -> dict[str, Any]:
         """Hash of the file."""
         try:

@@ -55,7 +55,7 @@ class Repeat(Step, name="repeat"):
                 target = ctx.folder / path.name
                 (shutil.copytree if path.is_dir() else shutil.copyfile)(path, target)
         write_json(ctx.folder / "rounds.json", {"rounds": rounds})
-        meta = {k: v for k, v in left.meta.items() if k not in ("format", "kind", "identity")}
+        meta = {k: v for k, v in left.meta.items() if k not in ("schema", "kind", "identity")}
         return seal(left.kind, ctx.folder, **{**meta, "rounds": rounds})
 
 

@@ -53,7 +53,7 @@ def read_bytes(file: SourceFile, max_megabytes: float) -> bytes:
         if not stat.S_ISREG(about.st_mode):
             raise NotRead("unreadable", "not a regular file")
         if about.st_size > limit:
-            raise NotRead("too large", f"{about.st_size / MEGABYTE:.1f} MB; max_megabytes is {max_megabytes:g}")
+            raise NotRead("too large", f"{about.st_size / MEGABYTE:.3g} MB; max_megabytes is {max_megabytes:g}")
         with path.open("rb") as opened:
             data = opened.read(limit + 1)
     except OSError as error:

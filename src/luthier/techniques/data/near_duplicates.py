@@ -25,7 +25,7 @@ from luthier.techniques.data._shared import NearTexts, exact_key
 class NearDuplicates(DataStep, name="near-duplicates"):
     """Keeps the first of passages with the same or nearly the same words."""
 
-    threshold: float = Field(0.8, ge=0.1, le=1, description="least Jaccard similarity of word 5-grams to be left out")
+    threshold: float = Field(0.9, ge=0.1, le=1, description="least Jaccard similarity of word 5-grams to be left out")
 
     def apply(self, rows: Iterator[Passage], ctx: Ctx) -> Iterator[Passage | Dropped]:
         """Each passage, or `Dropped` with the id of the one it repeats. Keeps hashes, not texts, in memory."""

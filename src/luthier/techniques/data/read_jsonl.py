@@ -40,6 +40,7 @@ FORMATS: dict[str, tuple[tuple[tuple[str, ...], ...], tuple[str, ...]]] = {
     "text-label": ((("text",), ("label",)), ()),
 }
 _EXPECTED = "; ".join(f"{n}: {', '.join(' or '.join(g) for g in needs)}" for n, (needs, _) in FORMATS.items())
+_SPLIT = "jq -c '.[]' FILE > FILE.jsonl"
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -125,14 +126,17 @@ class ReadJsonl(DataStep, name="read-jsonl"):
         """What is wrong with one row; its share of the summary when nothing is."""
         fitting = [n for n, (needs, _) in FORMATS.items() if all(any(k in row for k in g) for g in needs)]
         keys = ", ".join(row) or "none"
-        if not found.format:
-            if not fitting:
-                raise UserError(f"{file.path}, row {number}: keys found: {keys}. Expected keys: {_EXPECTED}.")
-            found.format = fitting[0]
-        elif fitting and found.format not in fitting:
-            raise UserError(
-                f"{file.path}: row {number} is {fitting[0]} (keys {keys}), but the file is read as {found.format}. "
-                "A file holds one format; keep each in a file of its own.")
+        stranger = ""
+        if not found.format and not fitting:
+            stranger = f"row {number}: keys found: {keys}. Expected keys: {_EXPECTED}"
+        elif found.format and fitting and found.format not in fitting:
+            stranger = (f"row {number} is {fitting[0]} (keys {keys}), but the file is read as {found.format}. "
+                        "A file holds one format; keep each in a file of its own")
+        if stranger and found.problems:
+            return [stranger]
+        if stranger:  # every row after this one would only repeat it
+            raise UserError(f"{file.path} can't be used:\n  {stranger}.")
+        found.format = found.format or fitting[0]
         needs, may = FORMATS[found.format]
         problems = [f"row {number}: no {' or '.join(group)}; keys found: {keys}"
                     for group in needs if not any(k in row for k in group)]
@@ -173,12 +177,13 @@ def _parse(line: bytes, number: int) -> tuple[dict[str, Any] | None, str]:
         return None, f"line {number}: it holds half of a surrogate pair (\\ud800 to \\udfff), which is no character"
     except json.JSONDecodeError as error:
         if number == 1 and text.strip() in ("[", "{"):
-            return None, "line 1: the JSON runs over several lines. Write one a line: jq -c '.[]' FILE > FILE.jsonl"
+            return None, f"line 1: the JSON runs over several lines; write one object a line: {_SPLIT}"
         return None, f"line {number}, column {error.colno}: broken JSON: {error.msg}"
     except (ValueError, RecursionError) as error:
         return None, f"line {number}: JSON that can't be read: {error}"
     if not isinstance(row, dict):
-        return None, f"line {number}: {_found(row)}; expected an object {{…}} with the keys {_EXPECTED}"
+        hint = f". To split a list: {_SPLIT}" if isinstance(row, list) else ""
+        return None, f"line {number}: {_found(row)}; expected an object {{…}} with the keys {_EXPECTED}{hint}"
     return row, ""
 
 

@@ -1,0 +1,127 @@
+"""What commands share: options, progress on the terminal, and how results are printed."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+if TYPE_CHECKING:
+    from luthier.core.run import Run
+    from luthier.engine.executor import Watcher
+
+Base = Annotated[Optional[str], typer.Option("--base", metavar="MODEL", help="packaged model or local folder")]
+Out = Annotated[Optional[Path], typer.Option("--out", metavar="RUN_DIR", help="folder of the run; the same folder and "
+                                                                            "recipe go on where they stopped")]
+RecipeOption = Annotated[Optional[str], typer.Option("--recipe", metavar="NAME_OR_FILE", help="another recipe")]
+Seed = Annotated[Optional[int], typer.Option("--seed", help="seed of everything random")]
+Json = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="start over: delete what the run folder holds")]
+Exact = Annotated[bool, typer.Option("--exact", help="float32 and fixed decisions instead of measured ones")]
+Terms = Annotated[Optional[str], typer.Option("--accept-terms", metavar="NAME", help="accept a model's terms once (gemma)")]
+Sets = Annotated[Optional[list[str]], typer.Option("--set", metavar="PATH=VALUE", help="set a value of the recipe, such as "
+                                                                                  "tuned.length='{epochs: 2}'")]
+Spec = Optional[list[str]]
+SPEC = "NAME:KEY=VALUE,…"
+Method = Annotated[Spec, typer.Option("--method", metavar=SPEC, help="which weights move (luthier list method)")]
+Objective = Annotated[Optional[str], typer.Option("--objective", metavar=SPEC, help="what is minimised")]
+Regularizer = Annotated[Spec, typer.Option("--regularizer", metavar=SPEC, help="added to training; repeatable")]
+Optimizer = Annotated[Spec, typer.Option("--optimizer", metavar=SPEC, help="how gradients move weights")]
+Decoder = Annotated[Spec, typer.Option("--decoder", metavar=SPEC, help="how answers are written")]
+Metric = Annotated[Spec, typer.Option("--metric", metavar=SPEC, help="what is measured; repeatable")]
+DataStep = Annotated[Spec, typer.Option("--data-step", metavar=SPEC, help="who writes questions; repeatable")]
+Retriever = Annotated[Spec, typer.Option("--retriever", metavar=SPEC, help="how passages are found")]
+
+
+def accept(terms: str | None) -> None:
+    """Accept a model's terms for this process and, by the record in the cache, for later ones."""
+    if terms:
+        given = os.environ.get("LUTHIER_ACCEPT_TERMS", "")
+        os.environ["LUTHIER_ACCEPT_TERMS"] = f"{given},{terms}".strip(",")
+
+
+def watcher(quiet: bool = False) -> Watcher:
+    """Tells a terminal what happens, on standard error: a moving line where there is one, else a line an event."""
+    from luthier.engine.executor import Watcher
+
+    if quiet:
+        return Watcher()
+    shown = _Shown(sys.stderr.isatty())
+    return Watcher(shown.started, shown.finished, shown.log, shown.progress)
+
+
+class _Shown:
+    def __init__(self, moving: bool) -> None:
+        self.moving = moving
+        self.name, self.began, self.last, self.first = "", time.monotonic(), 0.0, 0
+
+    def started(self, name: str, number: int, total: int) -> None:
+        self.name, self.began, self.last, self.first = name, time.monotonic(), 0.0, -1
+        self._line(f"[{number}/{total}] {name} …", keep=not self.moving)
+
+    def finished(self, name: str, seconds: float, cached: bool) -> None:
+        self._line(f"{name}: " + ("already done" if cached else f"done in {_time(seconds)}"), keep=True)
+
+    def log(self, text: str) -> None:
+        self._line(f"  {text}", keep=True)
+
+    def progress(self, done: int, total: int, unit: str = "", **numbers: float) -> None:
+        now = time.monotonic()
+        if self.first < 0:
+            self.first, self.began = done - 1, now
+        if now - self.last < (0.5 if self.moving else 15) and done < total:
+            return
+        self.last = now
+        fresh = done - self.first
+        left = (now - self.began) / max(fresh, 1) * (total - done)
+        extra = "".join(f", {k} {v:.3g}" for k, v in numbers.items())
+        tail = f", {_time(left)} left" if done < total else ""
+        self._line(f"  {self.name}: {done} of {total} {unit}{extra}{tail}", keep=not self.moving)
+
+    def _line(self, text: str, keep: bool) -> None:
+        if self.moving:
+            print(f"\r\x1b[K{text}", end="\n" if keep else "", file=sys.stderr, flush=True)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+
+def _time(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s" if seconds < 10 else f"{rest} s"
+
+
+def finish(run: Run, as_json: bool) -> None:
+    """Print a run's table, verdicts and report."""
+    table, findings = _results(run)
+    report = run.folder / "report.html"
+    if as_json:
+        print(json.dumps({"run": str(run.folder), "report": str(report), "table": table,
+                          "findings": [f.to_dict() for f in findings]}, ensure_ascii=False, indent=1))
+        return
+    for row in table:
+        if row["metric"] in ("f1", "accuracy", "exact-match", "abstains"):
+            interval = "" if row["low"] is None else f"  [{row['low']:.3f}, {row['high']:.3f}]"
+            print(f"{row['set']:<13}{row['arm']:<17}{row['metric']:<12}{row['value']:.3f}{interval}  "
+                  f"({row['questions']} questions, {row['clusters']} sections)")
+    for f in findings:
+        if f.name.startswith(("compare/f1", "compare/accuracy")) and f.verdict in ("better", "worse"):
+            e = f.extra
+            print(f"{e['set']}: {e['right_arm']} is {f.verdict} than {e['left_arm']} by {f.difference:+.3f} {e['metric']}")
+    receipts = [f for f in run.findings() if not f.name.startswith("compare/")]
+    agree = sum(f.verdict == "agrees" for f in receipts)
+    print(f"Receipts: {agree} of {len(receipts)} agree.")
+    print(f"Report: {report}")
+
+
+def _results(run: Run) -> tuple[list[dict[str, Any]], list[Any]]:
+    from luthier.core.files import read_json
+
+    if not run.has("comparison"):
+        return [], []
+    table = read_json(run.step("comparison").folder / "table.json")
+    return table, [f for f in run.findings() if f.name.startswith("compare/")]

@@ -1,0 +1,44 @@
+"""`luthier adapt DOCS…`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from luthier.cli import _shared as shared
+
+
+def command(
+    docs: Annotated[Optional[list[str]], typer.Argument(help="files and folders: .md, .txt, .html")] = None,
+    demo: Annotated[bool, typer.Option("--demo", help="Python's language reference, with Gemma 3 270M")] = False,
+    pico: Annotated[bool, typer.Option("--pico", help="with --demo: ten pages and random weights, in a minute")] = False,
+    questions: Annotated[Optional[str], typer.Option("--questions", metavar="FILE", help="hand-written test questions "
+                                                     "(JSON lines: id, set, question, answers, quote, page)")] = None,
+    base: shared.Base = None, out: shared.Out = None, recipe: shared.RecipeOption = None, seed: shared.Seed = None,
+    method: shared.Method = None, regularizer: shared.Regularizer = None, optimizer: shared.Optimizer = None,
+    decoder: shared.Decoder = None, metric: shared.Metric = None, data_step: shared.DataStep = None,
+    retriever: shared.Retriever = None, sets: shared.Sets = None, accept_terms: shared.Terms = None,
+    exact: shared.Exact = False, fresh: shared.Fresh = False, as_json: shared.Json = False,
+) -> None:
+    """Documents in; base, base+retrieval, tuned and tuned+retrieval out, compared on questions kept apart."""
+    from luthier.core.errors import UserError
+    from luthier.pipelines import jobs
+
+    shared.accept(accept_terms)
+    if demo and (docs or questions or recipe):
+        raise UserError("--demo brings its own documents, questions and recipe; leave the others out.")
+    if pico and not demo:
+        raise UserError("--pico goes with --demo. For a small base on your own documents: --base pico.")
+    if not demo and not docs and not recipe:
+        raise UserError("Name files or folders with documents: luthier adapt DOCS. Or try: luthier adapt --demo")
+    made = jobs.demo(pico) if demo else jobs.adapt(docs or [], recipe=recipe or "adapt", questions=questions)
+    parts = {"method": method or [], "regularizer": regularizer or [], "optimizer": optimizer or [],
+             "decoder": decoder or [], "metric": metric or [], "data_step": data_step or [], "retriever": retriever or []}
+    made = jobs.override(made, base=base, seed=seed, parts=parts, sets=sets or ())
+    folder = out or Path("runs") / ("demo-pico" if pico else "demo" if demo else made.name.replace(" ", "-"))
+    run = jobs.run(made, folder, fresh=fresh, exact=exact, watcher=shared.watcher(as_json))
+    shared.finish(run, as_json)
+    if not as_json:
+        print(f'Ask it: luthier ask {folder} "your question"')

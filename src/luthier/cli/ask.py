@@ -1,0 +1,36 @@
+"""`luthier ask RUN QUESTION`"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from luthier.cli import _shared as shared
+
+
+def command(
+    run: Annotated[Path, typer.Argument(help="folder of a run", show_default=False)],
+    question: Annotated[str, typer.Argument(help="what to ask")],
+    arm: Annotated[Optional[str], typer.Option("--arm", help="which arm answers; tuned+retrieval if the run has it")] = None,
+    passages: Annotated[Optional[int], typer.Option("--passages", min=1, help="how many passages to show")] = None,
+    decoder: shared.Decoder = None, accept_terms: shared.Terms = None, as_json: shared.Json = False,
+) -> None:
+    """Answer a question with one arm of a run, and cite the passages it was shown."""
+    from luthier.core.errors import UserError
+    from luthier.core.run import Run
+    from luthier.pipelines.asking import ask
+
+    shared.accept(accept_terms)
+    if not question.strip():
+        raise UserError("The question is empty.")
+    answer = ask(Run.open(run), question, arm=arm, passages=passages, decoder=(decoder or [None])[0])
+    if as_json:
+        print(json.dumps(answer, ensure_ascii=False, indent=1))
+        return
+    print(answer["answer"] or "(no answer)")
+    for number, passage in enumerate(answer["passages"], 1):
+        print(f"\n[{number}] {passage['document']}: {' / '.join(passage['headings'])}\n    {passage['excerpt']}")
+    print(f"\n({answer['arm']}, {answer['seconds']:.1f} s{'' if answer['stopped'] else ', cut off at the length limit'})")

@@ -1,0 +1,46 @@
+"""Look at data before training."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated, Optional
+
+import typer
+
+from luthier.cli import _shared as shared
+
+
+def inspect(
+    data: Annotated[str, typer.Argument(help="a file of examples, or files and folders of documents")],
+    base: Annotated[str, typer.Option("--base", metavar="MODEL", help="whose tokens and template are shown")] = "gemma3-270m",
+    rows: Annotated[int, typer.Option("--rows", min=1, help="how many rows to show")] = 3,
+    max_tokens: Annotated[Optional[int], typer.Option("--max-tokens", min=8, help="longest row in tokens")] = 512,
+    accept_terms: shared.Terms = None, as_json: shared.Json = False,
+) -> None:
+    """What was understood of a file: its format, its rows, and which of their tokens are learned."""
+    from luthier.pipelines.inspecting import inspect_data
+
+    shared.accept(accept_terms)
+    found = inspect_data(data, base, rows, max_tokens or 512)
+    if as_json:
+        print(json.dumps(found, ensure_ascii=False, indent=1))
+        return
+    print("\n".join(f"{k}: {v}" for k, v in found["about"].items()))
+    for row in found["shown"]:
+        print(f"\n{row['id']}")
+        if "segments" in row:
+            print(_coloured(row["segments"], sys.stdout.isatty()))
+            print(f"({row['tokens']} tokens, {row['learned']} learned)")
+        else:
+            print(row["text"])
+    if any("segments" in r for r in found["shown"]):
+        print("\nLearned tokens are " + ("green." if sys.stdout.isatty() else "between ⟦ and ⟧."))
+
+
+def _coloured(segments: list[dict[str, object]], colour: bool) -> str:
+    learned = ("\x1b[32m", "\x1b[0m") if colour else ("⟦", "⟧")
+    return "".join(f"{learned[0]}{s['text']}{learned[1]}" if s["learned"] else str(s["text"]) for s in segments)
+
+
+commands = {"inspect": inspect}

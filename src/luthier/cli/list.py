@@ -1,0 +1,37 @@
+"""`luthier list [KIND]`"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Optional
+
+import typer
+
+from luthier.cli import _shared as shared
+
+
+def command(
+    kind: Annotated[Optional[str], typer.Argument(help="only this kind: method, objective, metric, …")] = None,
+    as_json: shared.Json = False,
+) -> None:
+    """The components, by kind."""
+    from luthier.core.errors import UserError, nearest
+    from luthier.core.index import rows
+
+    found = list(rows())
+    if kind is not None:
+        wanted = kind.replace("-", "_")
+        kinds = {r["kind"] for r in found}
+        if wanted not in kinds:
+            raise UserError(f"There is no kind '{kind}'. {nearest(wanted, kinds)}")
+        found = [r for r in found if r["kind"] == wanted]
+    if as_json:
+        print(json.dumps(found, ensure_ascii=False))
+        return
+    last = ""
+    for row in found:
+        if row["kind"] != last:
+            print(("\n" if last else "") + row["kind"].replace("_", "-"))
+            last = row["kind"]
+        keys = ", ".join(row["schema"].get("properties", {}))
+        print(f"  {row['name']:<20} {row['summary']}" + (f"  [{keys}]" if kind else ""))

@@ -1,0 +1,94 @@
+"""`luthier COMMAND`: find the command, run it, say what went wrong in words.
+
+Only the command that was asked for is imported, so `--help` and `list` answer at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+COMMANDS = {
+    "adapt": "documents in, four arms with evidence out",
+    "tune": "examples in, a tuned model with its evidence out",
+    "evaluate": "score a tuned model on more rows",
+    "ask": "ask a run, with cited passages",
+    "data": "look at data before training: what was understood, what is learned",
+    "list": "the components, by kind",
+    "schema": "JSON schema of recipes or of one component",
+    "catalog": "the 210 published techniques and what stands behind each",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit code (2 = bad input, 3 = broken gate, 130 = interrupted)."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if arguments[0] == "--version":
+        from luthier import __version__
+
+        print(f"luthier {__version__}")
+        return 0
+    name = arguments[0]
+    if name not in COMMANDS:
+        from luthier.core.errors import nearest
+
+        print(f"luthier: there is no command '{name}'. {nearest(name, COMMANDS)}", file=sys.stderr)
+        return 2
+    return _run(name, arguments[1:])
+
+
+def _run(name: str, arguments: list[str]) -> int:
+    import typer
+
+    from luthier.core.errors import LuthierError
+
+    module = importlib.import_module(f"luthier.cli.{name}")
+    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    if hasattr(module, "commands"):
+        app.callback(help=module.__doc__)(lambda: None)
+        for word, function in module.commands.items():
+            app.command(word, help=function.__doc__)(function)
+    else:
+        app.command(name, help=module.command.__doc__)(module.command)
+    try:
+        typer.main.get_command(app)(args=arguments, prog_name=f"luthier {name}", standalone_mode=False)
+    except LuthierError as error:
+        print(f"luthier: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("\nluthier: interrupted. What is finished is kept: run the same command to go on.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output went away (`luthier list | head`).
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        code = getattr(error, "exit_code", None)
+        if code is None:
+            raise
+        if hasattr(error, "show"):
+            error.show()  # a wrong option: the parser says which, and how the command is used
+        elif str(error) and type(error).__name__ == "Abort":
+            return 130
+        return int(code)
+    return 0
+
+
+def _help() -> str:
+    from luthier import __version__
+
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {about}" for name, about in COMMANDS.items()]
+    return "\n".join([
+        f"luthier {__version__}: adapt a pretrained model to your own documents and tasks, with evidence.", "",
+        "Usage: luthier COMMAND [OPTIONS]", "", *lines, "",
+        "luthier COMMAND --help shows a command's options. Start with: luthier adapt --demo",
+    ])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

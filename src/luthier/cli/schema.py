@@ -1,0 +1,30 @@
+"""`luthier schema [KIND NAME]`"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Optional
+
+import typer
+
+
+def command(
+    kind: Annotated[Optional[str], typer.Argument(help="kind of a component; without it, the schema of recipes")] = None,
+    name: Annotated[Optional[str], typer.Argument(help="name of a component")] = None,
+) -> None:
+    """JSON schema of a recipe file, or of one component."""
+    from luthier.core.errors import UserError, nearest
+    from luthier.core.index import rows
+
+    if kind is None:
+        from luthier.core.recipe import recipe_schema
+
+        print(json.dumps(recipe_schema(), indent=1, ensure_ascii=False))
+        return
+    wanted = kind.replace("-", "_")
+    found = {r["name"]: r for r in rows() if r["kind"] == wanted}
+    if not found:
+        raise UserError(f"There is no kind '{kind}'. {nearest(wanted, {r['kind'] for r in rows()})}")
+    if name is None or name not in found:
+        raise UserError(f"Name a {kind}. {nearest(name or '', found)}")
+    print(json.dumps(found[name]["schema"], indent=1, ensure_ascii=False))

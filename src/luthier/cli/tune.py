@@ -1,0 +1,31 @@
+"""`luthier tune DATA`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from luthier.cli import _shared as shared
+
+
+def command(
+    data: Annotated[str, typer.Argument(help="JSON lines: question/answer, prompt/completion or text/label")],
+    base: shared.Base = None, out: shared.Out = None, recipe: shared.RecipeOption = None, seed: shared.Seed = None,
+    method: shared.Method = None, objective: shared.Objective = None, regularizer: shared.Regularizer = None,
+    optimizer: shared.Optimizer = None, decoder: shared.Decoder = None, metric: shared.Metric = None,
+    sets: shared.Sets = None, accept_terms: shared.Terms = None, exact: shared.Exact = False,
+    fresh: shared.Fresh = False, as_json: shared.Json = False,
+) -> None:
+    """Examples in, a tuned model out, scored on rows that were kept out of training."""
+    from luthier.pipelines import jobs
+
+    shared.accept(accept_terms)
+    made = jobs.tune(data, recipe=recipe or "tune", objective=objective)
+    parts = {"method": method or [], "regularizer": regularizer or [], "optimizer": optimizer or [],
+             "decoder": decoder or [], "metric": metric or []}
+    made = jobs.override(made, base=base, seed=seed, parts=parts, sets=sets or ())
+    folder = out or Path("runs") / Path(data).stem
+    run = jobs.run(made, folder, fresh=fresh, exact=exact, watcher=shared.watcher(as_json))
+    shared.finish(run, as_json)

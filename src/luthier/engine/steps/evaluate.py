@@ -1,0 +1,199 @@
+"""Evaluate: one arm's answers to the test sets, with records of every metric.
+
+An arm is a model, with or without retrieval, asked in the best way found on dev: instruction, number of solved
+examples, and where an answer ends. The test sets are opened after that choice, and each opening is logged.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from itertools import product
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from luthier.core.artifact import Artifact, seal
+from luthier.core.component import Slot
+from luthier.core.errors import UserError
+from luthier.core.example import Example, Passage
+from luthier.core.files import write_json, write_lines
+from luthier.core.finding import Finding, receipt
+from luthier.core.kinds import Decoder, Metric, Prediction
+from luthier.core.step import Ctx, Step
+from luthier.engine.rendering import Prompting
+
+if TYPE_CHECKING:
+    from luthier.engine.models import Model
+
+Stop = Literal["token", "newline"]
+
+
+class Evaluate(Step, name="evaluate"):
+    """Answer the test sets with one arm and score the answers."""
+
+    inputs: ClassVar[dict[str, str]] = {
+        "base": "model", "examples": "examples", "tuned?": "adapter|delta|model", "index?": "index", "encoder?": "model"}
+    output: ClassVar[str] = "records"
+    arm: str = Field(description="name of this arm in tables")
+    sets: tuple[str, ...] = Field(("known", "unseen", "unanswerable"), description="subsets that are asked, if they exist")
+    passages: int = Field(0, ge=0, description="how many retrieved passages stand above the question")
+    instructions: tuple[str, ...] = Field(("",), description="sentences before the question to choose from on dev")
+    shots: tuple[int, ...] = Field((0,), description="numbers of solved examples to choose from on dev")
+    stops: tuple[Stop, ...] = Field(("token",), description="ends of an answer to choose from on dev")
+    dev_rows: int = Field(16, ge=1, description="dev questions used for the choice")
+    decoder: Slot[Decoder] = Field("greedy", description="how answers are written")
+    metrics: tuple[Slot[Metric], ...] = Field(
+        ("exact-match", "f1", "recall", "ndcg", "stops", "abstains"), description="what is measured")
+    choose_by: Slot[Metric] = Field("f1", description="the metric on dev that decides")
+
+    def check(self) -> None:
+        """Refuse an empty choice."""
+        for name in ("instructions", "shots", "stops"):
+            if not getattr(self, name):
+                raise UserError(f"evaluate.{name} is empty: give at least one to choose from.")
+
+    def run(self, inputs: Mapping[str, Artifact], ctx: Ctx) -> Artifact:
+        """Choose the prompting on dev, then open the test sets and answer them."""
+        if self.passages and not ("index" in inputs and "encoder" in inputs):
+            raise UserError(f"Arm '{self.arm}' shows passages: it needs the inputs 'index' and 'encoder'.")
+        began = time.monotonic()
+        examples = inputs["examples"]
+        model = ctx.engine.load(inputs["base"], inputs.get("tuned"))
+        if model.heads:
+            return self._labels(model, inputs, ctx)
+        prompting, tried = self._choose(model, inputs, ctx)
+        sets = [s for s in self.sets if s in examples.subsets]
+        rows = [(s, e) for s in sets for e in examples.examples(s)]
+        if not rows:
+            raise UserError(f"None of the sets {', '.join(self.sets)} is in the examples: {', '.join(examples.subsets)}.")
+        ctx.log(f"test opened: {len(rows)} questions of {', '.join(sets)} by arm {self.arm}")
+        found = self._retrieve([e for _, e in rows], inputs, ctx)
+        predictions, prompt_tokens = self._answer(model, [e for _, e in rows], found, prompting, ctx)
+        chosen = {"instruction": prompting.instruction, "shots": len(prompting.shots), "stop": prompting.stop,
+                  "shot_ids": [s.id for s in prompting.shots]}
+        write_json(ctx.folder / "cost.json", {"seconds": time.monotonic() - began})
+        return self._write(ctx, rows, predictions, prompting=chosen, tried=tried, prompt_tokens=prompt_tokens,
+                           new_tokens=sum(p.tokens for p in predictions), seconds=round(time.monotonic() - began, 2))
+
+    def receipts(self, inputs: Mapping[str, Artifact], artifact: Artifact, ctx: Ctx) -> list[Finding]:
+        """Every question has one answer and one record of each metric."""
+        from luthier.core.files import read_lines
+
+        asked = sum(1 for s in self.sets if s in inputs["examples"].subsets for _ in inputs["examples"].examples(s))
+        answered = len(read_lines(artifact.folder / "predictions.jsonl"))
+        records = len(read_lines(artifact.folder / "scores.jsonl"))
+        return [receipt("evaluate/answers", asked, answered, unit="questions", detail=f"asked and answered by {self.arm}"),
+                receipt("evaluate/records", asked * len(self._metrics(artifact)), records, unit="records",
+                        detail="questions times metrics against records")]
+
+    # --- parts of run ------------------------------------------------------------------------------------------
+
+    def _choose(self, model: Model, inputs: Mapping[str, Artifact], ctx: Ctx) -> tuple[Prompting, list[dict[str, Any]]]:
+        """The best of instructions x shots x stops on dev; ties go to the earlier, cheaper one."""
+        examples = inputs["examples"]
+        shots = self._shots(examples, ctx)
+        options = [(i, n) for i, n in product(self.instructions, sorted(self.shots))]
+        if len(options) == 1 and len(self.stops) == 1:
+            instruction, count = options[0]
+            return Prompting(instruction, shots[:count], self.stops[0]), []
+        dev = list(examples.examples("dev"))
+        dev = [dev[i] for i in sorted(ctx.rng("dev").permutation(len(dev))[:self.dev_rows])]
+        found = self._retrieve(dev, inputs, ctx)
+        tried: list[dict[str, Any]] = []
+        for instruction, count in options:
+            # One generation serves both ends: a newline only cuts what was written.
+            prompting = Prompting(instruction, shots[:count], "token")
+            predictions, _ = self._answer(model, dev, found, prompting, ctx)
+            for stop in self.stops:
+                cut = [_cut(p) if stop == "newline" else p for p in predictions]
+                records = self.choose_by.score(dev, cut, ctx)
+                tried.append({"instruction": instruction, "shots": count, "stop": stop, "questions": len(dev),
+                              f"dev_{self.choose_by.info.name}": self.choose_by.reduce(records)})
+        best = max(tried, key=lambda t: t[f"dev_{self.choose_by.info.name}"])
+        ctx.log(f"chosen on {len(dev)} dev questions: {best['shots']} shots, stop at {best['stop']}, "
+                f"instruction {best['instruction']!r}")
+        return Prompting(best["instruction"], shots[:best["shots"]], best["stop"]), tried
+
+    def _shots(self, examples: Artifact, ctx: Ctx) -> tuple[Example, ...]:
+        """Solved examples from the training rows, shortest passages first among a random draw."""
+        from luthier.engine.rendering import with_passages
+
+        if not max(self.shots):
+            return ()
+        train = list(examples.examples("train"))
+        drawn = [train[i] for i in ctx.rng("shots").permutation(len(train))]
+        if not self.passages:
+            return tuple(with_passages(e, ()) for e in drawn[:max(self.shots)])
+        shown = [e for e in drawn if e.part("passage")]
+        return tuple(sorted(shown[:8 * max(self.shots)], key=lambda e: len(e.part("passage")))[:max(self.shots)])
+
+    def _retrieve(self, rows: Sequence[Example], inputs: Mapping[str, Artifact], ctx: Ctx) -> list[list[Passage]]:
+        if not self.passages:
+            return [[] for _ in rows]
+        from luthier.engine.steps.index import open_retriever
+
+        ctx.roles = {"encoder": ctx.engine.load(inputs["encoder"])}
+        asked = [e.part("question") for e in rows]
+        depth = max([self.passages, *(getattr(m, "k", 0) for m in self.metrics)])
+        hits = open_retriever(inputs["index"]).search(inputs["index"], asked, depth, ctx)
+        return [[p for p, _ in found] for found in hits]
+
+    def _answer(self, model: Model, rows: Sequence[Example], found: Sequence[Sequence[Passage]], prompting: Prompting,
+                ctx: Ctx) -> tuple[list[Prediction], int]:
+        from luthier.engine.rendering import renderer, with_passages
+
+        render = renderer(model, prompting=prompting)
+        asked = [with_passages(e, [_shown(p) for p in hits[:self.passages]]) for e, hits in zip(rows, found, strict=True)]
+        prompts = [render.prompt(e) for e in asked]
+        longest = max(map(len, prompts)) + self.decoder.max_new_tokens
+        if longest > model.limit:
+            raise UserError(f"A prompt of arm '{self.arm}' has {longest} tokens; {model.name} reads {model.limit}. "
+                            "Show fewer passages (passages) or fewer solved examples (shots).")
+        made = ctx.engine.generate(model, prompts, self.decoder, rng=ctx.rng.within("answers"), stop=prompting.stop,
+                                   journal=ctx.journal, progress=ctx.progress)
+        predictions = [
+            Prediction(e.id, text=g.text, stopped=g.stopped, tokens=g.tokens, passages=tuple(p.id for p in hits))
+            for e, g, hits in zip(rows, made, found, strict=True)]
+        return predictions, sum(map(len, prompts))
+
+    def _labels(self, model: Model, inputs: Mapping[str, Artifact], ctx: Ctx) -> Artifact:
+        """The answers of a classifier: the most probable label and all probabilities."""
+        from luthier.engine.classification import classify
+
+        examples = inputs["examples"]
+        rows = [(s, e) for s in self.sets if s in examples.subsets for e in examples.examples(s)]
+        ctx.log(f"test opened: {len(rows)} rows of {', '.join(sorted({s for s, _ in rows}))} by arm {self.arm}")
+        began = time.monotonic()
+        predictions = classify(model, inputs["tuned"], [e for _, e in rows], ctx)
+        return self._write(ctx, rows, predictions, prompting={}, tried=[], prompt_tokens=sum(p.tokens for p in predictions),
+                           new_tokens=0, seconds=round(time.monotonic() - began, 2))
+
+    def _metrics(self, artifact: Artifact) -> list[str]:
+        return list(artifact.meta["metrics"])
+
+    def _write(self, ctx: Ctx, rows: Sequence[tuple[str, Example]], predictions: Sequence[Prediction], **meta: Any
+               ) -> Artifact:
+        examples = [e for _, e in rows]
+        about = {e.id: {"id": e.id, "set": s, "cluster": e.cluster or e.id} for s, e in rows}
+        write_lines(ctx.folder / "predictions.jsonl", (
+            {**about[e.id], "question": e.part("question") or e.turns[0].text[:400], "references": list(e.references),
+             "text": p.text or (p.label or ""), "stopped": p.stopped, "tokens": p.tokens, "passages": list(p.passages),
+             **({"label": e.label, "probabilities": dict(p.probabilities)} if p.label is not None else {})}
+            for e, p in zip(examples, predictions, strict=True)))
+        records = ctx.engine.evaluate(examples, predictions, self.metrics, ctx)
+        write_lines(ctx.folder / "scores.jsonl", (
+            {**about[r["id"]], "metric": name, **r} for name, found in records.items() for r in found))
+        measured = {name: next(m.higher_is_better for m in self.metrics if m.info.name == name) for name in records}
+        return seal("records", ctx.folder, arm=self.arm, metrics=measured, **meta)
+
+
+def _shown(passage: Passage) -> str:
+    """A passage as a model sees it: its headings, then its text on one line."""
+    topic = " / ".join(passage.headings)
+    return " ".join((f"{topic}: " if topic else "").split() + passage.text.split())
+
+
+def _cut(prediction: Prediction) -> Prediction:
+    first, newline, _ = prediction.text.partition("\n")
+    return Prediction(**{**prediction.__dict__, "text": first.strip(), "stopped": prediction.stopped or bool(newline)})

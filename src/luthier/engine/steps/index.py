@@ -1,0 +1,87 @@
+"""index: the passages of documents, made searchable by a retriever."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from luthier.core.artifact import Artifact, copy_licenses
+from luthier.core.component import Slot, build
+from luthier.core.errors import UserError
+from luthier.core.example import Passage
+from luthier.core.finding import Finding, receipt
+from luthier.core.kinds import Retriever
+from luthier.core.step import Ctx, Step
+
+# Passages that are searched by their own words, and how many may fail to come first: a passage that is part of a longer
+# one, or an encoder that knows nothing, may lose it; vectors that belong to other rows lose nearly all.
+PROBES, TOLERANCE = 16, 0.5
+
+
+class Index(Step, name="index"):
+    """Makes every passage of the documents searchable."""
+
+    inputs: ClassVar[dict[str, str]] = {"documents": "documents", "encoder": "model"}
+    output: ClassVar[str] = "index"
+    seeded: ClassVar[bool] = False
+
+    retriever: Slot[Retriever] = Field("hybrid", description="how passages are found")  # type: ignore[assignment]
+
+    def run(self, inputs: Mapping[str, Artifact], ctx: Ctx) -> Artifact:
+        """Hand all passages to the retriever; the licence files of the documents go along with their text.
+
+        Raises:
+            UserError: the model is not an encoder.
+        """
+        documents, total = inputs["documents"], inputs["documents"].meta["passages"]
+
+        def progress(done: int, _: int, unit: str = "", **shown: float) -> None:
+            ctx.progress(done, total, unit, **shown)  # the retriever reads a stream and can't know its end
+
+        copy_licenses([documents.folder], ctx.folder)
+        return self.retriever.index(documents.passages(), replace(_with_encoder(inputs, ctx), progress=progress))
+
+    def receipts(self, inputs: Mapping[str, Artifact], artifact: Artifact, ctx: Ctx) -> list[Finding]:
+        """As many rows as passages, and passages are found by their own words."""
+        passages = list(inputs["documents"].passages())
+        found = [receipt("index/passages", len(passages), artifact.meta["passages"], unit="passages",
+                         detail="passages of the documents against rows of the table")]
+        probes = passages[::-(-len(passages) // PROBES)]
+        answers = self.retriever.search(artifact, [_words(p) for p in probes], 1, _with_encoder(inputs, ctx))
+        lost = [p.id for p, first in zip(probes, answers, strict=True) if not _is_first(p, [a for a, _ in first])]
+        share = 1 - len(lost) / len(probes)
+        detail = f"{len(probes)} passages searched by their own words" + (f"; not first: {', '.join(lost)}" if lost else "")
+        return [*found, receipt("index/own words", 1.0, share, TOLERANCE, unit="share found first", detail=detail)]
+
+
+def open_retriever(index: Artifact) -> Retriever:
+    """The retriever that made an index, with the same settings.
+
+    Raises:
+        UserError: not an index.
+    """
+    if index.kind != "index":
+        raise UserError(f"{index.folder} holds {index.kind}, not an index.")
+    retriever: Retriever = build("retriever", index.meta["retriever"])
+    return retriever
+
+
+def _with_encoder(inputs: Mapping[str, Artifact], ctx: Ctx) -> Ctx:
+    encoder = inputs["encoder"]
+    if encoder.meta["architecture"] != "encoder":
+        raise UserError(f"encoder: {encoder.meta['name']} is a model of the kind '{encoder.meta['architecture']}'; an "
+                        "index needs an encoder, such as minilm.")
+    roles: dict[str, Any] = {**ctx.roles, "encoder": ctx.engine.load(encoder)}
+    return replace(ctx, roles=roles)
+
+
+def _words(passage: Passage) -> str:
+    return "\n".join((*passage.headings, passage.text))
+
+
+def _is_first(passage: Passage, first: Sequence[Passage]) -> bool:
+    """Duplicates are as good as the passage itself."""
+    return any(p.id == passage.id or p.text.split() == passage.text.split() for p in first)

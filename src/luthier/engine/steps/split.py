@@ -1,0 +1,146 @@
+"""Split: train, dev and test by section, so that nothing learned is asked again in the same words.
+
+`unseen` holds sections kept out of training (measures transfer and format); `known` holds new questions by another
+author or generator on sections that are trained on (measures knowledge). With hand-written test questions both come
+from them; without, `unseen` sections are drawn and `known` is what another generator asked about trained sections.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from luthier.core.artifact import Artifact, copy_licenses, write_examples
+from luthier.core.component import Slot
+from luthier.core.errors import UserError
+from luthier.core.example import Dropped, Example
+from luthier.core.finding import Finding, receipt
+from luthier.core.kinds import DataStep
+from luthier.core.step import Ctx, Step
+
+
+class Split(Step, name="split"):
+    """Divide questions by section into train, dev and test, and refuse leaks."""
+
+    inputs: ClassVar[dict[str, str]] = {"questions": "examples", "test?": "examples"}
+    output: ClassVar[str] = "examples"
+    unseen_share: float = Field(0.2, ge=0, lt=1, description="share of sections kept out of training for the test")
+    dev_share: float = Field(0.1, gt=0, lt=1, description="share of the other sections used for choices, never trained on")
+    known_generator: str = Field("headings", description="whose questions on trained sections are the known test set")
+    min_clusters: int = Field(6, ge=3, description="fewer sections than this can't be split")
+    max_overlap: float = Field(0.8, gt=0, le=1, description="share of common words from which a trained question leaks")
+    augment: tuple[Slot[DataStep], ...] = Field((), description="applied to the training rows, after the split")
+
+    def run(self, inputs: Mapping[str, Artifact], ctx: Ctx) -> Artifact:
+        """Assign sections, drop training rows that come too close to a test question, report the overlap."""
+        rows = list(inputs["questions"].examples("all"))
+        test = {name: list(inputs["test"].examples(name)) for name in inputs["test"].subsets} if "test" in inputs else {}
+        clusters = sorted({r.cluster for r in rows})
+        if len(clusters) < self.min_clusters:
+            raise UserError(f"The rows come from {len(clusters)} section(s) or sources; at least {self.min_clusters} are needed "
+                            "for train, dev and test that do not overlap. Add documents, or lower split.min_clusters.")
+        unseen = {e.cluster for e in test["unseen"]} if test else self._drawn(clusters, self.unseen_share, "unseen", ctx)
+        known = {e.cluster for e in test.get("known", ())}
+        both = sorted(unseen & known)
+        if both:
+            raise UserError(f"Section '{both[0]}' has test questions of both sets; it can't be trained on and kept out.")
+        free = [c for c in clusters if c not in unseen and c not in known]
+        dev = self._drawn(free, self.dev_share, "dev", ctx)
+        subsets, ledger = self._divide(rows, test, unseen, dev)
+        for step in self.augment:
+            subsets["train"] = [r for r in step.apply(iter(subsets["train"]), ctx) if isinstance(r, Example)]
+        for name in ("train", "dev"):
+            if not subsets[name]:
+                raise UserError(f"No row is left for {name}. Add documents, or change split.unseen_share and dev_share.")
+        overlap = _overlap(subsets)
+        ctx.log(", ".join(f"{len(r)} {n}" for n, r in subsets.items()) + f"; {len(ledger)} left out")
+        copy_licenses([Path(a.folder) for a in inputs.values()], ctx.folder)
+        labels = inputs["questions"].meta.get("labels")
+        return write_examples(ctx.folder, subsets, ledger, overlap=overlap, read=len(rows) + sum(map(len, test.values())),
+                              **({"labels": labels} if labels else {}))
+
+    def _drawn(self, clusters: Sequence[str], share: float, name: str, ctx: Ctx) -> set[str]:
+        count = max(1, round(share * len(clusters))) if share else 0
+        return {clusters[i] for i in ctx.rng(name).permutation(len(clusters))[:count]}
+
+    def _divide(self, rows: Iterable[Example], test: Mapping[str, list[Example]], unseen: set[str], dev: set[str]
+                ) -> tuple[dict[str, list[Example]], list[Dropped]]:
+        subsets: dict[str, list[Example]] = {"train": [], "dev": [], **{n: list(r) for n, r in test.items()}}
+        ledger: list[Dropped] = []
+        several = len({r.meta.get("generator") for r in rows}) > 1
+        for row in rows:
+            writer = row.meta.get("generator")
+            if row.cluster in unseen:
+                if test:
+                    ledger.append(Dropped(row.id, "section kept out of training", row.cluster))
+                else:
+                    subsets.setdefault("unseen", []).append(row)
+            elif row.cluster in dev:
+                subsets["dev"].append(row)
+            elif not test and several and writer == self.known_generator:
+                subsets.setdefault("known", []).append(row)
+            else:
+                subsets["train"].append(row)
+        asked = [(e, _words(e)) for name in subsets if name not in ("train", "dev") for e in subsets[name]]
+        for name in ("train", "dev"):
+            kept = []
+            for row in subsets[name]:
+                near, share = _nearest(_words(row), asked)
+                if near is not None and share >= self.max_overlap:
+                    ledger.append(Dropped(row.id, "too close to a test question", f"{share:.2f} of {near.id}"))
+                else:
+                    kept.append(row)
+            subsets[name] = kept
+        return subsets, ledger
+
+    def receipts(self, inputs: Mapping[str, Artifact], artifact: Artifact, ctx: Ctx) -> list[Finding]:
+        """Rows in = out + ledger; no test question in training, no unseen section in training."""
+        rows = {name: list(artifact.examples(name)) for name in artifact.subsets}
+        trained = {" ".join(sorted(_words(r))) for n in ("train", "dev") for r in rows[n]}
+        tested = [r for n, part in rows.items() if n not in ("train", "dev") for r in part]
+        leaked = sum(" ".join(sorted(_words(r))) in trained for r in tested)
+        sections = {r.cluster for r in rows["train"]}
+        crossed = len(sections & {r.cluster for n in ("unseen", "dev") for r in rows.get(n, ())})
+        counted = sum(map(len, rows.values())) + artifact.meta["dropped"]
+        return [
+            receipt("split/rows", artifact.meta["read"], counted, unit="rows", detail="rows in against subsets plus ledger"),
+            receipt("split/leaked questions", 0, leaked, unit="questions", detail="test questions asked in training"),
+            receipt("split/leaked sections", 0, crossed, unit="sections", detail="dev and unseen sections in training"),
+        ]
+
+
+def _words(row: Example) -> frozenset[str]:
+    asked = row.part("question") or "\n".join(t.text for t in row.turns if not t.target)
+    return frozenset(asked.lower().translate(_PUNCTUATION).split())
+
+
+_PUNCTUATION = str.maketrans(dict.fromkeys("?!.,;:\"'`()[]", " "))
+
+
+def _nearest(words: frozenset[str], asked: Sequence[tuple[Example, frozenset[str]]]) -> tuple[Example | None, float]:
+    best, share = None, 0.0
+    for example, theirs in asked:
+        common = len(words & theirs)
+        if common and common / len(words | theirs) > share:
+            best, share = example, common / len(words | theirs)
+    return best, share
+
+
+def _overlap(subsets: Mapping[str, list[Example]]) -> dict[str, Any]:
+    """For each test set: the share of its sections that were trained on, and its closest trained question."""
+    trained = [(r, _words(r)) for r in subsets["train"]]
+    sections = {r.cluster for r in subsets["train"]}
+    report: dict[str, Any] = {}
+    for name, rows in subsets.items():
+        if name in ("train", "dev") or not rows:
+            continue
+        closest = [_nearest(_words(r), trained)[1] for r in rows]
+        report[name] = {
+            "questions": len(rows), "sections": len({r.cluster for r in rows}),
+            "share of sections trained on": round(sum(r.cluster in sections for r in rows) / len(rows), 3),
+            "largest share of words common with a trained question": round(max(closest), 3),
+        }
+    return report

@@ -1,0 +1,69 @@
+"""Synthesize: questions with answers from documents, written by several sources and filtered."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from luthier.core.artifact import Artifact, copy_licenses, write_examples
+from luthier.core.component import Slot
+from luthier.core.errors import UserError
+from luthier.core.example import Dropped, Example
+from luthier.core.finding import Finding, receipt
+from luthier.core.kinds import DataStep
+from luthier.core.step import Ctx, Step
+
+
+class Synthesize(Step, name="synthesize"):
+    """Write questions from passages with each source, then pass them through the filters."""
+
+    inputs: ClassVar[dict[str, str]] = {"documents": "documents", "writer?": "model"}
+    output: ClassVar[str] = "examples"
+    sources: tuple[Slot[DataStep], ...] = Field(("headings", "few-shot"), description="who writes questions")
+    filters: tuple[Slot[DataStep], ...] = Field(("self-contained", "answerable", "distinct"),
+                                                description="what is left out, in this order")
+
+    def run(self, inputs: Mapping[str, Artifact], ctx: Ctx) -> Artifact:
+        """Every source over all passages, then every filter over all rows; the ledger holds what was left out."""
+        if "writer" in inputs:
+            ctx.roles = {"writer": ctx.engine.load(inputs["writer"])}
+        elif any("writer" in source.roles for source in self.sources):
+            raise UserError("A source needs a writer model: inputs: {documents: documents, writer: base}.")
+        ledger: list[Dropped] = []
+        yields: dict[str, Counter[str]] = {}
+        rows: list[Example] = []
+        for source in self.sources:
+            made = list(_kept(source.apply(inputs["documents"].passages(), ctx), ledger))
+            name = source.info.name
+            yields[name] = Counter(written=len(made) + sum(d.id.startswith(f"{name}/") for d in ledger), parsed=len(made))
+            rows += made
+        for step in self.filters:
+            rows = list(_kept(step.apply(iter(rows), ctx), ledger))
+            for name, counts in yields.items():
+                counts[step.info.name] = sum(r.meta["generator"] == name for r in rows)
+        for name, counts in yields.items():
+            ctx.log(f"{name}: " + ", ".join(f"{n} {what}" for what, n in counts.items()))
+        if not rows:
+            raise UserError("No question is left after the filters. See ledger.jsonl in the step's folder.")
+        copy_licenses([Path(a.folder) for a in inputs.values()], ctx.folder)
+        written = sum(c["written"] for c in yields.values())
+        return write_examples(ctx.folder, {"all": rows}, ledger, written=written,
+                              yields={n: dict(c) for n, c in yields.items()})
+
+    def receipts(self, inputs: Mapping[str, Artifact], artifact: Artifact, ctx: Ctx) -> list[Finding]:
+        """Questions written = questions kept + ledger."""
+        kept = sum(1 for _ in artifact.examples("all")) + len(artifact.ledger())
+        return [receipt("synthesize/rows", artifact.meta["written"], kept, unit="rows",
+                        detail="questions written against questions kept plus ledger")]
+
+
+def _kept(rows: Iterator[Any], ledger: list[Dropped]) -> Iterator[Example]:
+    for row in rows:
+        if isinstance(row, Dropped):
+            ledger.append(row)
+        else:
+            yield row

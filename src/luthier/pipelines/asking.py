@@ -1,0 +1,82 @@
+"""Asking a run: one arm answers a question and names the passages it was shown."""
+
+from __future__ import annotations
+
+import time
+from tempfile import TemporaryDirectory
+from pathlib import Path
+from typing import Any
+
+from luthier.core.artifact import Artifact
+from luthier.core.component import build
+from luthier.core.errors import UserError, nearest
+from luthier.core.example import question as make_question
+from luthier.core.files import Journal
+from luthier.core.recipe import Node, Recipe
+from luthier.core.rng import Rng
+from luthier.core.run import Run
+from luthier.core.step import Ctx
+from luthier.engine.rendering import Prompting
+from luthier.engine.steps.evaluate import Evaluate
+
+PREFERRED = ("tuned+retrieval", "base+retrieval", "tuned", "base")
+EXCERPT = 240
+
+
+def arms(run: Run) -> dict[str, Node]:
+    """The finished arms of a run by name."""
+    import yaml
+
+    recipe = Recipe(yaml.safe_load((run.folder / "recipe.yaml").read_text(encoding="utf-8")))
+    return {n.step.arm: n for n in recipe.nodes if isinstance(n.step, Evaluate) and run.has(n.name)}
+
+
+def ask(run: Run, text: str, *, arm: str | None = None, passages: int | None = None, decoder: Any = None) -> dict[str, Any]:
+    """The arm's answer with the passages it was shown.
+
+    Raises:
+        UserError: no such arm, or no finished arm.
+    """
+    from luthier.engine.workshop import Engine
+
+    found = arms(run)
+    if not found:
+        raise UserError(f"{run.folder} has no finished arm yet. Run its command again to finish it.")
+    name = arm or next((a for a in PREFERRED if a in found), next(iter(found)))
+    if name not in found:
+        raise UserError(f"This run has no arm '{name}'. {nearest(name, found)}")
+    node = found[name]
+    step, record = node.step, run.step(node.name)
+    assert isinstance(step, Evaluate)
+    changes: dict[str, Any] = {"decoder": build("decoder", decoder)} if decoder else {}
+    if passages is not None:
+        if not step.passages:
+            raise UserError(f"Arm '{name}' shows no passages; --passages needs one with retrieval.")
+        changes["passages"] = passages
+    step = step.model_copy(update=changes)
+    inputs: dict[str, Artifact] = {wanted: run.step(source) for wanted, source in node.inputs.items()}
+    began = time.monotonic()
+    with TemporaryDirectory() as folder:
+        engine = Engine()
+        engine.decisions.update({k: v for k, v in run.record.get("decisions", {}).items() if k == "bfloat16_speedup"})
+        ctx = Ctx(Rng(int(run.record["seed"])), Path(folder), Journal(Path(folder) / "journal.jsonl"), engine)
+        model = engine.load(inputs["base"], inputs.get("tuned"))
+        if model.heads:
+            raise UserError(f"Arm '{name}' gives labels, not answers. Use: luthier evaluate")
+        chosen = record.meta["prompting"]
+        shots = {e.id: e for e in inputs["examples"].examples("train") if e.id in chosen["shot_ids"]}
+        prompting = Prompting(chosen["instruction"], tuple(shots[i] for i in chosen["shot_ids"]), chosen["stop"])
+        asked = make_question("asked", text)
+        hits = step._retrieve([asked], inputs, ctx)
+        (prediction,), _ = step._answer(model, [asked], hits, prompting, ctx)
+    return {
+        "question": text, "answer": prediction.text, "arm": name, "stopped": prediction.stopped,
+        "seconds": time.monotonic() - began,
+        "passages": [{"id": p.id, "document": p.document, "headings": list(p.headings),
+                      "excerpt": _excerpt(p.text)} for p in hits[0][:step.passages]],
+    }
+
+
+def _excerpt(text: str) -> str:
+    flat = " ".join(text.split())
+    return flat if len(flat) <= EXCERPT else flat[:EXCERPT].rsplit(" ", 1)[0] + " …"

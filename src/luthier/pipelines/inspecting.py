@@ -1,0 +1,96 @@
+"""What was understood of a user's data, shown before anything is trained."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import groupby
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from luthier.core.artifact import Artifact
+from luthier.core.example import Example
+from luthier.core.files import Journal
+from luthier.core.kinds import DroppedRow
+from luthier.core.rng import Rng
+from luthier.core.step import Ctx
+
+
+def inspect_data(path: str, base: str, rows: int, max_tokens: int) -> dict[str, Any]:
+    """`about` in words and numbers, and the first rows as they would be trained on.
+
+    Raises:
+        UserError: the data or the base can't be read.
+    """
+    from luthier.engine.steps.ingest import Ingest
+    from luthier.engine.steps.read import Read
+
+    if Path(path).is_dir() or Path(path).suffix.lower() in (".md", ".markdown", ".txt", ".rst", ".html", ".htm"):
+        ingest = Ingest(paths=[path])
+        ingest.check()
+        with TemporaryDirectory() as folder:
+            artifact = ingest.run({}, _ctx(folder))
+            return _documents(artifact, rows)
+    read = Read(path=path)
+    read.check()
+    with TemporaryDirectory() as folder:
+        said: list[str] = []
+        artifact = read.run({}, _ctx(folder, said))
+        return _examples(artifact, base, rows, max_tokens, said)
+
+
+def _ctx(folder: str, said: list[str] | None = None) -> Ctx:
+    log = (lambda text: None) if said is None else said.append
+    return Ctx(Rng(0), Path(folder), Journal(Path(folder) / "journal.jsonl"), None, log=log)  # type: ignore[arg-type]
+
+
+def _documents(artifact: Artifact, rows: int) -> dict[str, Any]:
+    reasons = Counter(r["reason"].split(":")[0] for r in artifact.ledger())
+    passages = list(artifact.passages())
+    about = {"kind": "documents", **{k: artifact.meta[k] for k in ("files", "documents", "passages", "tokens")},
+             "sections": len({p.section for p in passages}),
+             "left out": ", ".join(f"{n} {why}" for why, n in reasons.items()) or "nothing"}
+    shown = [{"id": p.id, "text": f"{' / '.join(p.headings)} ({p.tokens} tokens)\n{p.text}"} for p in passages[:rows]]
+    return {"about": about, "shown": shown}
+
+
+def _examples(artifact: Artifact, base: str, rows: int, max_tokens: int, said: list[str]) -> dict[str, Any]:
+    from luthier.engine.models import architecture_of, load_tokenizer, resolve
+    from luthier.engine.rendering import Render
+
+    folder = resolve(base)
+    examples = list(artifact.examples("all"))
+    render = Render(load_tokenizer(folder), architecture_of(folder), max_tokens)
+    labelled = artifact.meta["format"] == "text-label"
+    lengths, dropped = [], Counter[str]()
+    for example in examples:
+        try:
+            tokens = render.text(example) if labelled else render.tokens(example)
+            lengths.append(len(tokens.ids) + len(tokens.decoder_ids or ()))
+        except DroppedRow as drop:
+            dropped[drop.dropped.reason] += 1
+    about: dict[str, Any] = {
+        "kind": "examples", "format": artifact.meta["format"], "rows": len(examples),
+        "clusters": len({e.cluster for e in examples}), "base": base,
+        "tokens a row": f"{min(lengths)} to {max(lengths)}" if lengths else "none fits",
+        "left out at max_tokens": f"{sum(dropped.values())} ({', '.join(dropped)})" if dropped else "none"}
+    if labelled:
+        about["labels"] = dict(Counter(str(e.label) for e in examples))
+    if said:
+        about["said while reading"] = "; ".join(said)
+    return {"about": about, "shown": [_shown(e, render, labelled) for e in examples[:rows]]}
+
+
+def _shown(example: Example, render: Any, labelled: bool) -> dict[str, Any]:
+    """One row as text segments with their mask, decoded from the very ids that would be trained on."""
+    if labelled:
+        return {"id": example.id, "text": f"{example.turns[0].text[:400]}\n-> label: {example.label}"}
+    try:
+        tokens = render.tokens(example)
+    except DroppedRow as drop:
+        return {"id": example.id, "text": f"left out: {drop.dropped.reason}, {drop.dropped.detail}"}
+    pieces = list(zip(tokens.ids, tokens.targets, strict=True)) if tokens.decoder_ids is None else [
+        *((i, False) for i in tokens.ids), *zip(tokens.decoder_ids, tokens.targets, strict=True)]
+    segments = [{"text": render.tokenizer.decode([i for i, _ in group]), "learned": learned}
+                for learned, group in groupby(pieces, key=lambda pair: pair[1])]
+    return {"id": example.id, "segments": segments, "tokens": len(pieces), "learned": sum(t for _, t in pieces)}

@@ -1,0 +1,180 @@
+"""The shipped jobs as edits of their recipes: what `luthier adapt` and `luthier tune` run."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from luthier.core.component import build
+from luthier.core.errors import UserError
+from luthier.core.recipe import Recipe, load_recipe
+from luthier.core.run import Run
+from luthier.engine.executor import Watcher, execute
+
+DEMO_PAGES = 10
+
+
+def demo_folder() -> Path:
+    """The demo's documents: package data, or `examples/` in a checkout.
+
+    Raises:
+        UserError: neither is there.
+    """
+    installed = Path(str(files("luthier"))) / "demo" / "python-reference"
+    checkout = Path(__file__).resolve().parents[3] / "examples" / "python-reference"
+    for folder in (installed, checkout):
+        if (folder / "questions.jsonl").exists():
+            return folder
+    raise UserError("The demo's documents are missing from this installation. Reinstall luthier.")
+
+
+def adapt(paths: Sequence[str], *, recipe: str = "adapt", questions: str | None = None) -> Recipe:
+    """The recipe that adapts a base to documents; `questions` is a file of hand-written test questions."""
+    made = load_recipe(recipe)
+    if paths:
+        made = made.edit(**{"documents.paths": list(paths)})
+    return _with_questions(made, questions, "refuse") if questions else made
+
+
+def demo(pico: bool = False) -> Recipe:
+    """The demo: Python's language reference. With `pico`, ten pages and models with random weights."""
+    folder = demo_folder()
+    pages = sorted((folder / "pages").glob("*.md"), key=lambda p: (-p.stat().st_size, p.name))
+    chosen = sorted(pages[:DEMO_PAGES]) if pico else pages
+    recipe = adapt([str(p) for p in sorted(chosen)] if pico else [str(folder / "pages")])
+    recipe = _with_questions(recipe, str(folder / "questions.jsonl"), "drop" if pico else "refuse")
+    if pico:
+        recipe = recipe.edit(**{
+            "base.model": "pico", "encoder.model": "pico-encoder", "questions.sources": ["headings"],
+            "questions.filters": ["self-contained", "answerable:gain=-100", "distinct"], "tuned.length": {"epochs": 2},
+            "name": "demo pico", "about": "Every step of the demo on ten pages and random weights: answers are noise."})
+    return recipe
+
+
+def _with_questions(recipe: Recipe, path: str, missing: str) -> Recipe:
+    text = copy.deepcopy(recipe.text)
+    steps = text["steps"]
+    steps["test"] = {"use": "test-questions", "path": path, "missing_quotes": missing, "inputs": {"documents": "documents"}}
+    steps["split"].setdefault("inputs", {})["test"] = "test"
+    return Recipe(text)
+
+
+def tune(data: str, *, recipe: str = "tune", objective: str | None = None) -> Recipe:
+    """The recipe that tunes on a file of examples; its format decides the objective unless one is named."""
+    from luthier.engine.steps.read import Read
+
+    made = load_recipe(recipe).edit(**{"rows.path": data})
+    labels = objective == "classify" if objective else Read(path=data).found_format() == "text-label"
+    if labels:
+        text = copy.deepcopy(made.text)
+        steps = text["steps"]
+        steps["tuned"] |= {"tasks": [{"data": "examples.train", "objective": "classify", "head": "linear"}],
+                           "over_long": "truncate", "batch_rows": 16, "max_tokens_per_example": 128}
+        steps["arm-tuned"]["metrics"] = ["accuracy"]
+        # An untuned base has no labels to answer with: a majority vote is what it is compared with.
+        steps["arm-base"] = {"use": "majority", "inputs": {"examples": "split"}}
+        made = Recipe(text)
+    elif objective:
+        made = made.edit(**{"tuned.tasks": [{"data": "examples.train", "objective": objective}]})
+    return made
+
+
+def override(recipe: Recipe, *, base: str | None = None, seed: int | None = None, parts: Mapping[str, Sequence[str]] = {},
+             sets: Sequence[str] = ()) -> Recipe:
+    """A recipe with what the command line says: base, seed, components by kind, and `path=value` edits.
+
+    Raises:
+        UserError: a part that no step of the recipe can take, or a malformed edit.
+    """
+    import yaml
+
+    edits: dict[str, Any] = {}
+    if base is not None:
+        edits["base.model"] = base
+    if seed is not None:
+        edits["seed"] = seed
+    for kind, specs in parts.items():
+        if specs:
+            edits.update(_place(recipe, kind, list(specs)))
+    for text in sets:
+        path, equals, value = text.partition("=")
+        if not equals:
+            raise UserError(f"--set {text} is not path=value, such as --set tuned.length={{epochs: 2}}.")
+        edits[path.strip()] = yaml.safe_load(value)
+    return recipe.edit(**edits) if edits else recipe
+
+
+def _place(recipe: Recipe, kind: str, specs: list[str]) -> dict[str, Any]:
+    """Where a recipe takes components of a kind: the fields of its steps that hold one, or several."""
+    places = {
+        "method": ("fit", "method", False), "regularizer": ("fit", "regularizers", True),
+        "optimizer": ("fit", "optimizer", False), "schedule": ("fit", "schedule", False),
+        "decoder": ("evaluate", "decoder", False), "metric": ("evaluate", "metrics", True),
+        "data_step": ("synthesize", "sources", True), "retriever": ("index", "retriever", False),
+    }
+    use, field, several = places[kind]
+    steps = [n.name for n in recipe.nodes if n.step.info.name == use]
+    if not steps:
+        raise UserError(f"This recipe has no step that takes a {kind.replace('_', '-')}.")
+    if not several and len(specs) > 1:
+        raise UserError(f"--{kind.replace('_', '-')} was given {len(specs)} times; one is read here. To try several: "
+                        "luthier compare.")
+    for spec in specs:
+        build(kind, spec)
+    return {f"{name}.{field}": specs if several else specs[0] for name in steps}
+
+
+def run(recipe: Recipe, folder: Path, *, fresh: bool = False, exact: bool = False, watcher: Watcher | None = None,
+        report: Callable[[Run], Path] | None = None) -> Run:
+    """Execute a recipe in a run folder and write its report."""
+    from luthier.engine.workshop import Engine
+    from luthier.pipelines.report import write
+
+    for node in recipe.nodes:
+        node.step.check()
+    finished = execute(recipe, folder, Engine(exact=exact), watcher, fresh)
+    (report or write)(finished)
+    return finished
+
+
+def evaluate(source: Run, data: str) -> Recipe:
+    """The recipe that scores a run's base and tuned model on further rows.
+
+    Raises:
+        UserError: the run has no tuned model, or rows it was trained on are among the new ones.
+    """
+    from luthier.engine.steps.read import Read
+
+    if not source.has("tuned"):
+        raise UserError(f"{source.folder} has no tuned model. Finish it first: run its command again.")
+    labels = Read(path=data).found_format() == "text-label"
+    metrics = ["accuracy"] if labels else ["exact-match", "f1", "stops"]
+    place = str(source.folder.resolve() / "steps")
+    base_model = source.step("base").meta
+    name = base_model["name"] if base_model["name"] in _packaged() else base_model["path"]
+    steps: dict[str, Any] = {
+        "base": {"use": "base", "model": name},
+        "rows": {"use": "read", "path": data},
+        "trained": {"use": "existing", "path": f"{place}/split", "kind": "examples"},
+        "tuned": {"use": "existing", "path": f"{place}/tuned", "kind": source.step("tuned").kind},
+        "test": {"use": "test-rows", "inputs": {"rows": "rows", "trained": "trained"}},
+        "arm-tuned": {"use": "evaluate", "arm": "tuned", "sets": ["test"], "metrics": metrics,
+                      "inputs": {"base": "base", "tuned": "tuned", "examples": "test"}},
+    }
+    if labels:
+        steps["arm-base"] = {"use": "majority", "sets": ["test"], "inputs": {"examples": "test"}}
+    else:
+        steps["arm-base"] = {"use": "evaluate", "arm": "base", "sets": ["test"], "metrics": metrics, "shots": [0, 3],
+                             "stops": ["token", "newline"], "inputs": {"base": "base", "examples": "test"}}
+    steps["comparison"] = {"use": "compare-arms", "inputs": {"base": "arm-base", "tuned": "arm-tuned"}}
+    return Recipe({"name": "evaluate", "about": "A run's base and tuned model on further rows.",
+                   "seed": int(source.record["seed"]), "steps": steps})
+
+
+def _packaged() -> frozenset[str]:
+    from luthier.engine.packages import PACKAGES
+
+    return frozenset(PACKAGES)

@@ -1,0 +1,227 @@
+"""hybrid: passages by meaning and by word, the two orders fused by reciprocal rank.
+
+By meaning: cosine of the encoder's embeddings of query and passage, against every passage (exact). By word: BM25 over
+stemmed words. Each gives its first `depth` passages, and
+
+    score(passage) = sum over the lists it is in of 1 / (60 + rank),    rank = 1, 2, …
+
+orders their union. Equal scores are ordered by passage id, within the lists as in the union, so the same index and the
+same query always give the same passages. A query is plain text: no character of it is an operator.
+
+When it helps: embeddings find other wordings, words find names and codes that an encoder has never seen; the fusion needs
+no scale common to both. Source: Cormack, Clarke and Büttcher 2009, "Reciprocal rank fusion outperforms Condorcet and
+individual rank learning methods"; Robertson and Zaragoza 2009, "The probabilistic relevance framework: BM25 and beyond".
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from luthier.core.artifact import Artifact, seal
+from luthier.core.errors import UserError
+from luthier.core.example import Passage
+from luthier.core.identity import digest
+from luthier.core.kinds import Retriever
+from luthier.core.step import Ctx
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from luthier.engine.models import Model
+
+CONSTANT = 60
+TABLE = "passages"
+BATCH = 128
+# Rows asked for beyond `depth`, to see whether a tie runs over its end.
+SPARE = 16
+_KEPT = ["id", "text", "document", "section", "headings", "tokens"]
+Language = Literal["Arabic", "Danish", "Dutch", "English", "Finnish", "French", "German", "Greek", "Hungarian", "Italian",
+                   "Norwegian", "Portuguese", "Romanian", "Russian", "Spanish", "Swedish", "Tamil", "Turkish"]
+
+
+class Hybrid(Retriever, name="hybrid"):
+    """Embeddings and BM25 fused by reciprocal rank, in a LanceDB table."""
+
+    vector: bool = Field(True, description="search by meaning, with the encoder")
+    text: bool = Field(True, description="search by word, with BM25")
+    depth: int = Field(50, ge=1, description="how many passages of each of the two lists are fused")
+    with_headings: bool = Field(True, description="a passage is searched together with the headings above it")
+    max_tokens: int = Field(256, ge=8, description="how much of a passage the encoder reads; longer ones are counted")
+    language: Language = Field("English", description="whose endings are stripped from words")
+
+    @field_validator("text")
+    @classmethod
+    def _one_is_on(cls, text: bool, info: ValidationInfo) -> bool:
+        if not text and not info.data.get("vector", True):
+            raise ValueError("vector is off too; leave one of the two on")
+        return text
+
+    def index(self, passages: Iterable[Passage], ctx: Ctx) -> Artifact:
+        """The table of all passages. Embeddings are journalled batch by batch, bit for bit.
+
+        Raises:
+            UserError: no passages, or two with the same id.
+        """
+        from lancedb.index import FTS
+
+        encoder = ctx.roles["encoder"]
+        shutil.rmtree(ctx.folder / f"{TABLE}.lance", ignore_errors=True)  # of an attempt that was killed
+        rows: dict[str, str] = {}
+        cut = [0]
+        schema = _schema(encoder.width if self.vector else 0)
+        table = _connect(ctx).create_table(TABLE, self._batches(passages, schema, rows, cut, ctx), schema=schema)
+        if not rows:
+            raise UserError("There are no passages to search: the documents are empty.")
+        if self.text:
+            # Stop words stay: in a manual of a programming language `if`, `not` and `with` are what is asked about,
+            # and where they are everywhere BM25 gives them next to no weight.
+            table.create_index("searched", config=FTS(language=self.language, remove_stop_words=False))
+        if cut[0]:
+            ctx.log(f"{cut[0]} of {len(rows)} passages are longer than the {self._limit(encoder)} tokens that the encoder "
+                    "reads; by meaning they are found by their beginning only")
+        # Table files hold random names and times; what the index says is a function of these three.
+        identity = digest({"rows": rows, "retriever": self.identity_values(), "encoder": encoder.identity})
+        return seal("index", ctx.folder, identity=identity, retriever=self.to_dict(), cut=cut[0], passages=table.count_rows(),
+                    encoder={"identity": encoder.identity, "name": encoder.name})
+
+    def search(self, index: Artifact, queries: Sequence[str], k: int, ctx: Ctx) -> list[list[tuple[Passage, float]]]:
+        """The k best passages of each query with their fused scores; fewer when fewer were found.
+
+        Raises:
+            UserError: k below 1, or another encoder than the index was made with.
+        """
+        if k < 1:
+            raise UserError(f"k = {k}: at least one passage must be asked for.")
+        # Half a surrogate pair, as a broken file name gives, is no character that a tokenizer can read.
+        asked = [q.encode("utf-8", "replace").decode("utf-8") for q in queries]
+        depth = max(self.depth, k)
+        lists: list[list[list[Passage]]] = [[] for _ in asked]
+        table = _connect(index).open_table(TABLE)
+        if self.vector and asked:
+            for found, vector in zip(lists, self._embed_queries(index, asked, ctx), strict=True):
+                found.append(_first(lambda n, v=vector: _by_meaning(table, v, n), depth))  # type: ignore[misc]
+        if self.text:
+            for found, query in zip(lists, asked, strict=True):
+                found.append(_first(lambda n, q=query: _by_word(table, q, n), depth))  # type: ignore[misc]
+        return [fuse(found)[:k] for found in lists]
+
+    def searched(self, passage: Passage) -> str:
+        """The text by which a passage is found."""
+        headings = " > ".join(passage.headings) if self.with_headings else ""
+        return f"{headings}\n{passage.text}" if headings else passage.text
+
+    def _limit(self, encoder: Model) -> int:
+        return min(self.max_tokens, encoder.limit)
+
+    def _batches(self, passages: Iterable[Passage], schema: Any, rows: dict[str, str], cut: list[int], ctx: Ctx
+                 ) -> Iterator[Any]:
+        """Record batches of the table; fills `rows` with a digest by id and adds to `cut`."""
+        import pyarrow as pa
+
+        source = iter(passages)
+        while batch := list(islice(source, BATCH)):
+            for passage in batch:
+                if passage.id in rows:
+                    raise UserError(f"Two passages have the id '{passage.id}'; ids must differ.")
+                rows[passage.id] = digest(passage.to_dict())
+            texts = [self.searched(p) for p in batch]
+            columns = [[getattr(p, name) for p in batch] for name in _KEPT]
+            columns[_KEPT.index("headings")] = [list(p.headings) for p in batch]
+            arrays = [pa.array(c, type=schema.field(n).type) for n, c in zip(_KEPT, columns, strict=True)]
+            arrays.append(pa.array(texts))
+            if self.vector:
+                vectors, longer = self._embed(texts, ctx)
+                cut[0] += longer
+                arrays.append(pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1]))
+            yield pa.RecordBatch.from_arrays(arrays, schema=schema)
+            ctx.progress(len(rows), len(rows), "passages")
+
+    def _embed(self, texts: Sequence[str], ctx: Ctx) -> tuple[np.ndarray, int]:
+        """[texts, width] float32, and how many texts are longer than what was read."""
+        import numpy as np
+
+        encoder = ctx.roles["encoder"]
+
+        def make() -> dict[str, Any]:
+            vectors = np.ascontiguousarray(ctx.engine.embed(encoder, texts, self.max_tokens), dtype="<f4")
+            lengths = [len(encoder.tokenizer(t)["input_ids"]) for t in texts]
+            return {"vectors": base64.b64encode(vectors.tobytes()).decode("ascii"),
+                    "longer": sum(n > self._limit(encoder) for n in lengths)}
+
+        key = digest({"texts": texts, "encoder": encoder.identity, "max_tokens": self.max_tokens})
+        kept = ctx.journal.do(f"embed/{key}", make)
+        vectors = np.frombuffer(base64.b64decode(kept["vectors"]), dtype="<f4")
+        return vectors.reshape(len(texts), encoder.width), kept["longer"]
+
+    def _embed_queries(self, index: Artifact, queries: Sequence[str], ctx: Ctx) -> np.ndarray:
+        encoder, made_with = ctx.roles["encoder"], index.meta["encoder"]
+        if encoder.identity != made_with["identity"]:
+            raise UserError(f"The index was made with the encoder {made_with['name']} ({made_with['identity'][:8]}), the "
+                            f"query would be read by {encoder.name} ({encoder.identity[:8]}). Use the same, or index again.")
+        if not index.meta["retriever"]["vector"]:
+            raise UserError("This index was made with 'vector: false'; it can't be searched by meaning. Index again.")
+        vectors: np.ndarray = ctx.engine.embed(encoder, queries, self.max_tokens)
+        return vectors
+
+
+def fuse(lists: Iterable[Sequence[Passage]]) -> list[tuple[Passage, float]]:
+    """Reciprocal rank fusion of ordered lists, best first, equal scores by id."""
+    found: dict[str, Passage] = {}
+    scores: dict[str, float] = {}
+    for ordered in lists:
+        for rank, passage in enumerate(ordered, 1):
+            found[passage.id] = passage
+            scores[passage.id] = scores.get(passage.id, 0.0) + 1 / (CONSTANT + rank)
+    return [(found[i], scores[i]) for i in sorted(scores, key=lambda i: (-scores[i], i))]
+
+
+def _first(ask: Callable[[int], list[tuple[float, Passage]]], depth: int) -> list[Passage]:
+    """The `depth` best, equal scores by id: asks for more while a tie runs over the end of what came back."""
+    limit = depth + SPARE
+    while True:
+        rows = sorted(ask(limit), key=lambda row: (-row[0], row[1].id))
+        if len(rows) < limit or rows[-1][0] < rows[depth - 1][0]:
+            return [passage for _, passage in rows[:depth]]
+        limit *= 2
+
+
+def _by_meaning(table: Any, vector: np.ndarray, limit: int) -> list[tuple[float, Passage]]:
+    # Rounded, so that what differs only by the order of a sum is a tie, and ties are ordered by id.
+    query = table.search(vector, vector_column_name="vector").distance_type("cosine").bypass_vector_index()
+    return [(round(1 - row["_distance"], 6), _passage(row)) for row in query.select([*_KEPT, "_distance"]).limit(limit)
+            .to_list()]
+
+
+def _by_word(table: Any, text: str, limit: int) -> list[tuple[float, Passage]]:
+    from lancedb.query import MatchQuery
+
+    # A match query reads its text with the tokenizer of the index: nothing in it is an operator.
+    query = table.search(MatchQuery(text, "searched"), query_type="fts")
+    return [(round(row["_score"], 4), _passage(row)) for row in query.select([*_KEPT, "_score"]).limit(limit).to_list()]
+
+
+def _passage(row: Mapping[str, Any]) -> Passage:
+    return Passage.from_dict({name: row[name] for name in _KEPT})
+
+
+def _connect(where: Ctx | Artifact) -> Any:
+    # Its log speaks of its own files on the user's terminal; errors still arrive as exceptions.
+    os.environ.setdefault("LANCEDB_LOG", "error")
+    import lancedb
+
+    return lancedb.connect(where.folder)
+
+
+def _schema(width: int) -> Any:
+    import pyarrow as pa
+
+    texts = [(name, pa.string()) for name in ("id", "text", "document", "section")]
+    rest = [("headings", pa.list_(pa.string())), ("tokens", pa.int64()), ("searched", pa.string())]
+    return pa.schema([*texts, *rest, *([("vector", pa.list_(pa.float32(), width))] if width else [])])
