@@ -23,7 +23,7 @@ ifeq ($(DEMO),gemma)
 	@echo "as the next line shows: by running it you accept them. 'make demo DEMO=pico' needs no terms."
 	$(BIN)/luthier adapt --demo --accept-terms gemma --out runs/demo $(ARGS)
 else
-	$(BIN)/luthier adapt --demo $(DEMO) --out runs/demo-$(DEMO) $(ARGS)
+	$(BIN)/luthier adapt --demo --$(DEMO) --out runs/demo-$(DEMO) $(ARGS)
 endif
 
 test: setup ## every test that is not marked slow

@@ -27,10 +27,7 @@ RATE = 1e-2
 
 def probe(name: str, base, batch) -> str:
     """`works`, or why not."""
-    table = dict(method.probed())
-    table[name] = "works"
-    method.probed.cache_clear()
-    method.probed = lambda: table
+    method.probed = lambda: {name: "works"}  # the component refuses what was not found to work
     model = load_base(base)
     torch.manual_seed(0)
     model.module.train()
@@ -59,6 +56,21 @@ def probe(name: str, base, batch) -> str:
     return "works"
 
 
+def _llama(folder: Path) -> Path:
+    """A tiny Llama, wide enough for the block sizes that PEFT's types have by default."""
+    from transformers import AutoConfig, LlamaForCausalLM
+
+    from luthier.engine.models import load_tokenizer, resolve
+
+    config = AutoConfig.from_pretrained(resolve("pico"))
+    config.hidden_size, config.intermediate_size, config.head_dim = 256, 512, 64
+    config.num_attention_heads = config.num_key_value_heads = 4
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    load_tokenizer(resolve("pico")).save_pretrained(folder)
+    return folder
+
+
 def main() -> None:
     from luthier.core.files import Journal
     from luthier.core.rng import Rng
@@ -70,7 +82,7 @@ def main() -> None:
     engine = Engine(threads=1, exact=True)
     with tempfile.TemporaryDirectory() as folder:
         ctx = Ctx(Rng(0), Path(folder), Journal(Path(folder) / "journal.jsonl"), engine)
-        base = Base(model="pico").run({}, ctx)
+        base = Base(model=str(_llama(Path(folder) / "llama"))).run({}, ctx)
         model = load_base(base)
         from luthier.core.example import question
         from luthier.engine.rendering import renderer
@@ -87,8 +99,8 @@ def main() -> None:
                 found[name] = str(error).removeprefix(f"PEFT refused {name} on pico: ").splitlines()[0][:160]
             except Exception as error:  # the probe's answer is whatever went wrong
                 found[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:160] if str(error) else ''}"
-            print(f"{name:20} {found[name]}")
-    table = {"peft": version("peft"), "probe": f"tiny Llama, {STEPS} AdamW steps at {RATE}", "types": found}
+            print(f"{name:24} {found[name]}")
+    table = {"peft": version("peft"), "probe": f"Llama of width 256 and 2 layers, {STEPS} AdamW steps at {RATE}", "types": found}
     method.TABLE.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
     print(sum(v == "works" for v in found.values()), "of", len(found), "work")
 

@@ -17,7 +17,10 @@ from luthier.engine.workshop import Engine  # noqa: F401  (opens the engine befo
 from tests.contracts.workbench import class_of, example_of, shipped
 
 # Modules that hold several components on purpose: the parts of one idea.
-FAMILIES = {"luthier.engine.steps.repeat": {"repeat", "given"}}
+FAMILIES = {
+    "luthier.engine.steps.repeat": {"repeat", "given"},
+    "luthier.engine.steps.existing": {"existing", "test-rows"},
+}
 TYPES = {"string", "integer", "number", "boolean", "array", "object", "null"}
 
 every = pytest.mark.parametrize("row", shipped())

@@ -72,15 +72,15 @@ class _Shown:
 
     def progress(self, done: int, total: int, unit: str = "", **numbers: float) -> None:
         now = time.monotonic()
-        if self.first < 0:
-            self.first, self.began = done - 1, now
+        if self.first < 0:  # what a resumed step finds done must not enter the rate
+            self.first, self.began = done, now
         if now - self.last < (0.5 if self.moving else 15) and done < total:
             return
         self.last = now
         fresh = done - self.first
-        left = (now - self.began) / max(fresh, 1) * (total - done)
+        known = fresh > 0 and done < total
         extra = "".join(f", {k} {v:.3g}" for k, v in numbers.items())
-        tail = f", {_time(left)} left" if done < total else ""
+        tail = f", {_time((now - self.began) / fresh * (total - done))} left" if known else ""
         self._line(f"  {self.name}: {done} of {total} {unit}{extra}{tail}", keep=not self.moving)
 
     def _line(self, text: str, keep: bool) -> None:

@@ -70,12 +70,12 @@ def execute_nodes(recipe: Recipe, root: Path, engine: Engine, watcher: Watcher,
     done: dict[str, Artifact] = dict(given or {})
     nodes = [n for n in recipe.nodes if n.name not in done]
     for number, node in enumerate(nodes, 1):
+        watcher.started(node.name, number, len(nodes))
         inputs = {wanted: done[source] for wanted, source in node.inputs.items()}
         key = digest({"step": node.step.identity, "content": node.step.content(),
                       "seed": recipe.seed if type(node.step).seeded else None,
                       "inputs": {n: a.identity for n, a in inputs.items()}})
         final = root / node.name
-        watcher.started(node.name, number, len(nodes))
         kept = _finished(final, key)
         if kept is not None:
             done[node.name] = kept
@@ -127,7 +127,7 @@ def _run_one(node: Node, inputs: Mapping[str, Artifact], key: str, root: Path, r
         _keep_failure(work, record, seconds, gate)
         raise gate
     write_json(work / "step.json", {
-        "name": node.name, "use": node.step.info.title, "kind": artifact.kind, "key": key,
+        "name": node.name, "use": node.step.info.name, "version": node.step.info.version, "kind": artifact.kind, "key": key,
         "identity": artifact.identity, "inputs": {n: a.identity for n, a in inputs.items()},
         "started": record["started"], "finished": now(), "seconds": round(seconds, 3), "log": "log.txt",
     })

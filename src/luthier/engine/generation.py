@@ -18,6 +18,9 @@ from luthier.engine.forward import hidden_states, trunk_of, vocabulary_of
 from luthier.engine.models import Model
 
 BATCH_TOKENS = 8192
+# Where an answer ends besides the stop token: nowhere, or after so many lines with text in them.
+Stop = Literal["token", "newline", "two lines"]
+_LINES = {"token": 0, "newline": 1, "two lines": 2}
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ def batches_of(lengths: Sequence[int], rows: int = 16, tokens: int = BATCH_TOKEN
 
 
 def generate(models: Mapping[str, Model], prompts: Sequence[list[int]], decoder: Decoder, rng: Rng, *,
-             stop: Literal["token", "newline"] = "token", journal: Journal | None = None,
+             stop: Stop = "token", journal: Journal | None = None,
              progress: Progress = silent) -> list[Generated]:
     """Continue each prompt (token ids) with the decoder. `models["policy"]` speaks; other roles are asked too.
 
@@ -73,7 +76,7 @@ def generate(models: Mapping[str, Model], prompts: Sequence[list[int]], decoder:
 
 @torch.no_grad()
 def _generate(models: Mapping[str, Model], prompts: list[list[int]], decoder: Decoder, rngs: Sequence[Rng],
-              stop: str) -> list[Generated]:
+              stop: Stop) -> list[Generated]:
     model = models["policy"]
     tokenizer, rows = model.tokenizer, len(prompts)
     speakers = {role: _Speaker(m, prompts) for role, m in models.items()}
@@ -91,8 +94,8 @@ def _generate(models: Mapping[str, Model], prompts: list[list[int]], decoder: De
                 stopped[i] = done[i] = True
                 continue
             written[i].append(token)
-            if stop == "newline" and "\n" in tokenizer.decode([token]) and tokenizer.decode(written[i]).strip():
-                stopped[i] = done[i] = True
+            if _LINES[stop] and "\n" in tokenizer.decode([token]):
+                done[i] = stopped[i] = len(_lines(tokenizer.decode(written[i]) + "|")) > _LINES[stop]
         if all(done) or position + 1 == decoder.max_new_tokens:
             break
         pad = tokenizer.pad_token_id or 0
@@ -100,9 +103,13 @@ def _generate(models: Mapping[str, Model], prompts: list[list[int]], decoder: De
         for speaker in speakers.values():
             speaker.hear(chosen)
     texts = [str(tokenizer.decode(w, skip_special_tokens=True)).strip() for w in written]
-    if stop == "newline":
-        texts = [t.split("\n", 1)[0].strip() for t in texts]
+    if _LINES[stop]:
+        texts = ["\n".join(_lines(t)[:_LINES[stop]]) for t in texts]
     return [Generated(texts[i], len(written[i]), stopped[i], len(prompts[i])) for i in range(rows)]
+
+
+def _lines(text: str) -> list[str]:
+    return [line.strip() for line in text.split("\n") if line.strip()]
 
 
 class _Speaker:

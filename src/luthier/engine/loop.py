@@ -7,6 +7,7 @@ per micro-batch; every state is in the checkpoint: a resumed run is the uninterr
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -118,8 +119,8 @@ class Snapshot:
     loop: Loop
 
     def restore(self) -> None:
-        """Put the state back."""
-        self.loop.load_tree(self.tree)
+        """Put the state back; a copy of it, since training goes on in the tensors that are handed over."""
+        self.loop.load_tree(copy.deepcopy(self.tree))
 
 
 @dataclass
@@ -149,6 +150,9 @@ class Loop:
         self.per_epoch = math.ceil(len(self.tasks[0].rows) / self.plan.batch_rows)
         self.ctx.clock, self.ctx.closure, self.ctx.perturbed = self.clock, self.closure, self.perturbed
         self.ctx.snapshot, self.ctx.rebuild_optimizer = self.snapshot, self.rebuild_optimizer
+        # Weights that `rebuild_optimizer` took out of training, and what those it took in were before.
+        self.left: dict[str, torch.nn.Parameter] = {}
+        self.before: dict[str, torch.Tensor] = {}
 
     @property
     def model(self) -> Model:
@@ -261,12 +265,21 @@ class Loop:
     def rebuild_optimizer(self, keep: bool = True) -> None:
         """Choose the trained weights anew from the method's groups; `keep` carries the state of those that stay."""
         old = {id(p): self.torch_optimizer.state.get(m, {}) for p, m in self.masters.pairs}
+        was = {id(p) for p, _ in self.masters.pairs}
         self.masters = Masters(self.groups())
         self.torch_optimizer = self.optimizer.make(self.masters.groups, self.plan.learning_rate)
         self.rates = [g["lr"] for g in self.torch_optimizer.param_groups]
         for parameter, master in self.masters.pairs:
             if keep and old.get(id(parameter)):
                 self.torch_optimizer.state[master] = old[id(parameter)]
+        now = {id(p) for p, _ in self.masters.pairs}
+        for name, parameter in self._weights().items():
+            if id(parameter) in was - now:
+                self.left[name] = parameter
+            elif id(parameter) in now:
+                self.left.pop(name, None)
+                if id(parameter) not in was:
+                    self.before.setdefault(name, parameter.detach().clone())
 
     def _round(self, row: dict[str, Any]) -> None:
         self.clock.epoch += 1
@@ -284,10 +297,16 @@ class Loop:
 
     # --- state -------------------------------------------------------------------------------------------------
 
+    def _weights(self) -> dict[str, torch.nn.Parameter]:
+        modules = {"": self.model.module, **{f"{task}:": head for task, head in self.model.heads.items()}}
+        return {f"{prefix}{n}": p for prefix, module in modules.items() for n, p in module.named_parameters()}
+
     def tree(self) -> dict[str, Any]:
         """Every state as nested dictionaries."""
         return {
             "clock": asdict(self.clock), "curve": self.curve,
+            "trained": [n for n, p in self._weights().items() if p.requires_grad],
+            "left": {n: p.detach() for n, p in self.left.items()},
             "masters": [m.detach() for m in self.masters.tensors()],
             "optimizer": self.torch_optimizer.state_dict(),
             "hooks": [h.state_dict() for h in self.hooks],
@@ -298,6 +317,7 @@ class Loop:
         for name, value in tree["clock"].items():
             setattr(self.clock, name, value)
         self.curve = list(tree["curve"])
+        self._choose(tree["trained"], tree["left"])
         with torch.no_grad():
             for master, tensor in zip(self.masters.tensors(), tree["masters"], strict=True):
                 master.copy_(tensor)
@@ -305,6 +325,18 @@ class Loop:
         self.torch_optimizer.load_state_dict(tree["optimizer"])
         for hook, state in zip(self.hooks, tree["hooks"], strict=True):
             hook.load_state_dict(state)
+
+    def _choose(self, trained: Sequence[str], left: Mapping[str, torch.Tensor]) -> None:
+        """Train these weights again, and put back those that were trained before."""
+        weights = self._weights()
+        with torch.no_grad():
+            for name, tensor in {**self.before, **left}.items():
+                weights[name].copy_(tensor)
+        if set(trained) != {n for n, p in weights.items() if p.requires_grad}:
+            for name, parameter in weights.items():
+                parameter.requires_grad_(name in set(trained))
+            self.rebuild_optimizer(False)
+        self.left = {n: weights[n] for n in left}
 
     def snapshot(self) -> Snapshot:
         """A copy of every state in memory."""

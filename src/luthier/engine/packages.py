@@ -113,17 +113,28 @@ def check(name: str) -> None:
     check_terms(name)
 
 
-def _version(package: Package) -> str:
+def version_of(name: str) -> str:
+    """Version of the package that a model comes in; a hash of the source for pico models."""
+    package = PACKAGES[name]
     if package.module == "luthier":
         return hash_file(Path(pico.__file__))[:8]
     return metadata.version(package.module.replace("_", "-"))
+
+
+def _cached(name: str) -> Path:
+    return cache_folder() / "models" / f"{name}-{version_of(name)}"
+
+
+def is_converted(name: str) -> bool:
+    """Whether the cache holds the model already."""
+    return (_cached(name) / "checksum.json").exists()
 
 
 def model_folder(name: str) -> Path:
     """The converted model in the cache, made on first use and verified by its checksum."""
     check(name)
     package = PACKAGES[name]
-    folder = cache_folder() / "models" / f"{name}-{_version(package)}"
+    folder = _cached(name)
     record = folder / "checksum.json"
     if record.exists() and read_json(record)["sha256"] == hash_folder(folder, frozenset({"checksum.json"})):
         return folder

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -16,7 +16,7 @@ from luthier.core.kinds import Decoder, Metric, Prediction
 from luthier.core.rng import Rng
 from luthier.core.step import Ctx, Progress, silent
 from luthier.engine import generation, models
-from luthier.engine.generation import Generated
+from luthier.engine.generation import Generated, Stop
 from luthier.engine.models import Model
 
 # Nothing is sent out unasked, by us or by what we build on.
@@ -77,7 +77,7 @@ class Engine:
         self._models.clear()
 
     def generate(self, model: Model | Mapping[str, Model], prompts: Sequence[list[int]], decoder: Decoder | str, *,
-                 rng: Rng | None = None, stop: Literal["token", "newline"] = "token",
+                 rng: Rng | None = None, stop: Stop = "token",
                  journal: Journal | None = None, progress: Progress = silent) -> list[Generated]:
         """Continue token ids; batched, and journalled batch by batch when a journal is given."""
         speakers = {"policy": model} if isinstance(model, Model) else model

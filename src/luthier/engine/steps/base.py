@@ -27,16 +27,21 @@ class Base(Step, name="base"):
         require_mb(check_base(self.model) * 1.2, f"Loading {self.model}")
 
     def content(self) -> dict[str, Any]:
-        """The hash of the weights, so that a changed folder is another base."""
+        """The package's version, or the hash of a local folder's files: a changed folder is another base."""
         from luthier.engine.models import base_identity, resolve
+        from luthier.engine.packages import PACKAGES, version_of
 
+        if self.model in PACKAGES:
+            return {"package": version_of(self.model)}
         return {"base": base_identity(resolve(self.model))}
 
     def run(self, inputs: Mapping[str, Artifact], ctx: Ctx) -> Artifact:
         """Write where the model is; its weights stay in the cache or the user's folder."""
         from luthier.engine.models import architecture_of, base_identity, resolve
-        from luthier.engine.packages import PACKAGES
+        from luthier.engine.packages import PACKAGES, is_converted
 
+        if self.model in PACKAGES and not is_converted(self.model):
+            ctx.log(f"converting {self.model} to {PACKAGES[self.model].megabytes} MB of safetensors, once")
         folder = resolve(self.model)
         if (folder / "licenses").exists():
             copy_licenses([folder], ctx.folder)

@@ -36,10 +36,10 @@ class Index(Step, name="index"):
         Raises:
             UserError: the model is not an encoder.
         """
-        documents, total = inputs["documents"], inputs["documents"].meta["passages"]
+        documents, of = inputs["documents"], inputs["documents"].meta["passages"]
 
-        def progress(done: int, _: int, unit: str = "", **shown: float) -> None:
-            ctx.progress(done, total, unit, **shown)  # the retriever reads a stream and can't know its end
+        def progress(done: int, total: int, unit: str = "", **shown: float) -> None:
+            ctx.progress(done, of, unit, **shown)  # the retriever reads a stream and can't know its end
 
         copy_licenses([documents.folder], ctx.folder)
         return self.retriever.index(documents.passages(), replace(_with_encoder(inputs, ctx), progress=progress))
@@ -53,7 +53,7 @@ class Index(Step, name="index"):
         answers = self.retriever.search(artifact, [_words(p) for p in probes], 1, _with_encoder(inputs, ctx))
         lost = [p.id for p, first in zip(probes, answers, strict=True) if not _is_first(p, [a for a, _ in first])]
         share = 1 - len(lost) / len(probes)
-        detail = f"{len(probes)} passages searched by their own words" + (f"; not first: {', '.join(lost)}" if lost else "")
+        detail = f"{len(probes)} passages searched by their own words; not first: {', '.join(lost) or 'none'}"
         return [*found, receipt("index/own words", 1.0, share, TOLERANCE, unit="share found first", detail=detail)]
 
 

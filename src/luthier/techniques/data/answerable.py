@@ -2,7 +2,7 @@
 
 Two conditions. Support: the share of the answer's content words that occur in the passage. Gain, where a writer model
 is at hand: log p(answer | passage, question) - log p(answer | question) per token, which is small when the answer is a
-phrase that fits any question.
+phrase that fits any question. An answer of four words or more that stands in the passage word for word needs no gain.
 """
 
 from __future__ import annotations
@@ -13,9 +13,12 @@ from typing import ClassVar
 from pydantic import Field
 
 from luthier.core.example import Dropped, Example
+from luthier.core.identity import digest
 from luthier.core.kinds import DataStep
 from luthier.core.step import Ctx
 from luthier.techniques.data._questions import content_words, words
+
+VERBATIM_WORDS = 4
 
 
 class Answerable(DataStep, name="answerable"):
@@ -26,24 +29,24 @@ class Answerable(DataStep, name="answerable"):
     gain: float = Field(0.5, description="least gain in log-probability per answer token from seeing the passage, nats")
 
     def apply(self, rows: Iterator[Example], ctx: Ctx) -> Iterator[Example | Dropped]:
-        examples = list(rows)
-        gains = self._gains(examples, ctx) if ctx.roles.get("writer") else [float("inf")] * len(examples)
-        for row, gain in zip(examples, gains, strict=True):
-            passage = row.part("passage")
-            answer = content_words(row.answer) or set(words(row.answer))
-            supported = len(answer & set(words(passage))) / len(answer) if answer else 0.0
-            if supported < self.support:
-                yield Dropped(row.id, "not answerable", f"{supported:.0%} of the answer's words stand in the passage: "
-                                                        f"{row.part('question')} | {row.answer}")
-            elif gain < self.gain:
-                yield Dropped(row.id, "not answerable", f"the passage adds {gain:.2f} nats a token: "
-                                                        f"{row.part('question')} | {row.answer}")
+        supported: list[Example] = []
+        for row in rows:
+            share = _support(row)
+            if share < self.support:
+                yield Dropped(row.id, "not answerable", f"{share:.0%} of the answer's words stand in the passage: {_both(row)}")
             elif content_words(row.answer) <= content_words(row.part("question")):
-                yield Dropped(row.id, "answers itself", f"{row.part('question')} | {row.answer}")
+                yield Dropped(row.id, "answers itself", _both(row))
+            else:
+                supported.append(row)
+        gains = self._gains([r for r in supported if not _verbatim(r)], ctx) if ctx.roles.get("writer") else {}
+        for row in supported:
+            gain = gains.get(row.id, self.gain)
+            if gain < self.gain:
+                yield Dropped(row.id, "not answerable", f"the passage adds {gain:.2f} nats a token: {_both(row)}")
             else:
                 yield row
 
-    def _gains(self, examples: list[Example], ctx: Ctx) -> list[float]:
+    def _gains(self, examples: list[Example], ctx: Ctx) -> dict[str, float]:
         from luthier.engine.rendering import Render, with_passages
 
         writer = ctx.roles["writer"]
@@ -52,6 +55,22 @@ class Answerable(DataStep, name="answerable"):
         for row in examples:
             answer = render.encode(f" {row.answer}")
             pairs += [(render.prompt(row), answer), (render.prompt(with_passages(row, ())), answer)]
-        key = f"gains/{writer.identity}/{len(examples)}/" + "|".join(r.id for r in examples[:3])
+        key = "gains/" + digest([writer.identity, pairs])
         scores = ctx.journal.do(key, lambda: [s for s, _ in ctx.engine.score(writer, pairs)])
-        return [(scores[2 * i] - scores[2 * i + 1]) / max(1, len(pairs[2 * i][1])) for i in range(len(examples))]
+        return {row.id: (scores[2 * i] - scores[2 * i + 1]) / max(1, len(pairs[2 * i][1]))
+                for i, row in enumerate(examples)}
+
+
+def _support(row: Example) -> float:
+    answer = content_words(row.answer) or set(words(row.answer))
+    return len(answer & set(words(row.part("passage")))) / len(answer) if answer else 0.0
+
+
+def _verbatim(row: Example) -> bool:
+    """A longer phrase that stands in the passage word for word needs no model to vouch for it."""
+    said = words(row.answer)
+    return len(said) >= VERBATIM_WORDS and f" {' '.join(said)} " in f" {' '.join(words(row.part('passage')))} "
+
+
+def _both(row: Example) -> str:
+    return f"{row.part('question')} | {row.answer}"

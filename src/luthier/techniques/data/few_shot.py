@@ -39,7 +39,7 @@ class FewShot(DataStep, name="few-shot"):
     roles: ClassVar[tuple[str, ...]] = ("writer",)
     passages: int = Field(96, ge=1, description="how many passages are asked about; spread over all sections")
     min_words: int = Field(25, ge=1, description="shorter passages are not asked about")
-    decoder: Slot[Decoder] = Field("greedy:max_new_tokens=64", description="how the writer writes")
+    decoder: Slot[Decoder] = Field("greedy:max_new_tokens=60", description="how the writer writes")
 
     def apply(self, rows: Iterator[Passage], ctx: Ctx) -> Iterator[Example | Dropped]:
         from luthier.engine.rendering import Render
@@ -50,8 +50,8 @@ class FewShot(DataStep, name="few-shot"):
         render = Render(writer.tokenizer, writer.architecture, writer.limit)
         chosen = self._spread([p for p in rows if len(p.text.split()) >= self.min_words], ctx)
         prompts = [render._start() + render.encode(_prompt(p)) for p in chosen]
-        made = ctx.engine.generate(writer, prompts, self.decoder, rng=ctx.rng.within("few-shot"), journal=ctx.journal,
-                                   progress=ctx.progress)
+        made = ctx.engine.generate(writer, prompts, self.decoder, rng=ctx.rng.within("few-shot"), stop="two lines",
+                                   journal=ctx.journal, progress=ctx.progress)
         for passage, result in zip(chosen, made, strict=True):
             match = _WRITTEN.match(result.text)
             if match is None:

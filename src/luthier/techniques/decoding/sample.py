@@ -29,7 +29,7 @@ class Sample(Decoder, name="sample"):
     def choose(self, scores: torch.Tensor, rngs: Sequence[Callable[[], float]]) -> torch.Tensor:
         import torch
 
-        probabilities, order = scores.softmax(-1).sort(-1, descending=True, stable=True)
+        probabilities, order = scores.softmax(-1).sort(dim=-1, descending=True, stable=True)
         before = probabilities.cumsum(-1) - probabilities
         probabilities = probabilities.masked_fill(before >= self.top_p, 0)
         reached = probabilities.cumsum(-1) / probabilities.sum(-1, keepdim=True)

@@ -5,8 +5,8 @@ one of them (success at k). No value without gold passages (`meta["gold"]`) or i
 a question for which retrieval came back empty counts 0. `shown` says how many passages there were: with fewer than `k`
 the number is that of a shorter list.
 
-When it helps: an answer can't be better than the passages it is read from. Source: Karpukhin et al. 2020, "Dense passage
-retrieval for open-domain question answering" (top-k retrieval accuracy).
+When it helps: an answer can't be better than the passages it is read from. Source: Karpukhin et al. 2020, "Dense
+passage retrieval for open-domain question answering" (top-k retrieval accuracy).
 """
 
 from __future__ import annotations

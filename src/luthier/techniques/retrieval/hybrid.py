@@ -8,9 +8,10 @@ stemmed words. Each gives its first `depth` passages, and
 orders their union. Equal scores are ordered by passage id, within the lists as in the union, so the same index and the
 same query always give the same passages. A query is plain text: no character of it is an operator.
 
-When it helps: embeddings find other wordings, words find names and codes that an encoder has never seen; the fusion needs
-no scale common to both. Source: Cormack, Clarke and Büttcher 2009, "Reciprocal rank fusion outperforms Condorcet and
-individual rank learning methods"; Robertson and Zaragoza 2009, "The probabilistic relevance framework: BM25 and beyond".
+When it helps: embeddings find other wordings, words find names and codes that an encoder has never seen; the fusion
+needs no scale common to both. Source: Cormack, Clarke and Büttcher 2009, "Reciprocal rank fusion outperforms Condorcet
+and individual rank learning methods"; Robertson and Zaragoza 2009, "The probabilistic relevance framework: BM25 and
+beyond".
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import base64
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
@@ -36,14 +37,18 @@ if TYPE_CHECKING:
 
     from luthier.engine.models import Model
 
+# LanceDB's log speaks of its own files on the user's terminal; errors still arrive as exceptions.
+os.environ.setdefault("LANCEDB_LOG", "error")
 CONSTANT = 60
 TABLE = "passages"
-BATCH = 128
+# Passages embedded at a time, and how many such batches are written at a time.
+BATCH, SHARD = 128, 32
 # Rows asked for beyond `depth`, to see whether a tie runs over its end.
 SPARE = 16
 _KEPT = ["id", "text", "document", "section", "headings", "tokens"]
-Language = Literal["Arabic", "Danish", "Dutch", "English", "Finnish", "French", "German", "Greek", "Hungarian", "Italian",
-                   "Norwegian", "Portuguese", "Romanian", "Russian", "Spanish", "Swedish", "Tamil", "Turkish"]
+Language = Literal["Arabic", "Danish", "Dutch", "English", "Finnish", "French", "German", "Greek",
+                   "Hungarian", "Italian", "Norwegian", "Portuguese", "Romanian", "Russian", "Spanish", "Swedish",
+                   "Tamil", "Turkish"]
 
 
 class Hybrid(Retriever, name="hybrid"):
@@ -69,34 +74,44 @@ class Hybrid(Retriever, name="hybrid"):
         Raises:
             UserError: no passages, or two with the same id.
         """
+        import pyarrow as pa
         from lancedb.index import FTS
 
         encoder = ctx.roles["encoder"]
         shutil.rmtree(ctx.folder / f"{TABLE}.lance", ignore_errors=True)  # of an attempt that was killed
+        source = iter(passages)
+        first = next(source, None)
+        if first is None:
+            raise UserError("There are no passages to search: the documents are empty.")
         rows: dict[str, str] = {}
         cut = [0]
         schema = _schema(encoder.width if self.vector else 0)
-        table = _connect(ctx).create_table(TABLE, self._batches(passages, schema, rows, cut, ctx), schema=schema)
-        if not rows:
-            raise UserError("There are no passages to search: the documents are empty.")
+        batches = self._batches(chain([first], source), schema, rows, cut, ctx)
+        table = _connect(ctx).create_table(TABLE, schema=schema)
+        # Batches are made here and handed over: within LanceDB's own thread an error would arrive as another one.
+        while shard := list(islice(batches, SHARD)):
+            table.add(pa.Table.from_batches(shard))
         if self.text:
             # Stop words stay: in a manual of a programming language `if`, `not` and `with` are what is asked about,
             # and where they are everywhere BM25 gives them next to no weight.
             table.create_index("searched", config=FTS(language=self.language, remove_stop_words=False))
         if cut[0]:
-            ctx.log(f"{cut[0]} of {len(rows)} passages are longer than the {self._limit(encoder)} tokens that the encoder "
-                    "reads; by meaning they are found by their beginning only")
+            ctx.log(f"{cut[0]} of {len(rows)} passages are longer than the {self._limit(encoder)} tokens that the "
+                    "encoder reads; by meaning they are found by their beginning only")
         # Table files hold random names and times; what the index says is a function of these three.
         identity = digest({"rows": rows, "retriever": self.identity_values(), "encoder": encoder.identity})
-        return seal("index", ctx.folder, identity=identity, retriever=self.to_dict(), cut=cut[0], passages=table.count_rows(),
-                    encoder={"identity": encoder.identity, "name": encoder.name})
+        return seal("index", ctx.folder, identity=identity, retriever=self.to_dict(), passages=table.count_rows(),
+                    cut=cut[0], encoder={"identity": encoder.identity, "name": encoder.name})
 
     def search(self, index: Artifact, queries: Sequence[str], k: int, ctx: Ctx) -> list[list[tuple[Passage, float]]]:
         """The k best passages of each query with their fused scores; fewer when fewer were found.
 
         Raises:
-            UserError: k below 1, or another encoder than the index was made with.
+            UserError: k below 1, or the index was made with another encoder or with one side off.
         """
+        for side in ("vector", "text"):
+            if getattr(self, side) and not index.meta["retriever"][side]:
+                raise UserError(f"This index was made with '{side}: false'. Search it with the same, or index again.")
         if k < 1:
             raise UserError(f"k = {k}: at least one passage must be asked for.")
         # Half a surrogate pair, as a broken file name gives, is no character that a tokenizer can read.
@@ -120,12 +135,11 @@ class Hybrid(Retriever, name="hybrid"):
     def _limit(self, encoder: Model) -> int:
         return min(self.max_tokens, encoder.limit)
 
-    def _batches(self, passages: Iterable[Passage], schema: Any, rows: dict[str, str], cut: list[int], ctx: Ctx
+    def _batches(self, source: Iterator[Passage], schema: Any, rows: dict[str, str], cut: list[int], ctx: Ctx
                  ) -> Iterator[Any]:
         """Record batches of the table; fills `rows` with a digest by id and adds to `cut`."""
         import pyarrow as pa
 
-        source = iter(passages)
         while batch := list(islice(source, BATCH)):
             for passage in batch:
                 if passage.id in rows:
@@ -163,10 +177,9 @@ class Hybrid(Retriever, name="hybrid"):
     def _embed_queries(self, index: Artifact, queries: Sequence[str], ctx: Ctx) -> np.ndarray:
         encoder, made_with = ctx.roles["encoder"], index.meta["encoder"]
         if encoder.identity != made_with["identity"]:
-            raise UserError(f"The index was made with the encoder {made_with['name']} ({made_with['identity'][:8]}), the "
-                            f"query would be read by {encoder.name} ({encoder.identity[:8]}). Use the same, or index again.")
-        if not index.meta["retriever"]["vector"]:
-            raise UserError("This index was made with 'vector: false'; it can't be searched by meaning. Index again.")
+            raise UserError(
+                f"The index was made with the encoder {made_with['name']} ({made_with['identity'][:8]}), the query "
+                f"would be read by {encoder.name} ({encoder.identity[:8]}). Use the same, or index again.")
         vectors: np.ndarray = ctx.engine.embed(encoder, queries, self.max_tokens)
         return vectors
 
@@ -203,7 +216,7 @@ def _by_word(table: Any, text: str, limit: int) -> list[tuple[float, Passage]]:
     from lancedb.query import MatchQuery
 
     # A match query reads its text with the tokenizer of the index: nothing in it is an operator.
-    query = table.search(MatchQuery(text, "searched"), query_type="fts")
+    query = table.search(MatchQuery(text, "searched"), query_type="fts")  # type: ignore[call-arg]
     return [(round(row["_score"], 4), _passage(row)) for row in query.select([*_KEPT, "_score"]).limit(limit).to_list()]
 
 
@@ -212,8 +225,6 @@ def _passage(row: Mapping[str, Any]) -> Passage:
 
 
 def _connect(where: Ctx | Artifact) -> Any:
-    # Its log speaks of its own files on the user's terminal; errors still arrive as exceptions.
-    os.environ.setdefault("LANCEDB_LOG", "error")
     import lancedb
 
     return lancedb.connect(where.folder)

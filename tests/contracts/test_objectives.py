@@ -1,0 +1,153 @@
+"""The contract of every objective: counts known before the forward, sums that do not depend on how rows are batched,
+rows that can't be used named."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from luthier.core.component import build
+from luthier.core.kinds import DroppedRow, Tokens
+from luthier.core.rng import Rng
+from luthier.engine.forward import Forward
+from luthier.engine.models import load_base
+from luthier.engine.rendering import Render, renderer
+from tests.contracts import dummies  # noqa: F401  (registers the dummies)
+from tests.contracts.workbench import encode, example_of, examples, labelled, make_batch, make_loop, shipped
+
+every = pytest.mark.parametrize("row", shipped("objective"))
+
+
+def settings(objective, bases) -> dict:
+    """A trainable model and encoded rows for each architecture that the objective declares."""
+    found = {}
+    for architecture in objective.architectures:
+        model = load_base(bases[architecture])
+        model.module.requires_grad_(True)
+        if objective.needs_head:
+            torch.manual_seed(0)
+            model.labels["task"] = ["thing", "word"]
+            model.heads["task"] = build("head", "linear:dropout=0").build(model, ["thing", "word"])
+        features = encode(objective, model, examples(8))
+        assert features, "no example row could be encoded: the suite's rows lack what this objective learns from"
+        found[architecture] = (model, features)
+    return found
+
+
+def forward(model, objective, base) -> Forward:
+    run = Forward({"policy": model, **{role: load_base(base) for role in objective.roles}})
+    run.task = "task"
+    return run
+
+
+@every
+def test_parts_counts_and_losses_have_the_same_names(row, bases):
+    objective = example_of(row)
+    assert objective.parts and set(objective.parts.values()) <= {"additive", "coupled"}
+    assert set(objective.coefficients()) <= set(objective.parts)
+    for architecture, (model, features) in settings(objective, bases).items():
+        batch = make_batch(features, model)
+        losses = objective.loss(forward(model, objective, bases[architecture]), batch)
+        assert set(losses) == set(objective.count(batch)) <= set(objective.parts)
+        assert all(part.ndim == 0 and torch.isfinite(part) for part in losses.values())
+
+
+@every
+def test_counts_before_the_forward_add_up(row, bases):
+    objective = example_of(row)
+    for model, features in settings(objective, bases).values():
+        whole = objective.count(make_batch(features, model))
+        singles = [objective.count(make_batch([f], model)) for f in features]
+        for name in [n for n in whole if objective.parts[n] == "additive"]:
+            assert whole[name] == sum(s[name] for s in singles) > 0
+
+
+@every
+def test_the_count_of_a_token_loss_is_the_number_of_learned_tokens(row, bases):
+    objective = example_of(row)
+    for model, features in settings(objective, bases).values():
+        sequences = [f for f in features if isinstance(f.get("input"), Tokens)]
+        learned = sum(sum(f["input"].targets) for f in sequences)
+        units = learned if learned else len(features)
+        if "nll" in objective.parts:
+            assert objective.count(make_batch(features, model))["nll"] == units
+
+
+@every
+def test_one_batch_of_n_is_n_batches_of_one(row, bases, make_ctx):
+    objective = example_of(row)
+    additive = all(kind == "additive" for kind in objective.parts.values())
+    for architecture, (model, features) in settings(objective, bases).items():
+        if not additive:
+            continue
+        losses, gradients = zip(*(self_gradients(model, objective, features, size, bases[architecture], make_ctx)
+                                  for size in (len(features), 1, 3)), strict=True)
+        for other in (1, 2):
+            assert losses[0] == pytest.approx(losses[other], abs=1e-5)
+            worst = max(float((a - b).abs().max()) for a, b in zip(gradients[0], gradients[other], strict=True))
+            assert worst <= 1e-5, (architecture, worst)
+
+
+def self_gradients(model, objective, features, size, base, make_ctx):
+    """Loss and gradients of all rows, `size` rows at a time."""
+    model.module.zero_grad(set_to_none=True)
+    roles = {role: load_base(base) for role in objective.roles}
+    loop = make_loop(model, objective, features, make_ctx(f"loop{size}"), roles=roles)
+    batches = [make_batch(features[i:i + size], model) for i in range(0, len(features), size)]
+    values = loop.closure(batches, loop.tasks[0])
+    trained = [p for p in model.module.parameters() if p.requires_grad]
+    kept = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in trained]
+    model.module.zero_grad(set_to_none=True)
+    return sum(values.values()), kept
+
+
+@every
+def test_a_mean_over_micro_batches_would_be_seen(row, bases, make_ctx):
+    """A mutant: dividing each micro-batch by its own count must give other gradients where lengths differ."""
+    objective = example_of(row)
+    if "nll" not in objective.parts or objective.needs_head:
+        pytest.skip("rows of a label task all count one")
+    model, features = settings(objective, bases)["decoder"]
+    counts = [objective.count(make_batch([f], model))["nll"] for f in features]
+    assert len(set(counts)) > 1
+    _, right = self_gradients(model, objective, features, 1, bases["decoder"], make_ctx)
+    wrong = [torch.zeros_like(g) for g in right]
+    for feature in features:
+        _, one = self_gradients(model, objective, [feature], 1, bases["decoder"], make_ctx)
+        wrong = [w + g / len(features) for w, g in zip(wrong, one, strict=True)]
+    assert max(float((a - b).abs().max()) for a, b in zip(right, wrong, strict=True)) > 1e-4
+
+
+@every
+def test_a_row_that_is_too_long_is_dropped_by_name(row, bases):
+    objective = example_of(row)
+    for architecture in objective.architectures:
+        model = load_base(bases[architecture])
+        render = Render(model.tokenizer, model.architecture, 8, labels=["thing"])
+        for example in labelled(examples(2), "thing"):
+            with pytest.raises(DroppedRow) as caught:
+                objective.encode(example, render, Rng(0)("encode", example.id))
+            assert caught.value.dropped.id == example.id
+            assert caught.value.dropped.reason == "too long" and "at most" in caught.value.dropped.detail
+
+
+@every
+def test_encoding_is_a_function_of_the_row(row, bases):
+    objective = example_of(row)
+    model = load_base(bases[objective.architectures[0]])
+    render = renderer(model, 256)
+    render.labels = ["thing", "word"]
+    for example in examples(3):
+        first, second = (objective.encode(example, render, Rng(0)("encode", example.id)) for _ in range(2))
+        assert first == second
+
+
+@every
+def test_the_loss_falls_where_it_is_trained(row, bases, make_ctx):
+    objective = example_of(row)
+    for architecture, (model, features) in settings(objective, bases).items():
+        roles = {role: load_base(bases[architecture]) for role in objective.roles}
+        loop = make_loop(model, objective, features, make_ctx(architecture), roles=roles, steps=5,
+                         batch_rows=len(features), micro_rows=len(features), rate=3e-3)
+        loop.train()
+        assert loop.curve[-1]["loss"] < loop.curve[0]["loss"]

@@ -1,0 +1,68 @@
+"""index: every passage is in the table and found by its own words; the retriever can be rebuilt from the artifact."""
+
+import pytest
+
+from luthier.core.artifact import open_artifact, seal
+from luthier.core.errors import UserError
+from luthier.core.example import Passage
+from luthier.core.files import write_rows
+from luthier.engine.steps.index import Index, open_retriever
+from luthier.techniques.retrieval.hybrid import Hybrid
+
+TEXTS = ["A module is a file.", "A class makes objects.", "The yield keyword makes a generator.", "A file may be long.",
+         "Scopes hold names.", "A class makes objects.", "Import finds modules."]
+
+
+@pytest.fixture
+def documents(tmp_path):
+    folder = tmp_path / "documents"
+    rows = [Passage(f"d.md:{i}", t, "d.md", "d.md#a", ("Manual", "A"), 5) for i, t in enumerate(TEXTS)]
+    write_rows(folder / "passages", (p.to_dict() for p in rows))
+    (folder / "licenses").mkdir()
+    (folder / "licenses" / "LICENSE.txt").write_text("terms")
+    return seal("documents", folder, passages=len(rows))
+
+
+def test_runs_with_receipts_that_agree(documents, pico_encoder, make_ctx):
+    step, inputs = Index(), {"documents": documents, "encoder": pico_encoder}
+    shown = []
+    ctx = make_ctx("index", inputs, progress=lambda done, total, unit="", **rest: shown.append((done, total, unit)))
+    index = step.run(inputs, ctx)
+    assert [(r.name, r.right, r.verdict) for r in step.receipts(inputs, index, ctx)] == [
+        ("index/passages", 7, "agrees"), ("index/own words", 1.0, "agrees")]
+    assert shown == [(7, 7, "passages")]
+    assert index.kind == "index" and index.meta["passages"] == 7
+    assert index.meta["encoder"] == {"identity": pico_encoder.identity, "name": "pico-encoder"}
+    assert (index.folder / "licenses" / "LICENSE.txt").read_text() == "terms"
+    assert index.identity == step.run(inputs, make_ctx("again", inputs)).identity
+
+
+def test_receipts_differ_when_the_table_is_of_other_documents(documents, pico_encoder, make_ctx, tmp_path):
+    step, inputs = Index(), {"documents": documents, "encoder": pico_encoder}
+    others = [Passage(f"e.md:{i}", f"Quite other words, number {i}.", "e.md", "e.md#") for i in range(3)]
+    write_rows(tmp_path / "others" / "passages", (p.to_dict() for p in others))
+    wrong = {**inputs, "documents": seal("documents", tmp_path / "others", passages=3)}
+    ctx = make_ctx("index")
+    index = step.run(wrong, ctx)
+    assert [r.verdict for r in step.receipts(inputs, index, ctx)] == ["differs", "differs"]
+
+
+def test_the_retriever_is_rebuilt_with_its_settings(documents, pico_encoder, make_ctx, engine):
+    step, inputs = Index(retriever="hybrid:depth=7,vector=false"), {"documents": documents, "encoder": pico_encoder}
+    index = step.run(inputs, make_ctx("index"))
+    retriever = open_retriever(open_artifact(index.folder))
+    assert retriever == Hybrid(depth=7, vector=False) == step.retriever
+    ctx = make_ctx("search", roles={"encoder": engine.load(pico_encoder)})
+    assert retriever.search(index, ["generators"], 1, ctx)[0][0][0].text == TEXTS[2]
+    with pytest.raises(UserError, match="not an index"):
+        open_retriever(documents)
+
+
+def test_a_decoder_is_refused_by_name(documents, pico, make_ctx):
+    with pytest.raises(UserError, match="pico is a model of the kind 'decoder'"):
+        Index().run({"documents": documents, "encoder": pico}, make_ctx("index"))
+
+
+def test_the_identity_follows_the_retriever():
+    assert Index().identity == Index(retriever="hybrid").identity != Index(retriever="hybrid:depth=9").identity
+    assert Index(retriever="hybrid:depth=9").to_dict()["retriever"]["use"] == "hybrid"

