@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,7 +80,9 @@ MANUAL: dict[str, Page] = {
 # A run on the manual that takes seconds: random weights, questions from headings alone, two passes.
 QUICK = ["--base", "pico", "--set", "encoder.model=pico-encoder", "--set", "questions.sources=[headings]",
          "--set", "questions.filters=[self-contained, 'answerable:gain=-100', distinct]",
-         "--set", "tuned.length={epochs: 2}", "--set", "tuned.checkpoint_seconds=0"]
+         "--set", "tuned.length={epochs: 2}", "--set", "tuned.checkpoint_seconds=0", "--exact"]
+# The same for `tune`.
+SHORT = ["--set", "tuned.length={epochs: 1}"]
 
 
 def write_manual(folder: Path, pages: Sequence[str] = tuple(MANUAL), encoding: str = "utf-8") -> Path:
@@ -141,45 +145,45 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Each test works in a folder of its own, without accepted terms or limits from outside."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
+    # Set first: what a command changes is then put back, too.
     for name in ("LUTHIER_ACCEPT_TERMS", "LUTHIER_MEMORY_LIMIT_MB"):
-        monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(name, "")
     return tmp_path / "here"
 
 
 @pytest.fixture
-def luthier(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Luthier:
+def luthier(capsys: pytest.CaptureFixture[str]) -> Luthier:
     """`luthier("tune", "rows.jsonl")` in this process."""
+    def run(*arguments: object) -> Said:
+        capsys.readouterr()
+        code = call(*arguments)
+        printed = capsys.readouterr()
+        return Said(code, printed.out, printed.err)
+
+    return run
+
+
+def call(*arguments: object) -> int:
+    """One command in this process; its number of threads is its own."""
     import torch
 
     from luthier.cli.main import main
 
     threads = torch.get_num_threads()
-    # What a command sets for its own process must not outlive the call.
-    monkeypatch.setattr(os, "environ", os.environ.copy() if False else os.environ)
-
-    def call(*arguments: object) -> Said:
-        capsys.readouterr()
-        try:
-            code = main([str(a) for a in arguments])
-        finally:
-            torch.set_num_threads(threads)
-        printed = capsys.readouterr()
-        return Said(code, printed.out, printed.err)
-
-    return call
+    try:
+        return main([str(a) for a in arguments])
+    finally:
+        torch.set_num_threads(threads)
 
 
 def start(*arguments: object, limit_bytes: int = 0, **variables: str) -> subprocess.Popen[str]:
     """`luthier …` as a process of its own; `limit_bytes` is the size above which no file can grow."""
     def limit() -> None:
-        import resource
-
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
 
     return subprocess.Popen(
         [sys.executable, "-m", "luthier.cli.main", *map(str, arguments)], text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1", **variables},
-        preexec_fn=limit if limit_bytes else None)
+        stderr=subprocess.PIPE, env={**os.environ, **variables}, preexec_fn=limit if limit_bytes else None)
 
 
 def finish(process: subprocess.Popen[str]) -> Said:
@@ -188,9 +192,94 @@ def finish(process: subprocess.Popen[str]) -> Said:
     return Said(process.returncode, out, err)
 
 
+@contextmanager
+def full_disk(limit_bytes: int) -> Iterator[None]:
+    """No file can grow above this size, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
 def refused(said: Said, *parts: str) -> None:
     """A refusal: exit code 2, one message on standard error that holds `parts`, no traceback."""
     assert said.code == 2, said
     assert "Traceback" not in said.err
     for part in parts:
         assert part in said.err, f"{part!r} is not in: {said.err}"
+
+
+@pytest.fixture(scope="session")
+def manual(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the manual."""
+    return write_manual(tmp_path_factory.mktemp("manual") / "docs")
+
+
+@pytest.fixture(scope="session")
+def manual_run(manual: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on the manual that nothing interrupted. Tests read it and leave it as it is."""
+    folder = tmp_path_factory.mktemp("runs") / "manual"
+    assert call("adapt", manual, "--out", folder, *QUICK) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def answers_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run tuned on questions and answers. Tests read it and leave it as it is."""
+    return _tuned(tmp_path_factory.mktemp("answers"), question_rows(), "pico")
+
+
+@pytest.fixture(scope="session")
+def labels_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run tuned on labels. Tests read it and leave it as it is."""
+    return _tuned(tmp_path_factory.mktemp("labels"), label_rows(), "pico-encoder")
+
+
+def _tuned(place: Path, rows: Sequence[Mapping[str, Any]], base: str) -> Path:
+    data = write_rows(place / "rows.jsonl", rows)
+    assert call("tune", data, "--base", base, "--out", place / "run", "--exact", *SHORT) == 0
+    return place / "run"
+
+
+def step_files(run: Path) -> dict[str, tuple[int, int]]:
+    """By finished step, the file that marks its end: a step that ran again has another."""
+    return {p.parent.name: (p.stat().st_ino, p.stat().st_mtime_ns) for p in run.glob("steps/[!.]*/step.json")}
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSON-lines file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def curve(run: Path) -> list[dict[str, Any]]:
+    """The training curve without its times."""
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in lines(run / "steps" / "tuned" / "curve.jsonl")]
+
+
+def tensors(run: Path) -> dict[str, Any]:
+    """The trained tensors by file and name."""
+    from safetensors.torch import load_file
+
+    files = sorted((run / "steps" / "tuned").glob("*.safetensors"))
+    return {f"{f.name}/{name}": tensor for f in files for name, tensor in load_file(f).items()}
+
+
+def same_results(one: Path, two: Path) -> None:
+    """Two runs agree in every answer, number and weight; seconds and memory aside."""
+    import torch
+
+    identities = [{p.parent.name: json.loads(p.read_text())["identity"] for p in run.glob("steps/[!.]*/step.json")}
+                  for run in (one, two)]
+    assert identities[0] == identities[1]
+    arms = sorted(p.name for p in one.glob("steps/arm-*"))
+    for name in [f"{arm}/{file}.jsonl" for arm in arms for file in ("predictions", "scores")]:
+        assert lines(one / "steps" / name) == lines(two / "steps" / name), name
+    for name in ("table.json", "findings.jsonl"):
+        texts = [(run / "steps" / "comparison" / name).read_text(encoding="utf-8") for run in (one, two)]
+        assert texts[0] == texts[1], name
+    assert curve(one) == curve(two)
+    left, right = tensors(one), tensors(two)
+    assert left.keys() == right.keys() and all(torch.equal(left[n], right[n]) for n in left)
+    assert not list(two.glob("steps/.*.work")), "nothing half done is left"

@@ -100,10 +100,10 @@ def test_the_anchor_holds(make_ctx, pico):
     distances = []
     for weight in (0.0, 20.0):
         task = {"data": "examples.train", "objective": f"dummy-anchored:weight={weight}"}
-        artifact, _ = fitted(make_ctx, pico, name=f"w{weight}", tasks=(task,), length={"steps": 12}, learning_rate=3e-3)
+        artifact, _ = fitted(make_ctx, pico, name=f"w{weight}", tasks=(task,), length={"steps": 20})
         tuned, base = (tuned_logits(m).log_softmax(-1) for m in (add_tuned(load_base(pico), artifact), load_base(pico)))
         distances.append(float((base.exp() * (base - tuned)).sum(-1).mean()))
-    assert distances[1] < distances[0] / 4, distances
+    assert distances[1] < 0.8 * distances[0], distances
 
 
 def test_a_role_that_no_objective_reads_is_refused(make_ctx, pico):
@@ -204,6 +204,19 @@ def test_a_second_round_goes_on_where_it_failed(tmp_path, engine):
     ledger.unlink()
     whole = execute(recipe(0), tmp_path / "whole", engine).step("repeat")
     assert [e.id for e in whole.examples()] == ids, "an uninterrupted repeat draws the same numbers"
+
+
+def test_a_repeat_is_as_old_as_the_steps_of_its_rounds(tmp_path, monkeypatch):
+    from luthier.core.component import Info
+
+    grow = {"use": "dummy-grow", "inputs": {"rows": "rows"}, "ledger": str(tmp_path / "calls")}
+    repeat = build("step", {"use": "repeat", "steps": {"grow": grow}, "carry": {"rows": "grow"}, "result": "grow"})
+    before = repeat.content()
+    monkeypatch.setattr(dummies.DummyGrow, "info", Info("step", "dummy-grow", 2, ()))
+    assert repeat.content() != before
+    wrong = build("step", {**repeat.to_dict(), "steps": {"grow": {**grow, "ledgre": "x"}}})
+    with pytest.raises(UserError, match="no 'ledgre'. Did you mean 'ledger'"):
+        wrong.check()
 
 
 @pytest.mark.parametrize("rows, batch", [(10, 4), (7, 7), (5, 8), (9, 3)])

@@ -39,8 +39,18 @@ Retriever = Annotated[Spec, typer.Option("--retriever", metavar=SPEC, help="how 
 
 
 def accept(terms: str | None) -> None:
-    """Accept a model's terms for this process and, by the record in the cache, for later ones."""
+    """Accept a model's terms for this process and, by the record in the cache, for later ones.
+
+    Raises:
+        UserError: no model has terms of that name.
+    """
     if terms:
+        from luthier.core.errors import UserError, nearest
+        from luthier.engine.packages import PACKAGES
+
+        known = {p.terms for p in PACKAGES.values() if p.terms}
+        if terms not in known:
+            raise UserError(f"--accept-terms {terms}: no model here has terms of that name. {nearest(terms, known)}")
         given = os.environ.get("LUTHIER_ACCEPT_TERMS", "")
         os.environ["LUTHIER_ACCEPT_TERMS"] = f"{given},{terms}".strip(",")
 
@@ -113,8 +123,9 @@ def finish(run: Run, as_json: bool) -> None:
             e = f.extra
             print(f"{e['set']}: {e['right_arm']} is {f.verdict} than {e['left_arm']} by {f.difference:+.3f} {e['metric']}")
     receipts = [f for f in run.findings() if not f.name.startswith("compare/")]
-    agree = sum(f.verdict == "agrees" for f in receipts)
-    print(f"Receipts: {agree} of {len(receipts)} agree.")
+    checked = [f for f in receipts if f.verdict != "not applicable"]
+    rest = f" ({len(receipts) - len(checked)} not applicable)" if len(checked) < len(receipts) else ""
+    print(f"Receipts: {sum(f.verdict == 'agrees' for f in checked)} of {len(checked)} agree{rest}.")
     print(f"Report: {report}")
 
 

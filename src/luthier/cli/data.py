@@ -13,16 +13,17 @@ from luthier.cli import _shared as shared
 
 def inspect(
     data: Annotated[str, typer.Argument(help="a file of examples, or files and folders of documents")],
-    base: Annotated[str, typer.Option("--base", metavar="MODEL", help="whose tokens and template are shown")] = "gemma3-270m",
+    base: Annotated[Optional[str], typer.Option("--base", metavar="MODEL", help="whose tokens and template are shown; "
+                                                "gemma3-270m for rows, plain words for documents")] = None,
     rows: Annotated[int, typer.Option("--rows", min=1, help="how many rows to show")] = 3,
-    max_tokens: Annotated[Optional[int], typer.Option("--max-tokens", min=8, help="longest row in tokens")] = 512,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=8, help="longest row in tokens")] = 512,
     accept_terms: shared.Terms = None, as_json: shared.Json = False,
 ) -> None:
     """What was understood of a file: its format, its rows, and which of their tokens are learned."""
     from luthier.pipelines.inspecting import inspect_data
 
     shared.accept(accept_terms)
-    found = inspect_data(data, base, rows, max_tokens or 512)
+    found = inspect_data(data, base, rows, max_tokens)
     if as_json:
         print(json.dumps(found, ensure_ascii=False, indent=1))
         return

@@ -19,6 +19,7 @@ COMMANDS = {
     "schema": "JSON schema of recipes or of one component",
     "catalog": "the 210 published techniques and what stands behind each",
 }
+INTERRUPTED = 130
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -55,27 +56,32 @@ def _run(name: str, arguments: list[str]) -> int:
     else:
         app.command(name, help=module.command.__doc__)(module.command)
     try:
-        typer.main.get_command(app)(args=arguments, prog_name=f"luthier {name}", standalone_mode=False)
+        code = typer.main.get_command(app)(args=arguments, prog_name=f"luthier {name}", standalone_mode=False)
+        # The parser turns Ctrl-C into a return value or, in other versions, into an exception of its own.
+        return _interrupted() if code == INTERRUPTED else int(code or 0)
     except LuthierError as error:
         print(f"luthier: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("\nluthier: interrupted. What is finished is kept: run the same command to go on.", file=sys.stderr)
-        return 130
+        return _interrupted()
     except BrokenPipeError:
         # The reader of our output went away (`luthier list | head`).
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
+        if type(error).__name__ == "Abort":
+            return _interrupted()
         code = getattr(error, "exit_code", None)
         if code is None:
             raise
         if hasattr(error, "show"):
             error.show()  # a wrong option: the parser says which, and how the command is used
-        elif str(error) and type(error).__name__ == "Abort":
-            return 130
         return int(code)
-    return 0
+
+
+def _interrupted() -> int:
+    print("\nluthier: interrupted. What is finished is kept: run the same command to go on.", file=sys.stderr)
+    return INTERRUPTED
 
 
 def _help() -> str:

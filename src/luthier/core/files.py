@@ -104,10 +104,17 @@ class Journal:
         """Store one value and flush it to disk."""
         line = json.dumps({"key": key, "value": value}, ensure_ascii=False) + "\n"
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
+        rest = memoryview(line.encode("utf-8", errors="backslashreplace"))
+        with self.path.open("ab", buffering=0) as file:
+            whole = file.seek(0, os.SEEK_END)
+            try:
+                while rest:
+                    rest = rest[file.write(rest):]
+                os.fsync(file.fileno())
+            except BaseException:
+                # Half a line (full disk, interrupt) would swallow the next one.
+                os.ftruncate(file.fileno(), whole)
+                raise
         self.values[key] = json.loads(line)["value"]
 
     def __contains__(self, key: str) -> bool:
@@ -147,6 +154,9 @@ def write_rows(folder: Path, rows: Iterable[dict[str, Any]]) -> int:
             shard = []
     if shard or not number:
         flush()
+    for path in folder.glob("rows-*.arrow"):
+        if int(path.stem.removeprefix("rows-")) >= number:  # of an earlier, longer writing
+            path.unlink()
     return count
 
 

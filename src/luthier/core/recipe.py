@@ -23,7 +23,7 @@ from typing import Any
 
 import yaml
 
-from luthier.core.component import build, find
+from luthier.core.component import build, find, parse_spec
 from luthier.core.errors import UserError, nearest
 from luthier.core.identity import digest
 from luthier.core.step import Step
@@ -55,13 +55,16 @@ class Recipe:
         if not isinstance(self.seed, int) or isinstance(self.seed, bool):
             raise UserError(f"seed = {self.seed!r} is not a whole number.")
         self.text = text
-        self.nodes = self._sorted({name: self._node(name, values) for name, values in text["steps"].items()})
+        self.nodes = self._sorted({str(n): self._node(str(n), values) for n, values in text["steps"].items()})
 
     def _node(self, name: str, values: Any) -> Node:
         if not isinstance(values, dict):
             raise UserError(f"Step '{name}' is not a mapping with 'use'; found {values!r}.")
         values = dict(values)
         wiring = values.pop("inputs", {}) or {}
+        if not isinstance(wiring, dict):
+            raise UserError(f"The inputs of step '{name}' are not a mapping from input to step; found {wiring!r}.")
+        wiring = {str(k): v for k, v in wiring.items()}
         try:
             step = build("step", values)
         except UserError as error:
@@ -125,20 +128,19 @@ class Recipe:
             fields = find("step", place["use"]).model_fields
             if rest[0] not in fields:
                 raise UserError(f"'{path}': step '{first}' has no '{rest[0]}'. {nearest(rest[0], fields)}")
+        filled: Any = next(n.step for n in self.nodes if n.name == first).to_dict()
         for name in rest[:-1]:
-            inner = place[int(name)] if isinstance(place, list) and name.isdigit() else place.get(name)
+            inner, filled = _at(place, name, path), _at(filled, name, "")
             if inner is None:
-                inner = {}
+                inner = copy.deepcopy(filled) or {}  # what is not written is edited from its default
             if isinstance(inner, str):
-                from luthier.core.component import parse_spec
-
                 inner = parse_spec(inner)
-            if isinstance(place, list):
-                place[int(name)] = inner
-            else:
-                place[name] = inner
+            if not isinstance(inner, (dict, list)):
+                raise UserError(f"'{path}': '{name}' is {inner!r}, which has no parts.")
+            _put(place, name, inner)
             place = inner
-        place[int(rest[-1]) if isinstance(place, list) else rest[-1]] = value
+        _at(place, rest[-1], path)
+        _put(place, rest[-1], value)
 
     def fill(self) -> dict[str, Any]:
         """The recipe with every default written out, for reading."""
@@ -148,6 +150,22 @@ class Recipe:
     def to_yaml(self) -> str:
         """`fill()` as YAML."""
         return yaml.safe_dump(self.fill(), sort_keys=False, allow_unicode=True, width=120)
+
+
+def _at(place: Any, name: str, path: str) -> Any:
+    """What a mapping or list holds under a name of a path; None where nothing is written (or, without path, nothing is)."""
+    if isinstance(place, dict):
+        return place.get(name)
+    if isinstance(place, list) and name.isdigit() and int(name) < len(place):
+        return place[int(name)]
+    if path:
+        legal = [str(i) for i in range(len(place))] if isinstance(place, list) else []
+        raise UserError(f"'{path}': there is no '{name}'. {nearest(name, legal)}")
+    return None
+
+
+def _put(place: Any, name: str, value: Any) -> None:
+    place[int(name) if isinstance(place, list) else name] = value
 
 
 def shipped() -> dict[str, Path]:

@@ -114,8 +114,10 @@ class Run:
 
     def steps(self) -> dict[str, dict[str, Any]]:
         """`step.json` of every finished step, in the order in which they finished."""
-        found = {p.parent.name: read_json(p) for p in (self.folder / "steps").glob("*/step.json")}
-        return dict(sorted(found.items(), key=lambda item: item[1]["finished"]))
+        paths = [(read_json(p), p) for p in (self.folder / "steps").glob("*/step.json")]
+        # Times are to the second; among equals the file's own time decides.
+        paths.sort(key=lambda item: (item[0]["finished"], item[1].stat().st_mtime_ns))
+        return {p.parent.name: record for record, p in paths}
 
     def findings(self) -> list[Finding]:
         """Receipts and verdicts of all finished steps."""

@@ -50,7 +50,8 @@ def execute(recipe: Recipe, folder: Path, engine: Engine, watcher: Watcher | Non
     for node in recipe.nodes:
         node.step.check()
     if fresh and (folder / "run.json").exists():
-        shutil.rmtree(folder)
+        with Run(folder).locked():  # refuses while another process works there
+            shutil.rmtree(folder)
     run = Run.start(folder, recipe)
     try:
         with run.locked():
@@ -95,6 +96,9 @@ def _finished(folder: Path, key: str) -> Artifact | None:
 def _run_one(node: Node, inputs: Mapping[str, Artifact], key: str, root: Path, rng: Rng, engine: Engine,
              watcher: Watcher, log: Callable[[str], None]) -> Artifact:
     work = root / f".{node.name}.work"
+    if _finished(work, key) is not None:
+        # A kill came between the last line of the work and its new name.
+        return _commit(work, root / node.name)
     state = work / "state.json"
     if work.exists() and (not state.exists() or read_json(state)["key"] != key):
         shutil.rmtree(work)
@@ -131,11 +135,15 @@ def _run_one(node: Node, inputs: Mapping[str, Artifact], key: str, root: Path, r
         "identity": artifact.identity, "inputs": {n: a.identity for n, a in inputs.items()},
         "started": record["started"], "finished": now(), "seconds": round(seconds, 3), "log": "log.txt",
     })
-    state.unlink()
-    (work / "failure.json").unlink(missing_ok=True)
-    commit_folder(work, root / node.name)
     log(f"[{node.name}] finished in {seconds:.1f} s")
-    return open_artifact(root / node.name)
+    return _commit(work, root / node.name)
+
+
+def _commit(work: Path, final: Path) -> Artifact:
+    for name in ("state.json", "failure.json"):
+        (work / name).unlink(missing_ok=True)
+    commit_folder(work, final)
+    return open_artifact(final)
 
 
 def _keep_failure(work: Path, record: dict[str, Any], seconds: float, error: BaseException) -> None:

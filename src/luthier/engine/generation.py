@@ -130,7 +130,7 @@ class _Speaker:
         if model.architecture == "encoder-decoder":
             self.encoded = model.module.get_encoder()(input_ids=ids, attention_mask=mask)
             self.source_mask = mask
-            ids = torch.full((len(prompts), 1), pad, device=model.device)
+            ids = torch.full((len(prompts), 1), model.decoder_start, device=model.device)
             mask = torch.ones_like(ids)
         self.ids, self.mask, self.fresh = ids, mask, ids
 
@@ -174,8 +174,8 @@ def score(model: Model, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tu
         for i in group:
             prompt, continuation = pairs[i]
             if model.architecture == "encoder-decoder":
-                start = model.tokenizer.pad_token_id or 0
-                rows.append({"input": Tokens(prompt, [False] + [True] * len(continuation), [start, *continuation])})
+                rows.append({"input": Tokens(prompt, [False] + [True] * len(continuation),
+                                             [model.decoder_start, *continuation])})
             else:
                 rows.append({"input": Tokens(prompt + continuation, [False] * len(prompt) + [True] * len(continuation))})
         batch = collate(rows, [str(i) for i in group], model.tokenizer.pad_token_id or 0, model.device)["input"]

@@ -51,6 +51,14 @@ class Model:
         """Where the weights are."""
         return next(self.module.parameters()).device
 
+    @property
+    def decoder_start(self) -> int:
+        """The token that starts an encoder-decoder's decoder, by its configuration (T5: padding, BART: the end)."""
+        known = getattr(self.module.config, "decoder_start_token_id", None)
+        if known is None:
+            known = self.tokenizer.pad_token_id
+        return int(self.tokenizer.eos_token_id if known is None else known)
+
     def parameters(self) -> int:
         """How many numbers the model has, heads included, shared ones once."""
         modules = [self.module, *self.heads.values()]

@@ -50,6 +50,7 @@ class Render:
     over_long: Literal["drop", "truncate"] = "drop"
     labels: Sequence[str] = ()
     prompting: Prompting = field(default_factory=Prompting)
+    decoder_start: int | None = None
 
     def segments(self, example: Example) -> list[tuple[str, bool]]:
         """Text and learned, in order; the segments of a learned turn end where its stop token goes."""
@@ -57,7 +58,9 @@ class Render:
         for shot in self.prompting.shots:
             head += "".join(text for text, _ in _turns(shot)) + "\n\n"
         body = _turns(example)
-        return [(head + body[0][0], body[0][1]), *body[1:]] if body else [(head, False)]
+        if body and (not head or not body[0][1]):
+            return [(head + body[0][0], body[0][1]), *body[1:]]
+        return [(head, False), *body]
 
     def tokens(self, example: Example) -> Tokens:
         """Token ids with their mask; a learned turn ends with the learned stop token.
@@ -133,8 +136,8 @@ class Render:
         return [] if bos is None or self.architecture == "encoder-decoder" else [bos]
 
     def _decoder_start(self) -> int:
-        # Every encoder-decoder starts its decoder with one token that is never learned; T5 and BART use these.
-        start = self.tokenizer.pad_token_id
+        # Every encoder-decoder starts its decoder with one token that is never learned; the model says which.
+        start = self.tokenizer.pad_token_id if self.decoder_start is None else self.decoder_start
         return int(start if start is not None else self.stop_id)
 
     def state(self) -> dict[str, Any]:
@@ -184,6 +187,8 @@ def renderer(model: Model, max_tokens: int | None = None, **options: Any) -> Ren
     """
     if max_tokens is not None and max_tokens > model.limit:
         raise UserError(f"max_tokens_per_example = {max_tokens}: {model.name} reads at most {model.limit} tokens.")
+    if model.architecture == "encoder-decoder":
+        options.setdefault("decoder_start", model.decoder_start)
     render = Render(model.tokenizer, model.architecture, max_tokens or model.limit, **options)
     if model.architecture != "encoder":
         check_invariants(render, model.name)

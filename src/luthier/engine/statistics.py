@@ -102,6 +102,26 @@ def cluster_bootstrap_interval(
     return mean - half, mean + half
 
 
+def mean_interval(values: ArrayLike, clusters: Clusters, level: float = 0.95) -> Interval | None:
+    """Interval of one arm's mean: Student's t with the cluster-robust error and C - 1 degrees of freedom.
+
+    It describes; verdicts come from paired tests. Values within [0, 1] give an interval within [0, 1]. None below 6
+    clusters, and when all values are equal (then the data cannot say how far they would spread).
+    """
+    numbers = _finite(values, "values")
+    sums, sizes = _cluster_sums(numbers, clusters)
+    if len(sums) < FEWEST_CLUSTERS or np.ptp(numbers) == 0:
+        return None
+    from scipy.stats import t as student
+
+    mean = float(numbers.mean())
+    error = float(np.sqrt(_variance(sums - mean * sizes, sizes.sum())))
+    half = float(student.ppf(1 - _alpha(level) / 2, len(sums) - 1)) * error
+    if numbers.min() >= 0 and numbers.max() <= 1:
+        return max(0.0, mean - half), min(1.0, mean + half)
+    return mean - half, mean + half
+
+
 def jackknife_values(
     metric: Callable[[Sequence[Record]], float], records: Sequence[Record], clusters: Clusters
 ) -> Array:

@@ -16,8 +16,13 @@ from luthier.core.rng import Rng
 from luthier.core.step import Ctx
 
 
-def inspect_data(path: str, base: str, rows: int, max_tokens: int) -> dict[str, Any]:
+DEFAULT_BASE = "gemma3-270m"
+
+
+def inspect_data(path: str, base: str | None, rows: int, max_tokens: int) -> dict[str, Any]:
     """`about` in words and numbers, and the first rows as they would be trained on.
+
+    Without a base, rows are shown as the demo's base reads them, and documents are counted in words and signs.
 
     Raises:
         UserError: the data or the base can't be read.
@@ -29,14 +34,18 @@ def inspect_data(path: str, base: str, rows: int, max_tokens: int) -> dict[str, 
         ingest = Ingest(paths=[path])
         ingest.check()
         with TemporaryDirectory() as folder:
-            artifact = ingest.run({}, _ctx(folder))
-            return _documents(artifact, rows)
+            ctx = _ctx(folder)
+            if base is not None:
+                from luthier.engine.models import load_tokenizer, resolve
+
+                ctx.roles = {"tokenizer": load_tokenizer(resolve(base))}
+            return _documents(ingest.run({}, ctx), rows, base or "words and signs")
     read = Read(path=path)
     read.check()
     with TemporaryDirectory() as folder:
         said: list[str] = []
         artifact = read.run({}, _ctx(folder, said))
-        return _examples(artifact, base, rows, max_tokens, said)
+        return _examples(artifact, base or DEFAULT_BASE, rows, max_tokens, said)
 
 
 def _ctx(folder: str, said: list[str] | None = None) -> Ctx:
@@ -44,11 +53,11 @@ def _ctx(folder: str, said: list[str] | None = None) -> Ctx:
     return Ctx(Rng(0), Path(folder), Journal(Path(folder) / "journal.jsonl"), None, log=log)  # type: ignore[arg-type]
 
 
-def _documents(artifact: Artifact, rows: int) -> dict[str, Any]:
+def _documents(artifact: Artifact, rows: int, counted_by: str) -> dict[str, Any]:
     reasons = Counter(r["reason"].split(":")[0] for r in artifact.ledger())
     passages = list(artifact.passages())
     about = {"kind": "documents", **{k: artifact.meta[k] for k in ("files", "documents", "passages", "tokens")},
-             "sections": len({p.section for p in passages}),
+             "counted by": counted_by, "sections": len({p.section for p in passages}),
              "left out": ", ".join(f"{n} {why}" for why, n in reasons.items()) or "nothing"}
     shown = [{"id": p.id, "text": f"{' / '.join(p.headings)} ({p.tokens} tokens)\n{p.text}"} for p in passages[:rows]]
     return {"about": about, "shown": shown}

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import errno
+import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -15,6 +18,7 @@ from luthier.core.run import Run
 from luthier.engine.executor import Watcher, execute
 
 DEMO_PAGES = 10
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 
 
 def demo_folder() -> Path:
@@ -102,8 +106,13 @@ def override(recipe: Recipe, *, base: str | None = None, seed: int | None = None
     for text in sets:
         path, equals, value = text.partition("=")
         if not equals:
-            raise UserError(f"--set {text} is not path=value, such as --set tuned.length={{epochs: 2}}.")
-        edits[path.strip()] = yaml.safe_load(value)
+            raise UserError(f"--set {text} is not path=value, such as --set 'tuned.length={{epochs: 2}}'.")
+        try:
+            edits[path.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            why = str(getattr(error, "problem", None) or error)
+            raise UserError(f"--set {text}: the value is not YAML: {why}. Write it like 5, [a, b] or "
+                            "{epochs: 2}; quotes keep a text as it is.") from None
     return recipe.edit(**edits) if edits else recipe
 
 
@@ -129,15 +138,51 @@ def _place(recipe: Recipe, kind: str, specs: list[str]) -> dict[str, Any]:
 
 def run(recipe: Recipe, folder: Path, *, fresh: bool = False, exact: bool = False, watcher: Watcher | None = None,
         report: Callable[[Run], Path] | None = None) -> Run:
-    """Execute a recipe in a run folder and write its report."""
+    """Execute a recipe in a run folder and write its report.
+
+    Raises:
+        UserError: bad input, with every problem that can be seen before the start; or the disk is full.
+        GateError: a receipt differs.
+    """
     from luthier.engine.workshop import Engine
     from luthier.pipelines.report import write
 
-    for node in recipe.nodes:
-        node.step.check()
-    finished = execute(recipe, folder, Engine(exact=exact), watcher, fresh)
-    (report or write)(finished)
+    _check(recipe, folder)
+    try:
+        finished = execute(recipe, folder, Engine(exact=exact), watcher, fresh)
+        (report or write)(finished)
+    except Exception as error:
+        number = _disk_error(error)
+        if number is None:
+            raise
+        raise UserError(f"Can't write to {folder}: {os.strerror(number)}. What is finished is kept; make room and run "
+                        "the same command again.") from error
     return finished
+
+
+def _check(recipe: Recipe, folder: Path) -> None:
+    """Refuse a place that can't hold a run, and whatever the steps refuse: all problems at once."""
+    problems: list[str] = []
+    if folder.exists() and not folder.is_dir():
+        problems.append(f"{folder} is a file. Give a new or empty folder with --out.")
+    for node in recipe.nodes:
+        try:
+            node.step.check()
+        except UserError as error:
+            problems.append(str(error))
+        for top in getattr(node.step, "paths", ()):
+            if Path(top).is_dir() and folder.resolve().is_relative_to(Path(top).resolve()):
+                problems.append(f"{folder} lies within the documents of {top}: what a run writes there would be read as "
+                                "documents. Give a folder outside with --out.")
+    if problems:
+        raise UserError("\n".join(dict.fromkeys(problems)))
+
+
+def _disk_error(error: BaseException) -> int | None:
+    """The number of a full or closed disk's error. Native libraries raise their own types and only name the number."""
+    named = re.search(r"\(os error (\d+)\)", str(error))
+    number = error.errno if isinstance(error, OSError) else int(named[1]) if named else None
+    return number if number in DISK_ERRORS else None
 
 
 def evaluate(source: Run, data: str) -> Recipe:

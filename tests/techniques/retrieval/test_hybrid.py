@@ -83,13 +83,38 @@ def test_embeddings_equal_sentence_transformers(engine, make_ctx):
 def test_bm25_hand_case(make):
     passages = [passage("common", "the module is a module and the module imports"),
                 passage("rare", "the zebra of a module"),
-                passage("long", "the zebra " + "object list dict name scope block " * 8),
-                passage("none", "tuple string number")]
+                passage("long", "the zebra object list dict name scope block"),
+                passage("short", "module tuple string")]
     retriever = Hybrid(vector=False)
     index, ctx = make(retriever, passages)
     found = retriever.search(index, ["module zebra", "zebra", "modules imported", "!!!", "", "kangaroo"], 4, ctx)
-    # The rare word weighs more than the common one; of two with the rare word the shorter is better; stems are equal.
-    assert ids(found) == [["rare", "long", "common"], ["rare", "long"], ["common", "rare"], [], [], []]
+    # A rare word weighs more than a common one said thrice; of two with the rare word the shorter is better.
+    both, rare, stems, *nothing = ids(found)
+    assert both == ["rare", "long", "common", "short"]
+    assert rare == ["rare", "long"]
+    assert stems == ["common", "short", "rare"]
+    assert nothing == [[], [], []]
+
+
+@pytest.mark.oracle(clause="search by word", against="closed form")
+def test_bm25_scores_equal_the_formula(make, monkeypatch):
+    rng = np.random.default_rng(0)
+    words = ["zulu", "yankee", "xray", "victor", "tango", "romeo"]
+    texts = [list(rng.choice(words, rng.integers(1, 30), p=np.arange(1, 7) / 21)) for _ in range(30)]
+    monkeypatch.setattr(room, "SHARD", 1)
+    monkeypatch.setattr(room, "BATCH", 8)
+    index, _ = make(Hybrid(vector=False), [passage(str(i), " ".join(t)) for i, t in enumerate(texts)])
+    mean, query = np.mean([len(t) for t in texts]), ["zulu", "victor", "romeo"]
+    expected = np.zeros(len(texts))
+    for word in query:
+        holding = sum(word in t for t in texts)
+        weight = np.log(1 + (len(texts) - holding + 0.5) / (holding + 0.5))
+        for i, text in enumerate(texts):
+            often = text.count(word)
+            expected[i] += weight * often * (1.2 + 1) / (often + 1.2 * (1 - 0.75 + 0.75 * len(text) / mean))
+    table = room._connect(index).open_table(room.TABLE)
+    found = {int(p.id): score for score, p in room._by_word(table, " ".join(query), 100)}
+    assert [found.get(i, 0.0) for i in range(len(texts))] == pytest.approx(list(expected), abs=1e-4)
 
 
 @pytest.mark.oracle(clause="reciprocal rank fusion", against="hand case")

@@ -35,7 +35,7 @@ class CompareArms(Step, name="compare-arms"):
             raise UserError("Two arms have the same name.")
         better = {m: up for a in inputs.values() for m, up in a.meta["metrics"].items()}
         sets = list(dict.fromkeys(s for scores in arms.values() for s, _ in scores))
-        table = [row for arm, scores in arms.items() for key in scores if (row := self._row(arm, key, scores[key], ctx))]
+        table = [row for arm, scores in arms.items() for key in scores if (row := self._row(arm, key, scores[key]))]
         findings = []
         for metric in self.metrics:
             family = [self._pair(left, right, metric, s, arms, better.get(metric, True), ctx)
@@ -46,17 +46,12 @@ class CompareArms(Step, name="compare-arms"):
         write_lines(ctx.folder / "findings.jsonl", (f.to_dict() for f in findings))
         return seal("records", ctx.folder, arms=list(arms), sets=sets, level=self.level, margin=self.margin)
 
-    def _row(self, arm: str, key: tuple[str, str], values: Values, ctx: Ctx) -> dict[str, Any] | None:
+    def _row(self, arm: str, key: tuple[str, str], values: Values) -> dict[str, Any] | None:
         if not values:
             return None
         numbers = np.array([v for _, v in values.values()])
         clusters = [c for c, _ in values.values()]
-        low = high = None
-        if len(set(clusters)) >= statistics.FEWEST_CLUSTERS:
-            low, high = statistics.cluster_bootstrap_interval(numbers, clusters, self.level,
-                                                              seed=ctx.rng.key("table", f"{arm}/{key}") % 2**32)
-            if not np.isfinite([low, high]).all():
-                low = high = None
+        low, high = statistics.mean_interval(numbers, clusters, self.level) or (None, None)
         return {"arm": arm, "set": key[0], "metric": key[1], "value": float(numbers.mean()), "low": low, "high": high,
                 "questions": len(numbers), "clusters": len(set(clusters))}
 

@@ -178,7 +178,8 @@ class Evaluate(Step, name="evaluate"):
         about = {e.id: {"id": e.id, "set": s, "cluster": e.cluster or e.id} for s, e in rows}
         write_lines(ctx.folder / "predictions.jsonl", (
             {**about[e.id], "question": e.part("question") or e.turns[0].text[:400], "references": list(e.references),
-             "text": p.text or (p.label or ""), "stopped": p.stopped, "tokens": p.tokens, "passages": list(p.passages),
+             "text": p.text or (p.label or ""), "stopped": p.stopped, "tokens": p.tokens,
+             "passages": list(p.passages[:self.passages]), "ranked": list(p.passages),
              **({"label": e.label, "probabilities": dict(p.probabilities)} if p.label is not None else {})}
             for e, p in zip(examples, predictions, strict=True)))
         records = ctx.engine.evaluate(examples, predictions, self.metrics, ctx)

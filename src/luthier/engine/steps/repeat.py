@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from luthier.core.artifact import Artifact, open_artifact, seal
+from luthier.core.component import build
 from luthier.core.errors import UserError
 from luthier.core.files import write_json
 from luthier.core.recipe import Recipe
@@ -31,6 +32,16 @@ class Repeat(Step, name="repeat"):
         for name in (*self.carry.values(), self.result):
             if name not in self.steps:
                 raise UserError(f"repeat: '{name}' is no step of a round; they are {', '.join(self.steps)}.")
+        for step in self._built().values():
+            step.check()
+
+    def content(self) -> dict[str, Any]:
+        """The versions of a round's steps and what they read from outside: none of it stands in the text."""
+        return {name: {"step": step.identity, "content": step.content()} for name, step in self._built().items()}
+
+    def _built(self) -> dict[str, Step]:
+        return {name: build("step", {k: v for k, v in values.items() if k != "inputs"})
+                for name, values in self.steps.items()}
 
     def run(self, inputs: Mapping[str, Artifact], ctx: Ctx) -> Artifact:
         """Rounds in `rounds/N/`; a finished round is not run again."""
@@ -53,7 +64,10 @@ class Repeat(Step, name="repeat"):
         for path in left.folder.iterdir():
             if path.name not in ("step.json", "journal.jsonl", "receipts.jsonl", "luthier.json"):
                 target = ctx.folder / path.name
-                (shutil.copytree if path.is_dir() else shutil.copyfile)(path, target)
+                if path.is_dir():
+                    shutil.copytree(path, target, dirs_exist_ok=True)  # a kill may have left half of it
+                else:
+                    shutil.copyfile(path, target)
         write_json(ctx.folder / "rounds.json", {"rounds": rounds})
         meta = {k: v for k, v in left.meta.items() if k not in ("schema", "kind", "identity")}
         return seal(left.kind, ctx.folder, **{**meta, "rounds": rounds})

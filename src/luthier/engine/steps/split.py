@@ -55,6 +55,10 @@ class Split(Step, name="split"):
         for name in ("train", "dev"):
             if not subsets[name]:
                 raise UserError(f"No row is left for {name}. Add documents, or change split.unseen_share and dev_share.")
+        trained = {r.cluster for r in subsets["train"]}
+        lost = [r for r in subsets.get("known", ()) if r.cluster not in trained]
+        ledger += [Dropped(r.id, "known question about a section without training rows", r.cluster) for r in lost]
+        subsets = {n: [r for r in rows if n != "known" or r.cluster in trained] for n, rows in subsets.items()}
         overlap = _overlap(subsets)
         ctx.log(", ".join(f"{len(r)} {n}" for n, r in subsets.items()) + f"; {len(ledger)} left out")
         copy_licenses([Path(a.folder) for a in inputs.values()], ctx.folder)
@@ -84,13 +88,12 @@ class Split(Step, name="split"):
                 subsets.setdefault("known", []).append(row)
             else:
                 subsets["train"].append(row)
-        asked = [(e, _words(e)) for name in subsets if name not in ("train", "dev") for e in subsets[name]]
+        asked = [e for name in subsets if name not in ("train", "dev") for e in subsets[name]]
         for name in ("train", "dev"):
             kept = []
-            for row in subsets[name]:
-                near, share = _nearest(_words(row), asked)
-                if near is not None and share >= self.max_overlap:
-                    ledger.append(Dropped(row.id, "too close to a test question", f"{share:.2f} of {near.id}"))
+            for row, (place, share) in zip(subsets[name], _closest(subsets[name], asked), strict=True):
+                if share >= self.max_overlap:
+                    ledger.append(Dropped(row.id, "too close to a test question", f"{share:.2f} of {asked[place].id}"))
                 else:
                     kept.append(row)
             subsets[name] = kept
@@ -120,24 +123,40 @@ def _words(row: Example) -> frozenset[str]:
 _PUNCTUATION = str.maketrans(dict.fromkeys("?!.,;:\"'`()[]", " "))
 
 
-def _nearest(words: frozenset[str], asked: Sequence[tuple[Example, frozenset[str]]]) -> tuple[Example | None, float]:
-    best, share = None, 0.0
-    for example, theirs in asked:
-        common = len(words & theirs)
-        if common and common / len(words | theirs) > share:
-            best, share = example, common / len(words | theirs)
-    return best, share
+def _closest(rows: Sequence[Example], others: Sequence[Example]) -> list[tuple[int, float]]:
+    """For each row the place of the most similar of `others` and the Jaccard similarity of their words."""
+    import numpy as np
+    from scipy.sparse import csr_array
+
+    if not rows or not others:
+        return [(0, 0.0)] * len(rows)
+    one, two = ([_words(e) for e in part] for part in (rows, others))
+    numbers = {w: n for n, w in enumerate(sorted(set().union(*one, *two)))}
+
+    def table(sets: Sequence[frozenset[str]]) -> Any:
+        columns = [numbers[w] for s in sets for w in s]
+        starts = np.cumsum([0, *map(len, sets)])
+        return csr_array((np.ones(len(columns), dtype=np.float32), columns, starts), shape=(len(sets), len(numbers)))
+
+    left, right = table(one), table(two).T.tocsc()
+    sizes, their_sizes = np.array([*map(len, one)]), np.array([*map(len, two)])
+    found: list[tuple[int, float]] = []
+    for start in range(0, len(one), 512):
+        common = (left[start:start + 512] @ right).toarray()
+        share = common / np.maximum(sizes[start:start + 512, None] + their_sizes[None] - common, 1)
+        best = share.argmax(1)
+        found += [(int(b), float(share[i, b])) for i, b in enumerate(best)]
+    return found
 
 
 def _overlap(subsets: Mapping[str, list[Example]]) -> dict[str, Any]:
     """For each test set: the share of its sections that were trained on, and its closest trained question."""
-    trained = [(r, _words(r)) for r in subsets["train"]]
     sections = {r.cluster for r in subsets["train"]}
     report: dict[str, Any] = {}
     for name, rows in subsets.items():
         if name in ("train", "dev") or not rows:
             continue
-        closest = [_nearest(_words(r), trained)[1] for r in rows]
+        closest = [share for _, share in _closest(rows, subsets["train"])]
         report[name] = {
             "questions": len(rows), "sections": len({r.cluster for r in rows}),
             "share of sections trained on": round(sum(r.cluster in sections for r in rows) / len(rows), 3),

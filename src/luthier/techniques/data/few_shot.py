@@ -20,14 +20,14 @@ from luthier.core.step import Ctx
 from luthier.techniques.data._questions import written
 
 SHOTS = (
-    ("Water boils at 100 degrees Celsius at sea level. At higher altitudes the air pressure is lower, so it boils at a "
-     "lower temperature: in Denver at about 95 degrees.",
+    ("boiling points: Water boils at 100 degrees Celsius at sea level. At higher altitudes the air pressure is lower, so it "
+     "boils at a lower temperature: in Denver at about 95 degrees.",
      "At what temperature does water boil in Denver?", "about 95 degrees"),
-    ("Members may borrow up to six books at a time. Books are lent for four weeks and can be renewed twice, unless "
-     "another member has reserved them.",
-     "How often can a borrowed book be renewed?", "twice, unless another member has reserved it"),
-    ("The pump is switched off by the float valve as soon as the tank holds 180 litres. A red lamp shows that the "
-     "filter must be changed.",
+    ("list.renew(loan, weeks=4): Extends a loan by *weeks* and returns the new date. Raises \"LoanError\" if another member "
+     "has reserved the book, or if the loan was renewed twice before.",
+     "Which exception does list.renew() raise when a book is reserved by another member?", "LoanError"),
+    ("pump control: The pump is switched off by the float valve as soon as the tank holds 180 litres. A red lamp shows that "
+     "the filter must be changed.",
      "What switches the pump off when the tank is full?", "the float valve"),
 )
 _WRITTEN = re.compile(r"\A\s*(?P<question>[^\n]{8,300}\?)\s*\nAnswer:\s*(?P<answer>[^\n]{1,300})")
@@ -37,9 +37,9 @@ class FewShot(DataStep, name="few-shot"):
     """Questions written by a language model that is shown three examples."""
 
     roles: ClassVar[tuple[str, ...]] = ("writer",)
-    passages: int = Field(96, ge=1, description="how many passages are asked about; spread over all sections")
+    passages: int = Field(128, ge=1, description="how many passages are asked about; spread over all sections")
     min_words: int = Field(25, ge=1, description="shorter passages are not asked about")
-    decoder: Slot[Decoder] = Field("greedy:max_new_tokens=60", description="how the writer writes")
+    decoder: Slot[Decoder] = Field("greedy:max_new_tokens=48", description="how the writer writes")
 
     def apply(self, rows: Iterator[Passage], ctx: Ctx) -> Iterator[Example | Dropped]:
         from luthier.engine.rendering import Render

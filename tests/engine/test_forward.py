@@ -1,0 +1,244 @@
+"""The fused loss against torch's own in double precision, and the forward against the whole model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.functional import cross_entropy, kl_div
+
+from luthier.core.errors import LuthierError
+from luthier.engine import forward
+from luthier.engine.forward import Forward, FusedNll, hidden_states, vocabulary_of
+from luthier.engine.models import Model, load_base
+from tests.contracts.workbench import examples, make_batch
+
+# float32 sums over at most a few hundred terms, relative to the largest number of each gradient.
+TOLERANCE = 2e-5
+
+
+def close(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
+    """Within `TOLERANCE` of the scale of what is compared."""
+    scale = max(1.0, float(theirs.abs().max()))
+    return bool((ours.double() - theirs).abs().max() <= TOLERANCE * scale)
+
+
+def reference(hidden, weight, bias, target, cap, upstream) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """The loss per position and its gradients for h, W (and b), by torch in float64."""
+    leaves = [t.detach().double().requires_grad_() for t in (hidden, weight, *([] if bias is None else [bias]))]
+    scores = leaves[0] @ leaves[1].T + (0 if bias is None else leaves[2])
+    scores = scores if cap is None else cap * torch.tanh(scores / cap)
+    losses = cross_entropy(scores, target, reduction="none")
+    (losses * upstream.double()).sum().backward()
+    return losses.detach(), [t.grad for t in leaves]
+
+
+def case(n, width, vocabulary, with_bias, cap, seed, layout="plain"):
+    """Random inputs; `strided` hidden states are every second row and column of a larger tensor."""
+    make = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=make)
+
+    hidden = draw(n, width) if layout == "plain" else draw(2 * n, 2 * width)[::2, ::2]
+    weight = draw(vocabulary, width) if layout == "plain" else draw(width, vocabulary).T
+    bias = draw(vocabulary) if with_bias else None
+    target = torch.randint(0, vocabulary, (n,), generator=make)
+    return hidden, weight, bias, target, cap, draw(n)
+
+
+shapes = {"n": st.integers(1, 40), "width": st.integers(1, 24), "vocabulary": st.integers(1, 60),
+          "with_bias": st.booleans(), "cap": st.sampled_from([None, 1.5, 30.0]), "seed": st.integers(0, 10_000),
+          "layout": st.sampled_from(["plain", "strided"]), "chunk": st.sampled_from([1, 7, 256])}
+
+
+@settings(max_examples=60, deadline=None)
+@given(trained=st.sampled_from(["head", "frozen", "bias"]), **shapes)
+def test_the_fused_loss_is_cross_entropy(trained, chunk, **shape):
+    hidden, weight, bias, target, cap, upstream = case(**shape)
+    losses, gradients = reference(hidden, weight, bias, target, cap, upstream)
+    hidden = hidden.detach().requires_grad_()
+    weight = weight.detach().requires_grad_(trained == "head")
+    bias = None if bias is None else bias.detach().requires_grad_(trained != "frozen")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forward, "CHUNK", chunk)
+        ours = FusedNll.apply(hidden, weight, bias, target, cap)
+        (ours * upstream).sum().backward()
+    assert ours.dtype == torch.float32 and close(ours.detach(), losses)
+    assert close(hidden.grad, gradients[0])
+    assert (weight.grad is None) if trained != "head" else close(weight.grad, gradients[1])
+    if bias is not None:
+        assert (bias.grad is None) if trained == "frozen" else close(bias.grad, gradients[2])
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.parametrize("mutant", ["coefficient", "target not subtracted", "cap's slope left out", "row's weight lost"])
+def test_a_wrong_gradient_is_seen(mutant, frozen, monkeypatch):
+    hidden, weight, bias, target, cap, upstream = case(17, 8, 31, True, 1.5, 0)
+    _, gradients = reference(hidden, weight, bias, target, cap, upstream)
+    right = forward._score_gradient
+
+    def wrong(scores, log_sum, t, slope):
+        if mutant == "coefficient":
+            return right(scores, log_sum, t, slope) * 1.05
+        if mutant == "cap's slope left out":
+            return right(scores, log_sum, t, None)
+        if mutant == "target not subtracted":
+            found = (scores - log_sum[:, None]).exp()
+            return found if slope is None else found * slope
+        return right(scores, log_sum, t, slope).roll(1, 0)
+
+    monkeypatch.setattr(forward, "_score_gradient", wrong)
+    hidden, weight = hidden.detach().requires_grad_(), weight.detach().requires_grad_(not frozen)
+    (FusedNll.apply(hidden, weight, bias, target, cap) * upstream).sum().backward()
+    assert not close(hidden.grad, gradients[0])
+    assert frozen or not close(weight.grad, gradients[1])
+
+
+@pytest.fixture(scope="module")
+def decoder(pico):
+    return load_base(pico)
+
+
+def batch_of(model, count=5):
+    from luthier.engine.rendering import renderer
+
+    render = renderer(model, 128)
+    return make_batch([{"input": render.tokens(e)} for e in examples(count)], model)["input"]
+
+
+def test_the_loss_of_the_forward_is_the_loss_of_the_model(decoder):
+    batch = batch_of(decoder)
+    labels = batch.ids.masked_fill(~batch.targets, -100)
+    with torch.no_grad():
+        theirs = decoder.module(input_ids=batch.ids, attention_mask=batch.mask, labels=labels).loss
+        out = Forward({"policy": decoder})("policy", batch)
+    assert float(out.nll().mean()) == pytest.approx(float(theirs), abs=1e-5)
+    assert len(out.nll()) == len(out.rows) == batch.learned
+    assert torch.allclose(cross_entropy(out.logits(), batch.ids[batch.targets], reduction="none"), out.nll(), atol=1e-5)
+
+
+def test_a_skipped_mask_is_seen(decoder):
+    """A mutant: learning the prompt too must give another loss."""
+    batch = batch_of(decoder)
+    everything = replace(batch, targets=batch.mask.bool())
+    with torch.no_grad():
+        run = Forward({"policy": decoder})
+        masked, unmasked = (run("policy", b).nll().mean() for b in (batch, everything))
+    assert abs(float(masked - unmasked)) > 1e-3
+
+
+def test_padding_changes_nothing(decoder):
+    batch = batch_of(decoder)
+    with torch.no_grad():
+        whole = Forward({"policy": decoder})("policy", batch)
+        for i in range(len(batch)):
+            n = int(batch.mask[i].sum())
+            one = replace(batch, ids=batch.ids[i:i + 1, :n], mask=batch.mask[i:i + 1, :n],
+                          targets=batch.targets[i:i + 1, :n])
+            alone = Forward({"policy": decoder})("policy", one).nll()
+            assert torch.allclose(alone, whole.nll()[whole.rows == i], atol=1e-5)
+
+
+def test_the_divergence_is_torchs(decoder, pico):
+    other = load_base(pico)
+    with torch.no_grad():
+        other.module.get_input_embeddings().weight.add_(0.01)
+    batch = batch_of(decoder)
+    run = Forward({"policy": decoder, "reference": other})
+    ours, theirs = run("policy", batch), run("reference", batch)
+    logs = [o.logits().log_softmax(-1).double() for o in (ours, theirs)]
+    wanted = kl_div(logs[0], logs[1], reduction="none", log_target=True).sum(-1)
+    assert torch.allclose(ours.kl(theirs).double(), wanted, atol=1e-5)
+    assert float(ours.kl(ours).abs().max()) <= 1e-6
+
+
+def test_pooling_leaves_padding_out(pico_encoder):
+    model = load_base(pico_encoder)
+    from luthier.engine.rendering import Render
+
+    render = Render(model.tokenizer, model.architecture, 64)
+    batch = make_batch([{"input": render.text(e)} for e in examples(3)], model)["input"]
+    with torch.no_grad():
+        out = hidden_states(model, batch, None)
+        states = model.module(input_ids=batch.ids, attention_mask=batch.mask).last_hidden_state
+    for i in range(3):
+        n = int(batch.mask[i].sum())
+        assert torch.allclose(out.pooled()[i], states[i, :n].mean(0), atol=1e-5)
+
+
+def test_layers_are_given_when_they_are_asked_for(decoder):
+    batch = batch_of(decoder, 2)
+    with torch.no_grad():
+        out = Forward({"policy": decoder})("policy", batch, layers=True)
+        assert torch.equal(out.hidden(0), decoder.module.get_input_embeddings()(batch.ids))
+        assert out.hidden(-1).shape == (*batch.ids.shape, decoder.width)
+        with pytest.raises(LuthierError, match="layers=True"):
+            Forward({"policy": decoder})("policy", batch).hidden(0)
+
+
+def test_embeddings_may_replace_ids(decoder):
+    batch = batch_of(decoder, 2)
+    with torch.no_grad():
+        embeds = decoder.module.get_input_embeddings()(batch.ids)
+        run = Forward({"policy": decoder})
+        assert torch.equal(run("policy", batch, embeds=embeds).nll(), run("policy", batch).nll())
+
+
+def test_too_many_scores_are_refused(decoder, monkeypatch):
+    monkeypatch.setattr(forward, "LOGITS_LIMIT", 10)
+    with torch.no_grad(), pytest.raises(LuthierError, match="use nll"):
+        Forward({"policy": decoder})("policy", batch_of(decoder)).logits()
+
+
+# --- which models have a head that can be split off ----------------------------------------------------------------
+
+def variant(decoder: Model, kind: str) -> Model:
+    """A tiny decoder of another family with the tokenizer of pico."""
+    from transformers import Gemma2Config, Gemma2ForCausalLM, GraniteConfig, GraniteForCausalLM
+
+    sizes = {"vocab_size": len(decoder.tokenizer), "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1,
+             "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 256, "pad_token_id": 0}
+    torch.manual_seed(0)
+    module = GraniteForCausalLM(GraniteConfig(**sizes, logits_scaling=4.0)) if kind == "scaled" else \
+        Gemma2ForCausalLM(Gemma2Config(**sizes, head_dim=16, final_logit_softcapping=2.0))
+    with torch.no_grad():
+        module.get_output_embeddings().weight.mul_(30)
+    return replace(decoder, module=module.eval().requires_grad_(False), heads={})
+
+
+def test_a_model_that_scales_its_scores_is_asked_as_a_whole(decoder):
+    model = variant(decoder, "scaled")
+    assert vocabulary_of(model) is None
+    assert_same_as_whole(model)
+
+
+def test_a_cap_on_the_scores_is_part_of_the_head(decoder):
+    model = variant(decoder, "capped")
+    head, cap = vocabulary_of(model)
+    assert cap == 2.0 and head is model.module.get_output_embeddings()
+    assert_same_as_whole(model)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model.module.config, "final_logit_softcapping", None)
+        assert torch.isfinite(Forward({"policy": model})("policy", batch_of(model)).nll()).all()
+
+
+def assert_same_as_whole(model: Model) -> None:
+    batch = batch_of(model)
+    labels = batch.ids.masked_fill(~batch.targets, -100)
+    with torch.no_grad():
+        theirs = model.module(input_ids=batch.ids, attention_mask=batch.mask, labels=labels).loss
+        ours = Forward({"policy": model})("policy", batch).nll().mean()
+    assert float(ours) == pytest.approx(float(theirs), abs=1e-4)
+
+
+def test_plain_models_are_split(decoder, pico_encoder, pico_encoder_decoder):
+    assert vocabulary_of(decoder)[0] is decoder.module.get_output_embeddings()
+    assert vocabulary_of(load_base(pico_encoder)) is None
+    t5 = load_base(pico_encoder_decoder)
+    split = vocabulary_of(t5)
+    assert_split = split is None or split[0] is t5.module.get_output_embeddings()
+    assert assert_split, "either way: the loss is the model's own (see the encoder-decoder test)"
