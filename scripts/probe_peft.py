@@ -72,11 +72,12 @@ def _llama(folder: Path) -> Path:
 
 
 def main() -> None:
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
     from luthier.core.files import Journal
     from luthier.core.rng import Rng
     from luthier.core.step import Ctx
     from luthier.engine.workshop import Engine
-    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
     warnings.simplefilter("ignore")
     engine = Engine(threads=1, exact=True)
@@ -100,7 +101,7 @@ def main() -> None:
             except Exception as error:  # the probe's answer is whatever went wrong
                 found[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:160] if str(error) else ''}"
             print(f"{name:24} {found[name]}")
-    table = {"peft": version("peft"), "probe": f"Llama of width 256 and 2 layers, {STEPS} AdamW steps at {RATE}", "types": found}
+    table = {"peft": version("peft"), "probe": f"Llama of width 256, 2 layers, {STEPS} AdamW steps at {RATE}", "types": found}
     method.TABLE.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
     print(sum(v == "works" for v in found.values()), "of", len(found), "work")
 

@@ -10,7 +10,7 @@ from luthier.core.errors import UserError
 from luthier.engine.models import add_tuned
 from luthier.engine.steps.fit import Fit
 from tests.contracts import dummies
-from tests.contracts.workbench import example_of, short_fit, shipped, training_data, tuned_logits
+from tests.contracts.workbench import example_of, shipped, short_fit, training_data, tuned_logits
 
 ARCHITECTURES = ("decoder", "encoder", "encoder-decoder")
 

@@ -126,7 +126,7 @@ def test_a_row_that_is_too_long_is_dropped_by_name(row, bases):
         render = Render(model.tokenizer, model.architecture, 8, labels=["thing"])
         for example in labelled(examples(2), "thing"):
             with pytest.raises(DroppedRow) as caught:
-                objective.encode(example, render, Rng(0)("encode", example.id))
+                objective.encode(example, render, Rng(0).within(f"encode/{example.id}"))
             assert caught.value.dropped.id == example.id
             assert caught.value.dropped.reason == "too long" and "at most" in caught.value.dropped.detail
 
@@ -138,7 +138,7 @@ def test_encoding_is_a_function_of_the_row(row, bases):
     render = renderer(model, 256)
     render.labels = ["thing", "word"]
     for example in examples(3):
-        first, second = (objective.encode(example, render, Rng(0)("encode", example.id)) for _ in range(2))
+        first, second = (objective.encode(example, render, Rng(0).within(f"encode/{example.id}")) for _ in range(2))
         assert first == second
 
 

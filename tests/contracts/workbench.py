@@ -159,7 +159,7 @@ def encode(objective: Objective, model: Model, given: Sequence[Example], max_tok
     found = []
     for example in given:
         try:
-            found.append(objective.encode(example, render, Rng(0)("encode", example.id)))
+            found.append(objective.encode(example, render, Rng(0).within(f"encode/{example.id}")))
         except DroppedRow:
             continue
     return found

@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -149,7 +150,7 @@ def test_headings_are_nested_and_lead_to_text():
         fenced = re.sub(r"(?ms)^ *```\n.*?^ *```$", "", page)
         levels = [len(marks) for marks in re.findall(r"(?m)^(#+) ", fenced)]
         assert levels[0] == 1 and levels.count(1) == 1, name
-        assert all(after - before <= 1 for before, after in zip(levels, levels[1:], strict=False)), name
+        assert all(after - before <= 1 for before, after in pairwise(levels)), name
         prefixes = {path[:depth] for path in held for depth in range(1, len(path) + 1)}
         assert len(prefixes) == len(levels), f"{name}: a heading is repeated or has no text"
 

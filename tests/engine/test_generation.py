@@ -66,6 +66,24 @@ def test_a_batch_of_different_lengths_is_one_by_one(model, prompts):
     assert whole == [generate({"policy": model}, [p], greedy(), Rng(0))[0] for p in prompts]
 
 
+@pytest.mark.parametrize("kind", ["PromptTuningConfig", "PrefixTuningConfig"])
+def test_virtual_tokens_in_front_change_with_no_batch(pico, kind):
+    import peft
+
+    made = load_base(pico)
+    torch.manual_seed(0)
+    made.module = peft.get_peft_model(made.module, getattr(peft, kind)(task_type="CAUSAL_LM", num_virtual_tokens=4))
+    with torch.no_grad():
+        for parameter in made.module.parameters():
+            if parameter.ndim == 2:
+                parameter.add_(torch.randn_like(parameter) * 0.3)
+    made.module.eval()
+    asked = [renderer(made).prompt(e) for e in examples(5)]
+    whole = generate({"policy": made}, asked, greedy(5), Rng(0))
+    assert whole == [generate({"policy": made}, [p], greedy(5), Rng(0))[0] for p in asked]
+    assert len({a.text for a in whole}) > 1
+
+
 def test_padding_on_the_wrong_side_would_be_seen(model, prompts, monkeypatch):
     """A mutant: a mask that lets padding be read must give other answers somewhere."""
     whole = generate({"policy": model}, prompts, greedy(), Rng(0))

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,21 +15,21 @@ if TYPE_CHECKING:
     from luthier.core.run import Run
     from luthier.engine.executor import Watcher
 
-Base = Annotated[Optional[str], typer.Option("--base", metavar="MODEL", help="packaged model or local folder")]
-Out = Annotated[Optional[Path], typer.Option("--out", metavar="RUN_DIR", help="folder of the run; the same folder and "
+Base = Annotated[str | None, typer.Option("--base", metavar="MODEL", help="packaged model or local folder")]
+Out = Annotated[Path | None, typer.Option("--out", metavar="RUN_DIR", help="folder of the run; the same folder and "
                                                                             "recipe go on where they stopped")]
-RecipeOption = Annotated[Optional[str], typer.Option("--recipe", metavar="NAME_OR_FILE", help="another recipe")]
-Seed = Annotated[Optional[int], typer.Option("--seed", help="seed of everything random")]
+RecipeOption = Annotated[str | None, typer.Option("--recipe", metavar="NAME_OR_FILE", help="another recipe")]
+Seed = Annotated[int | None, typer.Option("--seed", help="seed of everything random")]
 Json = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="start over: delete what the run folder holds")]
 Exact = Annotated[bool, typer.Option("--exact", help="float32 and fixed decisions instead of measured ones")]
-Terms = Annotated[Optional[str], typer.Option("--accept-terms", metavar="NAME", help="accept a model's terms once (gemma)")]
-Sets = Annotated[Optional[list[str]], typer.Option("--set", metavar="PATH=VALUE", help="set a value of the recipe, such as "
+Terms = Annotated[str | None, typer.Option("--accept-terms", metavar="NAME", help="accept a model's terms once (gemma)")]
+Sets = Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="set a value of the recipe, such as "
                                                                                   "tuned.length='{epochs: 2}'")]
-Spec = Optional[list[str]]
+Spec = list[str] | None
 SPEC = "NAME:KEY=VALUE,…"
 Method = Annotated[Spec, typer.Option("--method", metavar=SPEC, help="which weights move (luthier list method)")]
-Objective = Annotated[Optional[str], typer.Option("--objective", metavar=SPEC, help="what is minimised")]
+Objective = Annotated[str | None, typer.Option("--objective", metavar=SPEC, help="what is minimised")]
 Regularizer = Annotated[Spec, typer.Option("--regularizer", metavar=SPEC, help="added to training; repeatable")]
 Optimizer = Annotated[Spec, typer.Option("--optimizer", metavar=SPEC, help="how gradients move weights")]
 Decoder = Annotated[Spec, typer.Option("--decoder", metavar=SPEC, help="how answers are written")]

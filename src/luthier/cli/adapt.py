@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -11,10 +11,10 @@ from luthier.cli import _shared as shared
 
 
 def command(
-    docs: Annotated[Optional[list[str]], typer.Argument(help="files and folders: .md, .txt, .html")] = None,
+    docs: Annotated[list[str] | None, typer.Argument(help="files and folders: .md, .txt, .html")] = None,
     demo: Annotated[bool, typer.Option("--demo", help="Python's language reference, with Gemma 3 270M")] = False,
     pico: Annotated[bool, typer.Option("--pico", help="with --demo: ten pages and random weights, in a minute")] = False,
-    questions: Annotated[Optional[str], typer.Option("--questions", metavar="FILE", help="hand-written test questions "
+    questions: Annotated[str | None, typer.Option("--questions", metavar="FILE", help="hand-written test questions "
                                                      "(JSON lines: id, set, question, answers, quote, page)")] = None,
     base: shared.Base = None, out: shared.Out = None, recipe: shared.RecipeOption = None, seed: shared.Seed = None,
     method: shared.Method = None, regularizer: shared.Regularizer = None, optimizer: shared.Optimizer = None,

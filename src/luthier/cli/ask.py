@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -14,8 +14,8 @@ from luthier.cli import _shared as shared
 def command(
     run: Annotated[Path, typer.Argument(help="folder of a run", show_default=False)],
     question: Annotated[str, typer.Argument(help="what to ask")],
-    arm: Annotated[Optional[str], typer.Option("--arm", help="which arm answers; tuned+retrieval if the run has it")] = None,
-    passages: Annotated[Optional[int], typer.Option("--passages", min=1, help="how many passages to show")] = None,
+    arm: Annotated[str | None, typer.Option("--arm", help="which arm answers; tuned+retrieval if the run has it")] = None,
+    passages: Annotated[int | None, typer.Option("--passages", min=1, help="how many passages to show")] = None,
     decoder: shared.Decoder = None, accept_terms: shared.Terms = None, as_json: shared.Json = False,
 ) -> None:
     """Answer a question with one arm of a run, and cite the passages it was shown."""
@@ -26,7 +26,7 @@ def command(
     shared.accept(accept_terms)
     if not question.strip():
         raise UserError("The question is empty.")
-    answer = ask(Run.open(run), question, arm=arm, passages=passages, decoder=(decoder or [None])[0])
+    answer = ask(Run.open(run), question, arm=arm, passages=passages, decoder=decoder[0] if decoder else None)
     if as_json:
         print(json.dumps(answer, ensure_ascii=False, indent=1))
         return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -11,7 +11,7 @@ from luthier.cli import _shared as shared
 
 
 def command(
-    slug: Annotated[Optional[str], typer.Argument(help="one technique, by slug or number")] = None,
+    slug: Annotated[str | None, typer.Argument(help="one technique, by slug or number")] = None,
     as_json: shared.Json = False,
 ) -> None:
     """The 210 published techniques: what each does, its oracles, and what stands behind it here."""

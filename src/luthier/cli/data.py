@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -13,7 +13,7 @@ from luthier.cli import _shared as shared
 
 def inspect(
     data: Annotated[str, typer.Argument(help="a file of examples, or files and folders of documents")],
-    base: Annotated[Optional[str], typer.Option("--base", metavar="MODEL", help="whose tokens and template are shown; "
+    base: Annotated[str | None, typer.Option("--base", metavar="MODEL", help="whose tokens and template are shown; "
                                                 "gemma3-270m for rows, plain words for documents")] = None,
     rows: Annotated[int, typer.Option("--rows", min=1, help="how many rows to show")] = 3,
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=8, help="longest row in tokens")] = 512,

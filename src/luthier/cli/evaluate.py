@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -13,7 +13,7 @@ from luthier.cli import _shared as shared
 def command(
     run: Annotated[Path, typer.Argument(help="folder of a run with a tuned model")],
     data: Annotated[str, typer.Argument(help="JSON lines with rows the model was not trained on")],
-    out: Annotated[Optional[Path], typer.Option("--out", metavar="RUN_DIR", help="folder of this evaluation")] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="RUN_DIR", help="folder of this evaluation")] = None,
     decoder: shared.Decoder = None, metric: shared.Metric = None, accept_terms: shared.Terms = None,
     exact: shared.Exact = False, fresh: shared.Fresh = False, as_json: shared.Json = False,
 ) -> None:

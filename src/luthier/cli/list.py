@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -11,7 +11,7 @@ from luthier.cli import _shared as shared
 
 
 def command(
-    kind: Annotated[Optional[str], typer.Argument(help="only this kind: method, objective, metric, …")] = None,
+    kind: Annotated[str | None, typer.Argument(help="only this kind: method, objective, metric, …")] = None,
     as_json: shared.Json = False,
 ) -> None:
     """The components, by kind."""

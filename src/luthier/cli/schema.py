@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
 
 def command(
-    kind: Annotated[Optional[str], typer.Argument(help="kind of a component; without it, the schema of recipes")] = None,
-    name: Annotated[Optional[str], typer.Argument(help="name of a component")] = None,
+    kind: Annotated[str | None, typer.Argument(help="kind of a component; without it, the schema of recipes")] = None,
+    name: Annotated[str | None, typer.Argument(help="name of a component")] = None,
 ) -> None:
     """JSON schema of a recipe file, or of one component."""
     from luthier.core.errors import UserError, nearest

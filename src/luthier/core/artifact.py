@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,7 +81,7 @@ def open_artifact(folder: Path) -> Artifact:
     return Artifact(record["kind"], folder, record, record["identity"])
 
 
-def write_examples(folder: Path, subsets: dict[str, Iterable[Example]], ledger: Iterable[Dropped] = (),
+def write_examples(folder: Path, subsets: Mapping[str, Iterable[Example]], ledger: Iterable[Dropped] = (),
                    **meta: Any) -> Artifact:
     """An `examples` artifact: Arrow shards per subset and a ledger of the dropped rows."""
     counts = {n: write_rows(folder / "examples" / n, (e.to_dict() for e in rows)) for n, rows in subsets.items()}

@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterable
 from difflib import get_close_matches
 from functools import cache
+from typing import Any
 
 from luthier.core.errors import UserError
 
@@ -29,7 +30,7 @@ def _text() -> str:
     return files("luthier").joinpath("data", "catalog.jsonl").read_text(encoding="utf-8")
 
 
-def rows(components: Iterable[Component] = ()) -> list[dict]:
+def rows(components: Iterable[Component] = ()) -> list[dict[str, Any]]:
     """Every seed, by id; its status is "runs" where a component names its id, else "-"."""
     running = {seed for _kind, _name, seeds in components for seed in seeds}
     out = [json.loads(line) for line in _text().splitlines()]
@@ -38,7 +39,7 @@ def rows(components: Iterable[Component] = ()) -> list[dict]:
     return out
 
 
-def row(slug_or_id: str | int, components: Iterable[Component] = ()) -> dict:
+def row(slug_or_id: str | int, components: Iterable[Component] = ()) -> dict[str, Any]:
     """The seed with this slug or id (`"lora"`, `114`, `"114"`); UnknownSeed names the nearest slugs."""
     seeds = rows(components)
     wanted = str(slug_or_id).strip().lower()

@@ -106,10 +106,10 @@ def _changed(model: BaseModel) -> dict[str, Any]:
 def _default(cls: type[BaseModel], name: str) -> Any:
     """A field's default as validation leaves it: `{"epochs": 3}` is written, a `Length` is held."""
     field = cls.model_fields[name]
-    kind = field.annotation
+    kind: Any = field.annotation
     for mark in field.metadata:
-        kind = Annotated[kind, mark]  # type: ignore[assignment]
-    return TypeAdapter(kind).validate_python(field.get_default(call_default_factory=True, validated_data={}))
+        kind = Annotated[kind, mark]
+    return TypeAdapter[Any](kind).validate_python(field.get_default(call_default_factory=True, validated_data={}))
 
 
 def _holds_component(value: Any) -> bool:
@@ -200,6 +200,11 @@ def _split_outside_brackets(text: str) -> list[str]:
             parts.append(text[start:i])
             start = i + 1
     return [*parts, text[start:]]
+
+
+def named(text: Any) -> Any:
+    """A component's text, list or dictionary as the default of a field: it is read when the field is, not before."""
+    return text
 
 
 def build(kind: str, spec: Any) -> Any:

@@ -130,7 +130,8 @@ def write_rows(folder: Path, rows: Iterable[dict[str, Any]]) -> int:
     import pyarrow as pa
 
     folder.mkdir(parents=True, exist_ok=True)
-    count, shard, number = 0, [], 0
+    count, number = 0, 0
+    shard: list[dict[str, Any]] = []
 
     def flush() -> None:
         nonlocal number

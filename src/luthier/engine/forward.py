@@ -50,7 +50,7 @@ class FusedNll(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         if ctx.ahead:
             (grad,) = ctx.saved_tensors
             return grad * upstream[:, None].to(grad.dtype), None, None, None, None
@@ -115,7 +115,9 @@ class Output:
             assert self.all_scores is not None
             return nn.functional.cross_entropy(self.all_scores[:, :-1][at].float(), target, reduction="none")
         head, cap = self._head()
-        return FusedNll.apply(self.states[:, :-1][at], head.weight, getattr(head, "bias", None), target, cap)
+        nll: torch.Tensor = FusedNll.apply(
+            self.states[:, :-1][at], head.weight, getattr(head, "bias", None), target, cap)
+        return nll
 
     def logits(self) -> torch.Tensor:
         """[learned, vocabulary] scores at the learned positions, float32; refused above a stated size."""
@@ -173,7 +175,8 @@ class Forward:
     def head(self, features: torch.Tensor) -> torch.Tensor:
         """The current task's head on pooled features."""
         head = self.models["policy"].heads[self.task]
-        return head(features.to(next(head.parameters()).dtype))
+        scores: torch.Tensor = head(features.to(next(head.parameters()).dtype))
+        return scores
 
 
 def hidden_states(model: Model, inputs: TokenBatch, vocabulary: Vocabulary | None,
@@ -201,7 +204,8 @@ def hidden_states(model: Model, inputs: TokenBatch, vocabulary: Vocabulary | Non
 def trunk_of(model: Model) -> Callable[..., Any]:
     """The part of a model below its vocabulary head."""
     inner = model.module.get_base_model() if hasattr(model.module, "get_base_model") else model.module
-    return inner if model.architecture == "encoder" else inner.base_model
+    trunk: Callable[..., Any] = inner if model.architecture == "encoder" else inner.base_model
+    return trunk
 
 
 def vocabulary_of(model: Model) -> Vocabulary | None:
@@ -217,8 +221,8 @@ def vocabulary_of(model: Model) -> Vocabulary | None:
     cap = getattr(inner.config, "final_logit_softcapping", None)
     if inner.base_model is inner:
         return None
-    if head is None or getattr(model.module, "active_peft_config", None) is not None and \
-            model.module.active_peft_config.is_prompt_learning:
+    if head is None or (getattr(model.module, "active_peft_config", None) is not None and \
+            model.module.active_peft_config.is_prompt_learning):
         return None
     ids = torch.arange(5, 11, device=model.device)[None] % inner.config.vocab_size
     batch = TokenBatch(ids, torch.ones_like(ids), torch.ones_like(ids, dtype=torch.bool))

@@ -10,7 +10,7 @@ import torch
 
 from luthier.core.files import Journal
 from luthier.core.identity import digest
-from luthier.core.kinds import Decoder, Tokens
+from luthier.core.kinds import Decoder, Features, Tokens
 from luthier.core.rng import Rng
 from luthier.core.step import Progress, silent
 from luthier.engine.batches import collate
@@ -54,7 +54,11 @@ def generate(models: Mapping[str, Model], prompts: Sequence[list[int]], decoder:
     With a journal every finished batch is kept under the digest of what it was asked.
     """
     results: dict[int, Generated] = {}
-    groups = batches_of([len(p) for p in prompts])
+    lengths = [len(p) for p in prompts]
+    groups = batches_of(lengths)
+    if any(map(_prompted, models.values())):
+        # Padding would stand between the virtual tokens and the prompt: rows of one length need none.
+        groups = [[i for i in g if lengths[i] == n] for g in groups for n in sorted({lengths[i] for i in g})]
     named = {role: m.identity for role, m in models.items()}
     for n, group in enumerate(groups):
         batch = [prompts[i] for i in group]
@@ -95,7 +99,7 @@ def _generate(models: Mapping[str, Model], prompts: list[list[int]], decoder: De
                 continue
             written[i].append(token)
             if _LINES[stop] and "\n" in tokenizer.decode([token]):
-                done[i] = stopped[i] = len(_lines(tokenizer.decode(written[i]) + "|")) > _LINES[stop]
+                done[i] = stopped[i] = len(_lines(f"{tokenizer.decode(written[i])}|")) > _LINES[stop]
         if all(done) or position + 1 == decoder.max_new_tokens:
             break
         pad = tokenizer.pad_token_id or 0
@@ -112,15 +116,20 @@ def _lines(text: str) -> list[str]:
     return [line.strip() for line in text.split("\n") if line.strip()]
 
 
+def _prompted(model: Model) -> bool:
+    """Whether a method puts virtual tokens before what the model reads."""
+    config = getattr(model.module, "active_peft_config", None)
+    return config is not None and bool(config.is_prompt_learning)
+
+
 class _Speaker:
     """One model reading a batch of left-padded prompts and one token more at a time."""
 
     def __init__(self, model: Model, prompts: list[list[int]]) -> None:
         self.model = model
         self.vocabulary = vocabulary_of(model)
-        peft = getattr(model.module, "active_peft_config", None)
         # Prompt methods put virtual tokens in front in their own forward, which keeps no cache of ours.
-        self.cached = not (peft is not None and peft.is_prompt_learning)
+        self.cached = not _prompted(model)
         pad = model.tokenizer.pad_token_id or 0
         width = max(map(len, prompts))
         ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=model.device)
@@ -155,7 +164,8 @@ class _Speaker:
             last = head(result.last_hidden_state[:, -1])
             last = last if cap is None else torch.tanh(last / cap) * cap
         self.cache = getattr(result, "past_key_values", None)
-        return last.float()
+        scores: torch.Tensor = last.float()
+        return scores
 
     def hear(self, tokens: list[int]) -> None:
         """Add one token to every row."""
@@ -170,7 +180,7 @@ def score(model: Model, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tu
     vocabulary = vocabulary_of(model)
     results: dict[int, tuple[float, int]] = {}
     for group in batches_of([len(p) + len(c) for p, c in pairs]):
-        rows = []
+        rows: list[Features] = []
         for i in group:
             prompt, continuation = pairs[i]
             if model.architecture == "encoder-decoder":

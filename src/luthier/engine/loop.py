@@ -242,7 +242,7 @@ class Loop:
                 parts = hook.on_loss(self.run, batch, parts)
             scaled = {n: task.weight * coefficients.get(n, 1.0) * p / max(counts.get(n, 1.0), 1e-12)
                       for n, p in parts.items()}
-            torch.stack([p.float() for p in scaled.values()]).sum().backward()  # type: ignore[no-untyped-call]
+            torch.stack([p.float() for p in scaled.values()]).sum().backward()
             self.masters.collect()
             for name, part in scaled.items():
                 values[name] = values.get(name, 0.0) + float(part.detach())

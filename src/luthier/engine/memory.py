@@ -15,7 +15,7 @@ def available_mb() -> float:
     """Megabytes this process may still use: free memory, control-group limit and `LUTHIER_MEMORY_LIMIT_MB`."""
     import psutil
 
-    free = psutil.virtual_memory().available / 1e6
+    free = float(psutil.virtual_memory().available) / 1e6
     group = Path("/sys/fs/cgroup/memory.max")
     if group.exists() and (text := group.read_text().strip()).isdigit():
         used = int(Path("/sys/fs/cgroup/memory.current").read_text())

@@ -49,7 +49,7 @@ class Model:
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return next(self.module.parameters()).device
+        return torch.device(next(self.module.parameters()).device)
 
     @property
     def decoder_start(self) -> int:

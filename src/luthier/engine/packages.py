@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from luthier.core.errors import UserError
 from luthier.core.files import read_json, write_json
@@ -47,8 +48,9 @@ def _gemma(folder: Path) -> None:
         if hasattr(transformers, "GgufConfig"):
             packed["quantization_config"] = transformers.GgufConfig(dequantize=True)
         tokenizer = transformers.AutoTokenizer.from_pretrained(work, gguf_file=file.name)
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            work, gguf_file=file.name, dtype=torch.float32, **packed).to(torch.bfloat16)
+        model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            work, gguf_file=file.name, dtype=torch.float32, **packed)
+    model = model.to(torch.bfloat16)
     model.config.dtype = torch.bfloat16
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
@@ -72,7 +74,8 @@ def _copy_licenses(module: str, folder: Path, names: tuple[str, ...]) -> None:
         if file.name in names or "licenses" in file.parts:
             shutil.copyfile(str(file.locate()), target / file.name)
     if not any(target.iterdir()):
-        stated = distribution.metadata.get("License-Expression") or distribution.metadata.get("License") or "not stated"
+        about = distribution.metadata
+        stated = next((about[key] for key in ("License-Expression", "License") if key in about), "not stated")
         (target / "LICENSE.txt").write_text(f"Licence stated by the package {module}: {stated}\n")
 
 

@@ -40,7 +40,7 @@ def make(name: str, folder: Path) -> None:
             vocab_size=size, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
             max_position_embeddings=512, **ids))
     else:
-        model = T5ForConditionalGeneration(T5Config(
+        model = T5ForConditionalGeneration(T5Config(  # type: ignore[call-arg]
             vocab_size=size, d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4,
             decoder_start_token_id=tokenizer.pad_token_id, **ids))
     torch.random.set_rng_state(state)

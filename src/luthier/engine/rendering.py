@@ -124,7 +124,7 @@ class Render:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids without special tokens."""
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
     @property
     def stop_id(self) -> int:

@@ -112,6 +112,7 @@ def load_heads(model: Model, artifact: Artifact) -> None:
 def pack(tree: Any, tensors: dict[str, torch.Tensor], path: str = "") -> Any:
     """A JSON skeleton of nested state; its tensors go to `tensors` and are named in the skeleton."""
     if isinstance(tree, torch.Tensor):
+        path = path if path not in tensors else f"{path}~{len(tensors)}"  # keys such as 1 and "1" look alike here
         # Views share storage, which safetensors refuses.
         tensors[path] = tree.detach().cpu().clone().contiguous()
         return {"__tensor__": path}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from tempfile import TemporaryDirectory
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from luthier.core.artifact import Artifact

@@ -15,7 +15,6 @@ from luthier.core.kinds import DroppedRow
 from luthier.core.rng import Rng
 from luthier.core.step import Ctx
 
-
 DEFAULT_BASE = "gemma3-270m"
 
 

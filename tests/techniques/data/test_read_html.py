@@ -77,7 +77,7 @@ def test_broken_markup_never_fails(read):
         assert isinstance(row, Dropped) or row.sections
 
 
-TAGS = st.sampled_from("p div b ul li table tr td h1 h2 pre a section dl br".split())  # noqa: SIM905
+TAGS = st.sampled_from("p div b ul li table tr td h1 h2 pre a section dl br".split())
 
 
 @given(st.recursive(st.sampled_from(["alpha", "beta ", " gamma"]),

@@ -14,7 +14,7 @@ from luthier.core.files import Journal
 from luthier.techniques.retrieval.hybrid import Hybrid, fuse
 
 WORDS = """module class object list dict name scope block import yield await lambda tuple string number raise except
-finally return value global local decorator generator iterator keyword""".split()  # noqa: SIM905
+finally return value global local decorator generator iterator keyword""".split()
 
 
 def passage(name, text, headings=()):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from luthier.core.artifact import Artifact, seal
-from luthier.core.component import Slot
+from luthier.core.component import Slot, named
 from luthier.core.errors import UserError
 from luthier.core.example import Example, Passage
 from luthier.core.files import write_json, write_lines
@@ -42,10 +42,10 @@ class Evaluate(Step, name="evaluate"):
     shots: tuple[int, ...] = Field((0,), description="numbers of solved examples to choose from on dev")
     stops: tuple[Stop, ...] = Field(("token",), description="ends of an answer to choose from on dev")
     dev_rows: int = Field(16, ge=1, description="dev questions used for the choice")
-    decoder: Slot[Decoder] = Field("greedy", description="how answers are written")
+    decoder: Slot[Decoder] = Field(named("greedy"), description="how answers are written")
     metrics: tuple[Slot[Metric], ...] = Field(
-        ("exact-match", "f1", "recall", "ndcg", "stops", "abstains"), description="what is measured")
-    choose_by: Slot[Metric] = Field("f1", description="the metric on dev that decides")
+        named(("exact-match", "f1", "recall", "ndcg", "stops", "abstains")), description="what is measured")
+    choose_by: Slot[Metric] = Field(named("f1"), description="the metric on dev that decides")
 
     def check(self) -> None:
         """Refuse an empty choice."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from luthier.core.artifact import Artifact, open_artifact
-from luthier.core.component import Slot
+from luthier.core.component import Slot, named
 from luthier.core.errors import UserError, nearest
 from luthier.core.example import Example
 from luthier.core.files import write_json, write_lines
@@ -30,7 +30,7 @@ class TaskSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
     data: str = Field("examples.train", description="INPUT.SUBSET that is trained on")
-    objective: Slot[Objective] = Field("supervised", description="what is minimised")
+    objective: Slot[Objective] = Field(named("supervised"), description="what is minimised")
     head: Slot[Head] | None = Field(None, description="the head of this task, for objectives on labels")
     weight: float = Field(1.0, gt=0, description="weight of this task's loss")
 
@@ -59,12 +59,12 @@ class Fit(Step, name="fit"):
 
     inputs: ClassVar[dict[str, str]] = {"base": "model", "*": "examples|model|adapter|delta"}
     output: ClassVar[str] = "adapter|delta|model"
-    tasks: tuple[TaskSpec, ...] = Field(({"data": "examples.train"},), description="what is learned, from which data")
-    method: Slot[Method] = Field("lora", description="which weights move")
+    tasks: tuple[TaskSpec, ...] = Field(named(({"data": "examples.train"},)), description="what is learned, from which data")
+    method: Slot[Method] = Field(named("lora"), description="which weights move")
     regularizers: tuple[Slot[Regularizer], ...] = Field((), description="what is added to the objective")
-    optimizer: Slot[Optimizer] = Field("adamw", description="how gradients move weights")
-    schedule: Slot[Schedule] = Field("linear", description="how the learning rate changes")
-    length: Length = Field({"epochs": 3}, description="{epochs: N} or {steps: N}")
+    optimizer: Slot[Optimizer] = Field(named("adamw"), description="how gradients move weights")
+    schedule: Slot[Schedule] = Field(named("linear"), description="how the learning rate changes")
+    length: Length = Field(named({"epochs": 3}), description="{epochs: N} or {steps: N}")
     learning_rate: float | None = Field(None, gt=0, description="peak learning rate; the method's own when left out")
     batch_rows: int = Field(8, ge=1, description="rows of each task in one optimizer step")
     micro_rows: int | None = Field(None, ge=1, description="rows that go through the model at once; batch_rows if left out")
@@ -175,11 +175,11 @@ class Fit(Step, name="fit"):
 
     def _roles(self, model: Model, inputs: Mapping[str, Artifact], ctx: Ctx) -> dict[str, Model]:
         wanted = {role for t in self.tasks for role in t.objective.roles}
-        for role, source in self.roles.items():
+        for role, name in self.roles.items():
             if role not in wanted:
                 raise UserError(f"No objective reads the role '{role}'. {nearest(role, wanted)}")
-            if source not in inputs:
-                raise UserError(f"roles.{role}: there is no input '{source}'. {nearest(source, inputs)}")
+            if name not in inputs:
+                raise UserError(f"roles.{role}: there is no input '{name}'. {nearest(name, inputs)}")
         found = {}
         for role in sorted(wanted):
             source = inputs[self.roles.get(role, "base")]
@@ -205,7 +205,7 @@ class Fit(Step, name="fit"):
             rows, ids = [], []
             for example in examples:
                 try:
-                    rows.append(spec.objective.encode(example, render, ctx.rng("encode", example.id)))
+                    rows.append(spec.objective.encode(example, render, ctx.rng.within(f"encode/{example.id}")))
                     ids.append(example.id)
                 except DroppedRow as drop:
                     dropped.append({"id": drop.dropped.id, "reason": drop.dropped.reason, "detail": drop.dropped.detail})
@@ -258,7 +258,7 @@ class Fit(Step, name="fit"):
         rows, ids = [], []
         for example in subset(inputs, self.streams["validation"]):
             try:
-                rows.append(spec.objective.encode(example, render, ctx.rng("encode", example.id)))
+                rows.append(spec.objective.encode(example, render, ctx.rng.within(f"encode/{example.id}")))
                 ids.append(example.id)
             except DroppedRow:
                 continue
@@ -278,7 +278,8 @@ class Fit(Step, name="fit"):
 
     def _probe(self, model: Model, tasks: list[Task], ctx: Ctx) -> None:
         """Keep what the receipts compare: counts, and the trained model's loss on a few rows."""
-        sequences = [f["input"] for t in tasks for f in t.rows[:PROBE_ROWS] if isinstance(f.get("input"), Tokens)]
+        probed = [f.get("input") for t in tasks for f in t.rows[:PROBE_ROWS]]
+        sequences = [part for part in probed if isinstance(part, Tokens)]
         learned = [s for s in sequences if any(s.targets)]
         stop = model.tokenizer.eos_token_id
         ends = [(s.decoder_ids or s.ids)[max(i for i, t in enumerate(s.targets) if t)] == stop for s in learned]

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from luthier.core.artifact import Artifact, copy_licenses
-from luthier.core.component import Slot, build
+from luthier.core.component import Slot, build, named
 from luthier.core.errors import UserError
 from luthier.core.example import Passage
 from luthier.core.finding import Finding, receipt
@@ -28,7 +28,7 @@ class Index(Step, name="index"):
     output: ClassVar[str] = "index"
     seeded: ClassVar[bool] = False
 
-    retriever: Slot[Retriever] = Field("hybrid", description="how passages are found")  # type: ignore[assignment]
+    retriever: Slot[Retriever] = Field(named("hybrid"), description="how passages are found")
 
     def run(self, inputs: Mapping[str, Artifact], ctx: Ctx) -> Artifact:
         """Hand all passages to the retriever; the licence files of the documents go along with their text.

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from luthier.core.artifact import LICENSES, Artifact, seal
-from luthier.core.component import Slot
+from luthier.core.component import Slot, named
 from luthier.core.errors import UserError
 from luthier.core.example import Document, Dropped, Passage, SourceFile
 from luthier.core.files import read_rows, write_lines, write_rows
@@ -51,12 +51,12 @@ class Ingest(Step, name="ingest"):
 
     paths: list[str] = Field(min_length=1, description="files and folders; folders are walked, hidden files skipped")
     readers: list[Slot[DataStep]] = Field(
-        ["read-markdown", "read-text", "read-html"], min_length=1,  # type: ignore[list-item]
+        named(["read-markdown", "read-text", "read-html"]), min_length=1,
         description="who reads what; the first that knows a file's suffix")
-    chunker: Slot[DataStep] = Field(  # type: ignore[assignment]
-        "chunk-by-structure", description="cuts documents into passages")
-    duplicates: Slot[DataStep] | None = Field(  # type: ignore[assignment]
-        "near-duplicates", description="leaves out repeated passages; null keeps them")
+    chunker: Slot[DataStep] = Field(
+        named("chunk-by-structure"), description="cuts documents into passages")
+    duplicates: Slot[DataStep] | None = Field(
+        named("near-duplicates"), description="leaves out repeated passages; null keeps them")
 
     def check(self) -> None:
         """Refuse missing paths and folders in which nothing can be read."""
@@ -137,8 +137,8 @@ class Ingest(Step, name="ingest"):
         sources: list[_Source] = []
         taken: set[str] = set()
         known: set[Path] = set()
-        for named in self.paths:
-            top = Path(named)
+        for given in self.paths:
+            top = Path(given)
             for path, trouble in _walk(top):
                 real = path.resolve()
                 if real in known:

@@ -9,7 +9,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from luthier.core.artifact import Artifact
-from luthier.core.component import Slot
+from luthier.core.component import Slot, named
 from luthier.core.finding import Finding
 from luthier.core.kinds import Metric, Prediction
 from luthier.core.step import Ctx, Step
@@ -24,7 +24,7 @@ class Majority(Step, name="majority"):
     seeded: ClassVar[bool] = False
     arm: str = Field("majority label", description="name of this arm in tables")
     sets: tuple[str, ...] = Field(("unseen",), description="subsets that are asked, if they exist")
-    metrics: tuple[Slot[Metric], ...] = Field(("accuracy",), description="what is measured")
+    metrics: tuple[Slot[Metric], ...] = Field(named(("accuracy",)), description="what is measured")
 
     def run(self, inputs: Mapping[str, Artifact], ctx: Ctx) -> Artifact:
         """Count, answer, score."""

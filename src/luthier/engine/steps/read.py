@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from luthier.core.artifact import Artifact, write_examples
-from luthier.core.component import Slot
+from luthier.core.component import Slot, named
 from luthier.core.errors import UserError, nearest
 from luthier.core.example import Dropped, Example, SourceFile
 from luthier.core.finding import Finding, receipt
@@ -33,7 +33,7 @@ class Read(Step, name="read"):
     path: str = Field(description="file with one example a line")
     format: Literal["auto", "question-answer", "prompt-completion", "text-label"] = Field(
         "auto", description="keys that the rows have; auto: those of the first row")
-    reader: Slot[DataStep] = Field("read-jsonl", description="who reads the file")  # type: ignore[assignment]
+    reader: Slot[DataStep] = Field(named("read-jsonl"), description="who reads the file")
 
     def check(self) -> None:
         """Refuse a file that is missing, of another kind, or with a row that can't be used."""

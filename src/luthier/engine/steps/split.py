@@ -40,7 +40,7 @@ class Split(Step, name="split"):
         test = {name: list(inputs["test"].examples(name)) for name in inputs["test"].subsets} if "test" in inputs else {}
         clusters = sorted({r.cluster for r in rows})
         if len(clusters) < self.min_clusters:
-            raise UserError(f"The rows come from {len(clusters)} section(s) or sources; at least {self.min_clusters} are needed "
+            raise UserError(f"The rows come from {len(clusters)} section(s) or sources; at least {self.min_clusters} needed "
                             "for train, dev and test that do not overlap. Add documents, or lower split.min_clusters.")
         unseen = {e.cluster for e in test["unseen"]} if test else self._drawn(clusters, self.unseen_share, "unseen", ctx)
         known = {e.cluster for e in test.get("known", ())}

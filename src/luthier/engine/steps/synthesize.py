@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from luthier.core.artifact import Artifact, copy_licenses, write_examples
-from luthier.core.component import Slot
+from luthier.core.component import Slot, named
 from luthier.core.errors import UserError
 from luthier.core.example import Dropped, Example
 from luthier.core.finding import Finding, receipt
@@ -23,8 +23,8 @@ class Synthesize(Step, name="synthesize"):
 
     inputs: ClassVar[dict[str, str]] = {"documents": "documents", "writer?": "model"}
     output: ClassVar[str] = "examples"
-    sources: tuple[Slot[DataStep], ...] = Field(("headings", "few-shot"), description="who writes questions")
-    filters: tuple[Slot[DataStep], ...] = Field(("self-contained", "answerable", "distinct"),
+    sources: tuple[Slot[DataStep], ...] = Field(named(("headings", "few-shot")), description="who writes questions")
+    filters: tuple[Slot[DataStep], ...] = Field(named(("self-contained", "answerable", "distinct")),
                                                 description="what is left out, in this order")
 
     def run(self, inputs: Mapping[str, Artifact], ctx: Ctx) -> Artifact:

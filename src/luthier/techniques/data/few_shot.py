@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from luthier.core.component import Slot
+from luthier.core.component import Slot, named
 from luthier.core.errors import UserError
 from luthier.core.example import Dropped, Example, Passage
 from luthier.core.kinds import DataStep, Decoder
@@ -39,7 +39,7 @@ class FewShot(DataStep, name="few-shot"):
     roles: ClassVar[tuple[str, ...]] = ("writer",)
     passages: int = Field(128, ge=1, description="how many passages are asked about; spread over all sections")
     min_words: int = Field(25, ge=1, description="shorter passages are not asked about")
-    decoder: Slot[Decoder] = Field("greedy:max_new_tokens=48", description="how the writer writes")
+    decoder: Slot[Decoder] = Field(named("greedy:max_new_tokens=48"), description="how the writer writes")
 
     def apply(self, rows: Iterator[Passage], ctx: Ctx) -> Iterator[Example | Dropped]:
         from luthier.engine.rendering import Render

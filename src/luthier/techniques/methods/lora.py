@@ -41,7 +41,8 @@ class Lora(Method, name="lora", seeds=[114]):
         if self.rank > smallest:
             raise UserError(f"lora: rank = {self.rank} is above {smallest}, the smallest side of a targeted layer.")
         return wrap(model, LoraConfig(
-            r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=targets,
+            r=self.rank, lora_alpha=self.alpha,  # type: ignore[arg-type]
+            lora_dropout=self.dropout, target_modules=targets,
             use_rslora=self.rslora, use_dora=self.dora))
 
     def _targets(self, names: dict[str, tuple[int, int]]) -> list[str]:

@@ -78,4 +78,4 @@ def config_class(name: str) -> Any:
     """PEFT's configuration class of a type."""
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
-    return PEFT_TYPE_TO_CONFIG_MAPPING[name]
+    return {str(getattr(k, "value", k)): v for k, v in PEFT_TYPE_TO_CONFIG_MAPPING.items()}[name]
