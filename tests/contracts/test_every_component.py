@@ -105,6 +105,7 @@ def test_no_technique_draws_from_global_randomness():
     drawn = []
     for path in sorted(root.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and ast.unparse(node.func).startswith(("random.", "np.random.", "torch.seed")):
-                drawn.append(f"{path.name}:{node.lineno} {ast.unparse(node.func)}")
+            called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+            if called.startswith(("random.", "np.random.", "torch.seed")):
+                drawn.append(f"{path.name}:{node.lineno} {called}")
     assert not drawn

@@ -247,7 +247,8 @@ def test_a_default_that_changes_alone_is_found():
 
 
 def test_no_default_changed_since_the_last_commit_without_a_new_version():
-    shown = subprocess.run(["git", "show", "HEAD:src/luthier/components.jsonl"], cwd=ROOT, capture_output=True, text=True)
+    asked = ["git", "show", "HEAD:src/luthier/components.jsonl"]
+    shown = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True)
     if shown.returncode:
         pytest.skip("no git history here: the last commit's index can't be read")
     assert index.changed_defaults(map(json.loads, shown.stdout.splitlines()), index.describe()) == []
@@ -357,7 +358,8 @@ def test_rebuilding_keeps_the_state_of_the_weights_that_stay(probed):
         now = [p for g in loop.torch_optimizer.param_groups for p in g["params"]]
         assert {id(p) for p in now} == {id(p) for p in stay} != set()
         for p in now:
-            assert all(torch.equal(torch.as_tensor(v), kept[id(p)][k]) for k, v in loop.torch_optimizer.state[p].items())
+            state = loop.torch_optimizer.state[p]
+            assert all(torch.equal(torch.as_tensor(v), kept[id(p)][k]) for k, v in state.items())
         ctx.rebuild_optimizer(False)
         assert not loop.torch_optimizer.state
 
@@ -400,9 +402,9 @@ def test_a_snapshot_from_before_a_change_of_weights_is_restored_too(probed):
 
 
 def test_a_hook_may_give_several_batches(make_ctx, pico):
-    once, curve = fitted(make_ctx, pico, name="once")
-    twice, curves = fitted(make_ctx, pico, name="twice", regularizers=("dummy-twice",))
-    assert [r["loss"] for r in curves] == pytest.approx([r["loss"] for r in curve], abs=1e-4), "twice the same is the same"
+    _, curve = fitted(make_ctx, pico, name="once")
+    _, curves = fitted(make_ctx, pico, name="twice", regularizers=("dummy-twice",))
+    assert [r["loss"] for r in curves] == pytest.approx([r["loss"] for r in curve], abs=1e-4), "the mean is the same"
     assert curves[-1]["tokens"] == 2 * curve[-1]["tokens"]
 
 

@@ -81,7 +81,7 @@ def examples(count: int = 8) -> list[Example]:
 
 def passages(count: int = 6) -> list[Passage]:
     """Passages that share few words."""
-    return [Passage(f"p{i}", f"{w.capitalize()} {w} explained. A {w} keeps the {w}s of section {i} together in row {i}.",
+    return [Passage(f"p{i}", f"{w.capitalize()} {w} explained. A {w} keeps the {w}s of section {i} in row {i}.",
                     f"d{i // 2}", f"d{i // 2}#s{i}", (f"Chapter {i // 2}", w)) for i, w in enumerate(WORDS[:count])]
 
 
@@ -91,7 +91,7 @@ def rows_for(step: Any, folder: Any) -> list[Any]:
     if "Passage" in wanted:
         return passages()
     if "Document" in wanted:
-        return [Document(f"d{i}", w, (Section((w,), f"The {w} is here.\n\nIt stays."),)) for i, w in enumerate(WORDS[:3])]
+        return [Document(f"d{w}", w, (Section((w,), f"The {w} is here.\n\nIt stays."),)) for w in WORDS[:3]]
     if "SourceFile" in wanted:
         return source_files(step, folder)
     return examples()

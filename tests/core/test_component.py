@@ -55,7 +55,7 @@ SPECS = {
     "peft:{type: LOHA, r: 4, target_modules: [a, b]}": {"use": "peft", "type": "LOHA", "r": 4,
                                                         "target_modules": ["a", "b"]},
     "mixout:rule={use: x, p: 0.5},q=1": {"use": "mixout", "rule": {"use": "x", "p": 0.5}, "q": 1},
-    "x:flag=true,none=null,text=a b,equals=a=b": {"use": "x", "flag": True, "none": None, "text": "a b", "equals": "a=b"},
+    "x:flag=true,none=null,text=a b,eq=a=b": {"use": "x", "flag": True, "none": None, "text": "a b", "eq": "a=b"},
     "x:terms=()": {"use": "x", "terms": "()"},
 }
 
@@ -94,7 +94,7 @@ def test_defaults_are_no_part_of_the_identity():
 
 
 def test_a_default_written_as_text_is_a_default_all_the_same():
-    """A field's default may be written `{...}` while what is held is a record; neither it nor its fields are changes."""
+    """A default may be written `{...}` while a record is held; neither it nor its fields are changes."""
     slot = {"use": "dummy-slope@3"}
     assert DummyHolder().identity_values() == {
         "use": "dummy-holder@1", "one": slot, "many": [{"schedule": slot}], "record": {"schedule": slot}}

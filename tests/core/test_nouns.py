@@ -19,7 +19,7 @@ from luthier.core.identity import canonical, digest, hash_file, hash_folder
 from luthier.core.rng import Rng, epoch_order, rank_share
 
 values = st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
-                      lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3), max_leaves=8)
+                      lambda v: st.lists(v, max_size=3) | st.dictionaries(st.text(), v, max_size=3), max_leaves=8)
 
 
 # --- identity ------------------------------------------------------------------------------------------------------

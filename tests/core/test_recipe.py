@@ -26,6 +26,14 @@ def fit(**changed) -> dict:
     return {"use": "fit", "inputs": {"base": "base", "examples": "rows"}, **changed}
 
 
+def copy(source: object) -> dict:
+    return {"use": "dummy-copy", "inputs": {"rows": source}}
+
+
+def training(**changed) -> dict:
+    return {"steps": {"base": BASE, "rows": ROWS, "f": fit(**changed)}}
+
+
 GOOD = {"fit": fit(method="lora:rank=4"), "rows": ROWS, "base": BASE}
 
 
@@ -48,17 +56,16 @@ def test_steps_stand_in_an_order_in_which_they_can_run():
     ({"steps": {"a": {"use": "base"}}}, "step 'base' needs 'model'."),
     ({"steps": {"a": {"use": "dummy-rows", "count": -1}}}, "count = -1"),
     ({"steps": {"a": {"use": "dummy-copy"}}}, "Step 'a' (dummy-copy) needs the input 'rows'"),
-    ({"steps": {"a": {"use": "dummy-copy", "inputs": {"row": "b"}}, "b": ROWS}}, "no input 'row'. Did you mean 'rows'?"),
-    ({"steps": {"a": {"use": "dummy-copy", "inputs": {"rows": "c"}}, "bb": ROWS}}, "reads 'c', which is no step"),
-    ({"steps": {"a": {"use": "dummy-copy", "inputs": {"rows": "b"}}, "b": BASE}}, "wants examples for 'rows'; 'b' leaves model"),
-    ({"steps": {"a": {"use": "dummy-copy", "inputs": {"rows": "b"}}, "b": {"use": "dummy-copy", "inputs": {"rows": "a"}}}},
-     "wait for each other in a circle: a, b"),
-    ({"steps": {"a": {"use": "dummy-copy", "inputs": {"rows": "a"}}}}, "in a circle: a"),
+    ({"steps": {"a": {**copy("b"), "inputs": {"row": "b"}}, "b": ROWS}}, "no input 'row'. Did you mean 'rows'?"),
+    ({"steps": {"a": copy("c"), "bb": ROWS}}, "reads 'c', which is no step"),
+    ({"steps": {"a": copy("b"), "b": BASE}}, "wants examples for 'rows'; 'b' leaves model"),
+    ({"steps": {"a": copy("b"), "b": copy("a")}}, "wait for each other in a circle: a, b"),
+    ({"steps": {"a": copy("a")}}, "in a circle: a"),
     ({"steps": {"a": {"use": "dummy-copy", "inputs": "rows"}}}, "The inputs of step 'a' are not a mapping"),
-    ({"steps": {"base": BASE, "rows": ROWS, "f": fit(method="lorra")}}, "no method called 'lorra'. Did you mean 'lora'?"),
-    ({"steps": {"base": BASE, "rows": ROWS, "f": fit(method="lora:rnak=2")}}, "no 'rnak'. Did you mean 'rank'?"),
-    ({"steps": {"base": BASE, "rows": ROWS, "f": fit(lenght={"steps": 1})}}, "no 'lenght'. Did you mean 'length'?"),
-    ({"steps": {"base": BASE, "rows": ROWS, "f": fit(length={"steps": 1, "epochs": 1})}}, "give either epochs or steps"),
+    (training(method="lorra"), "no method called 'lorra'. Did you mean 'lora'?"),
+    (training(method="lora:rnak=2"), "no 'rnak'. Did you mean 'rank'?"),
+    (training(lenght={"steps": 1}), "no 'lenght'. Did you mean 'length'?"),
+    (training(length={"steps": 1, "epochs": 1}), "give either epochs or steps"),
 ])
 def test_a_mistake_is_named_before_anything_runs(text, said):
     with pytest.raises(UserError) as caught:

@@ -43,8 +43,8 @@ def theirs(model, prompt: list[int]) -> list[int]:
     """What transformers' own greedy search writes, cut at the end token."""
     pad = model.tokenizer.pad_token_id
     made = model.module.generate(
-        input_ids=torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long), max_new_tokens=NEW,
-        do_sample=False, num_beams=1, pad_token_id=pad, eos_token_id=model.tokenizer.eos_token_id,
+        input_ids=torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        max_new_tokens=NEW, do_sample=False, num_beams=1, pad_token_id=pad, eos_token_id=model.tokenizer.eos_token_id,
         **({"decoder_start_token_id": pad} if model.architecture == "encoder-decoder" else {}))[0].tolist()
     made = made[1:] if model.architecture == "encoder-decoder" else made[len(prompt):]
     stop = model.tokenizer.eos_token_id

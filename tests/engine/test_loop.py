@@ -37,7 +37,8 @@ def test_micro_batches_change_nothing_but_memory(parts, make_ctx, pico):
         model, objective, features = load_base(pico), parts[1], parts[2]
         for (_, p), (_, q) in zip(model.module.named_parameters(), parts[0].module.named_parameters(), strict=True):
             p.requires_grad_(q.requires_grad)
-        make_loop(model, objective, features, make_ctx(f"{micro}/loop"), micro_rows=micro, optimizer="adamw:epsilon=1").train()
+        ctx = make_ctx(f"{micro}/loop")
+        make_loop(model, objective, features, ctx, micro_rows=micro, optimizer="adamw:epsilon=1").train()
         found.append(weights(model))
     for other in found[1:]:
         assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(found[0], other, strict=True))
@@ -145,7 +146,7 @@ def test_keys_that_look_alike_keep_their_own_tensors():
 
 
 def test_state_that_can_not_be_kept_is_named():
-    with pytest.raises(TypeError, match=r"state at /hooks/0/x is a set; a checkpoint holds tensors, numbers and strings"):
+    with pytest.raises(TypeError, match="state at /hooks/0/x is a set; a checkpoint holds tensors"):
         pack({"hooks": [{"x": {1, 2}}]}, {})
 
 

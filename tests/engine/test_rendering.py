@@ -1,4 +1,4 @@
-"""Rendering: the mask is right by construction, prompts of generation start the rows of training, nothing is cut unsaid."""
+"""Rendering: the mask is right by construction, prompts start the rows of training, nothing is cut unsaid."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ def test_the_decoder_starts_as_its_model_was_trained_to():
 
     prompt = renderer(model, 64).prompt(question("q", "What?"))
     import torch
-    made = module.generate(input_ids=torch.tensor([prompt]), max_new_tokens=6, do_sample=False, num_beams=1)[0].tolist()[1:]
+    made = module.generate(input_ids=torch.tensor([prompt]), max_new_tokens=6, do_sample=False, num_beams=1)[0, 1:]
     ours = generate({"policy": model}, [prompt], build("decoder", "greedy:max_new_tokens=6"), Rng(0))[0]
     assert ours.text == tokenizer.decode(made, skip_special_tokens=True).strip()
     answer = learned(renderer(model, 64), tokens)

@@ -30,6 +30,23 @@ class TokenBatch:
         return int(self.ids.shape[0])
 
     @property
+    def lengths(self) -> list[int]:
+        """Tokens of each row, of both sides where there are two."""
+        own = self.mask.sum(1)
+        return (own if self.decoder_mask is None else own + self.decoder_mask.sum(1)).tolist()  # type: ignore[no-any-return]
+
+    def narrow(self, rows: Sequence[int]) -> TokenBatch:
+        """Some rows, cut to the longest of them."""
+        at = list(rows)
+        width = int(self.mask[at].sum(1).max())
+        ids, mask = self.ids[at, :width], self.mask[at, :width]
+        tensors = {name: tensor[at] for name, tensor in self.tensors.items()}
+        if self.decoder_ids is None or self.decoder_mask is None:
+            return TokenBatch(ids, mask, self.targets[at, :width], tensors=tensors)
+        wide = int(self.decoder_mask[at].sum(1).max())
+        return TokenBatch(ids, mask, self.targets[at, :wide], self.decoder_ids[at, :wide], self.decoder_mask[at, :wide], tensors)
+
+    @property
     def learned(self) -> int:
         """How many tokens are learned."""
         return int(self.targets.sum())
@@ -82,3 +99,22 @@ def _padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device | str)
 def tokens_in(batch: Mapping[str, Any]) -> int:
     """Tokens of all sequences of a batch, padding left out."""
     return sum(part.tokens for part in batch.values() if isinstance(part, TokenBatch))
+
+
+def lengths_of(batch: Batch) -> list[int]:
+    """Tokens of each row's longest sequence; 1 for each row of a batch without sequences."""
+    found = [part.lengths for part in batch.values() if isinstance(part, TokenBatch)]
+    return [max(row) for row in zip(*found, strict=True)] if found else [1] * len(batch["ids"])
+
+
+def narrow(batch: Batch, rows: Sequence[int]) -> Batch:
+    """Some rows of a batch, without the padding that the others needed."""
+    out: Batch = {}
+    for name, part in batch.items():
+        if isinstance(part, TokenBatch):
+            out[name] = part.narrow(rows)
+        elif isinstance(part, torch.Tensor):
+            out[name] = part[list(rows)]
+        else:
+            out[name] = [part[i] for i in rows]
+    return out

@@ -142,6 +142,7 @@ def _run_one(node: Node, inputs: Mapping[str, Artifact], key: str, root: Path, r
 def _commit(work: Path, final: Path) -> Artifact:
     for name in ("state.json", "failure.json"):
         (work / name).unlink(missing_ok=True)
+    shutil.rmtree(work / "checkpoints", ignore_errors=True)
     commit_folder(work, final)
     return open_artifact(final)
 

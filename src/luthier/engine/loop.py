@@ -28,12 +28,14 @@ from luthier.core.files import write_json
 from luthier.core.kinds import Features, Hook, Objective, Optimizer, Schedule
 from luthier.core.rng import Rng, epoch_order, rank_share
 from luthier.core.step import FitCtx
-from luthier.engine.batches import Batch, collate, tokens_in
+from luthier.engine.batches import Batch, collate, lengths_of, narrow, tokens_in
 from luthier.engine.forward import Forward
 from luthier.engine.models import Model
 from luthier.engine.weights import pack, unpack
 
 Parts = dict[str, torch.Tensor]
+# Rows at least this share of the longest one's length go through the model together.
+SIMILAR = 0.7
 
 
 @dataclass
@@ -75,6 +77,18 @@ def rows_at(rng: Rng, step: int, rows: int, batch: int, rank: int = 0, ranks: in
     per_epoch = math.ceil(rows / batch)
     epoch, place = divmod(step, per_epoch)
     return rank_share(epoch_order(rng, epoch, rows)[place * batch:(place + 1) * batch], rank, ranks)
+
+
+def by_length(lengths: Sequence[int], most: int) -> list[list[int]]:
+    """Places of rows in groups of similar length, at most `most` rows each, so that little work is done on padding."""
+    groups: list[list[int]] = []
+    for place in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        last = groups[-1] if groups else None
+        if last and len(last) < most and lengths[place] >= SIMILAR * lengths[last[0]]:
+            last.append(place)
+        else:
+            groups.append([place])
+    return groups
 
 
 class Masters:
@@ -178,16 +192,13 @@ class Loop:
         self._mode(False)
 
     def batch(self, task: Task, step: int) -> list[Batch]:
-        """The micro-batches of one task at one step, hooks applied."""
-        picked = rows_at(self.rng.within(task.name), step, len(task.rows), self.plan.batch_rows)
-        whole = self._collate(task, picked)
-        batches = [whole]
+        """The micro-batches of one task at one step; hooks have seen the whole batch."""
+        batches = [self._collate(task, rows_at(self.rng.within(task.name), step, len(task.rows), self.plan.batch_rows))]
         for hook in self.hooks:
             batches = [b for given in batches for b in hook.on_batch(given)]
-        if len(batches) == 1 and batches[0] is whole and len(picked) > self.plan.micro_rows:
-            size = self.plan.micro_rows
-            batches = [self._collate(task, picked[i:i + size]) for i in range(0, len(picked), size)]
-        return batches
+        if any(kind == "coupled" for kind in task.objective.parts.values()):
+            return batches  # rows of a coupled part see each other, so they stay together
+        return [narrow(b, rows) for b in batches for rows in by_length(lengths_of(b), self.plan.micro_rows)]
 
     def _collate(self, task: Task, rows: np.ndarray) -> Batch:
         return collate([task.rows[i] for i in rows], [task.ids[i] for i in rows], self.pad, self.model.device)

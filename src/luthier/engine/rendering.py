@@ -150,6 +150,8 @@ def _turns(example: Example) -> list[tuple[str, bool]]:
     segments: list[tuple[str, bool]] = []
     asked = False
     for turn in example.turns:
+        if turn.spans:
+            raise UserError(f"Row {example.id} narrows what is learned to spans; the plain template learns whole turns.")
         if turn.target:
             text = f" {turn.text}" if asked else turn.text
             segments.append((text, True))

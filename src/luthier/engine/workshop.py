@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from luthier.core.artifact import Artifact
+from luthier.core.artifact import RECORD, Artifact, open_artifact
 from luthier.core.component import build
 from luthier.core.files import Journal
 from luthier.core.kinds import Decoder, Metric, Prediction
@@ -93,8 +93,15 @@ class Engine:
         return generation.embed(model, texts, max_tokens).numpy()
 
     def fit(self, fit: Any, inputs: Mapping[str, Artifact], ctx: Ctx) -> Artifact:
-        """Run a Fit step inside another step's folder."""
-        artifact: Artifact = build("step", fit).run(inputs, ctx)
+        """Run a Fit step in a folder of its own within another step's; the same fit is not run twice."""
+        step = build("step", fit)
+        folder = ctx.folder / f"fit-{step.identity[:8]}"
+        if (folder / RECORD).exists():
+            return open_artifact(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        inner = Ctx(**{**ctx.__dict__, "folder": folder, "journal": Journal(folder / "journal.jsonl"),
+                       "stream": lambda name: inputs[name.partition(".")[0]].examples(name.partition(".")[2])})
+        artifact: Artifact = step.run(inputs, inner)
         return artifact
 
     def evaluate(self, examples: Sequence[Any], predictions: Sequence[Prediction], metrics: Sequence[Metric],

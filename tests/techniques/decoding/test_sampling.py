@@ -34,7 +34,8 @@ def test_top_p_keeps_the_smallest_set_that_holds_the_share():
     for top_p in (0.1, 0.7, 0.95, 1.0):
         kept = int(np.searchsorted(probabilities.cumsum(), top_p) + 1) if top_p < 1 else 5
         numbers = (np.arange(4000) + 0.5) / 4000
-        shares = np.bincount(drawn(build("decoder", f"sample:temperature=1,top_p={top_p}"), numbers), minlength=5) / 4000
+        decoder = build("decoder", f"sample:temperature=1,top_p={top_p}")
+        shares = np.bincount(drawn(decoder, numbers), minlength=5) / 4000
         wanted = np.where(np.arange(5) < kept, probabilities, 0)
         assert np.abs(shares - wanted / wanted.sum()).max() < 1e-3
 

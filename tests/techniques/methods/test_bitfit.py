@@ -56,7 +56,8 @@ def test_only_biases_and_the_head_move(tuned, pico_encoder):
 def test_biases_that_have_not_moved_change_nothing(pico_encoder):
     ids = torch.arange(5, 15)[None]
     with torch.no_grad():
-        before, after = (m.module(input_ids=ids).last_hidden_state for m in (load_base(pico_encoder), prepared(pico_encoder)))
+        before, after = (model.module(input_ids=ids).last_hidden_state
+                         for model in (load_base(pico_encoder), prepared(pico_encoder)))
     assert torch.equal(before, after)
 
 

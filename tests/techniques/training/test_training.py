@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -13,7 +15,7 @@ def test_linear_rises_and_falls_as_written():
     factors = [schedule.factor(step, 10) for step in range(10)]
     assert factors[:3] == pytest.approx([1 / 3, 2 / 3, 1.0])
     assert factors[-1] == pytest.approx(1 - 0.9 * 7 / 8)
-    assert all(a > b for a, b in zip(factors[2:], factors[3:], strict=False))
+    assert all(a > b for a, b in pairwise(factors[2:]))
     assert schedule.factor(10, 10) == pytest.approx(0.1)
 
 

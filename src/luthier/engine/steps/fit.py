@@ -146,8 +146,6 @@ class Fit(Step, name="fit"):
 
     def receipts(self, inputs: Mapping[str, Artifact], artifact: Artifact, ctx: Ctx) -> list[Finding]:
         """Rows in = out + ledger; something is learned and the stop token is; saved = trained."""
-        import shutil
-
         kept = ctx.journal.values["probe"]
         rows = sum(artifact.meta["rows"].values())
         found = [receipt("fit/rows", kept["rows_in"], rows + artifact.meta["dropped"], unit="rows",
@@ -161,7 +159,6 @@ class Fit(Step, name="fit"):
         else:
             found.append(not_applicable("fit/stop token", "a label task learns no tokens"))
         found.append(self._saved_is_trained(inputs, artifact, ctx, kept))
-        shutil.rmtree(ctx.folder / "checkpoints", ignore_errors=True)
         return found
 
     # --- parts of run ------------------------------------------------------------------------------------------
