@@ -167,26 +167,37 @@ def luthier_command(capsys: pytest.CaptureFixture[str]) -> Luthier:
 
 
 def call(*arguments: object) -> int:
-    """One command in this process; its number of threads is its own."""
+    """One command in this process, on one processor."""
     import torch
 
     from luthier.cli.main import main
 
-    threads = torch.get_num_threads()
+    threads, processors = torch.get_num_threads(), os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {_processor()})
     try:
         return main([str(a) for a in arguments])
     finally:
+        os.sched_setaffinity(0, processors)
         torch.set_num_threads(threads)
+
+
+def _processor() -> int:
+    """One processor: the engine takes a thread for each it may use, and on a busy machine they wait for one another."""
+    return sorted(os.sched_getaffinity(0))[-1]
 
 
 def start(*arguments: object, limit_bytes: int = 0, **variables: str) -> subprocess.Popen[str]:
     """`luthier …` as a process of its own; `limit_bytes` is the size above which no file can grow."""
+    processor = _processor()
+
     def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
+        os.sched_setaffinity(0, {processor})
+        if limit_bytes:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
 
     return subprocess.Popen(
         [sys.executable, "-m", "luthier.cli.main", *map(str, arguments)], text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": SOURCE, **variables}, preexec_fn=limit if limit_bytes else None)
+        stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": SOURCE, **variables}, preexec_fn=limit)
 
 
 def finish(process: subprocess.Popen[str]) -> Said:

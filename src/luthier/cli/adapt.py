@@ -40,5 +40,5 @@ def command(
     folder = out or Path("runs") / ("demo-pico" if pico else "demo" if demo else made.name.replace(" ", "-"))
     run = jobs.run(made, folder, fresh=fresh, exact=exact, watcher=shared.watcher(as_json))
     shared.finish(run, as_json)
-    if not as_json:
+    if not as_json and run.has("comparison"):
         print(f'Ask it: luthier ask {folder} "your question"')

@@ -33,7 +33,7 @@ class TokenBatch:
     def lengths(self) -> list[int]:
         """Tokens of each row, of both sides where there are two."""
         own = self.mask.sum(1)
-        return (own if self.decoder_mask is None else own + self.decoder_mask.sum(1)).tolist()  # type: ignore[no-any-return]
+        return (own if self.decoder_mask is None else own + self.decoder_mask.sum(1)).tolist()
 
     def narrow(self, rows: Sequence[int]) -> TokenBatch:
         """Some rows, cut to the longest of them."""
@@ -44,7 +44,8 @@ class TokenBatch:
         if self.decoder_ids is None or self.decoder_mask is None:
             return TokenBatch(ids, mask, self.targets[at, :width], tensors=tensors)
         wide = int(self.decoder_mask[at].sum(1).max())
-        return TokenBatch(ids, mask, self.targets[at, :wide], self.decoder_ids[at, :wide], self.decoder_mask[at, :wide], tensors)
+        decoder_ids, decoder_mask = self.decoder_ids[at, :wide], self.decoder_mask[at, :wide]
+        return TokenBatch(ids, mask, self.targets[at, :wide], decoder_ids, decoder_mask, tensors)
 
     @property
     def learned(self) -> int:

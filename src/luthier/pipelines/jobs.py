@@ -189,13 +189,17 @@ def evaluate(source: Run, data: str) -> Recipe:
     """The recipe that scores a run's base and tuned model on further rows.
 
     Raises:
-        UserError: the run has no tuned model, or rows it was trained on are among the new ones.
+        UserError: the run has no tuned model, or the rows are not of the kind it was tuned on.
     """
     from luthier.engine.steps.read import Read
 
     if not source.has("tuned"):
         raise UserError(f"{source.folder} has no tuned model. Finish it first: run its command again.")
-    labels = Read(path=data).found_format() == "text-label"
+    labels, found = bool(source.step("tuned").meta.get("heads")), Read(path=data).found_format()
+    if labels != (found == "text-label"):
+        wanted = "text-label" if labels else "question-answer or prompt-completion"
+        raise UserError(f"{data} holds {found} rows; the model of {source.folder} was tuned on {wanted} rows. "
+                        "Give a file of that format.")
     metrics = ["accuracy"] if labels else ["exact-match", "f1", "stops"]
     place = str(source.folder.resolve() / "steps")
     base_model = source.step("base").meta

@@ -51,7 +51,9 @@ class Split(Step, name="split"):
         dev = self._drawn(free, self.dev_share, "dev", ctx)
         subsets, ledger = self._divide(rows, test, unseen, dev)
         for step in self.augment:
-            subsets["train"] = [r for r in step.apply(iter(subsets["train"]), ctx) if isinstance(r, Example)]
+            made = list(step.apply(iter(subsets["train"]), ctx))
+            subsets["train"] = [r for r in made if isinstance(r, Example)]
+            ledger += [r for r in made if isinstance(r, Dropped)]
         for name in ("train", "dev"):
             if not subsets[name]:
                 raise UserError(f"No row is left for {name}. Add documents, or change split.unseen_share and dev_share.")
@@ -117,7 +119,8 @@ class Split(Step, name="split"):
 
 def _words(row: Example) -> frozenset[str]:
     asked = row.part("question") or "\n".join(t.text for t in row.turns if not t.target)
-    return frozenset(asked.lower().translate(_PUNCTUATION).split())
+    # A text of signs alone ("!!!") is known by its signs.
+    return frozenset(asked.lower().translate(_PUNCTUATION).split() or asked.split())
 
 
 _PUNCTUATION = str.maketrans(dict.fromkeys("?!.,;:\"'`()[]", " "))

@@ -13,6 +13,7 @@ from luthier.core.artifact import Artifact, copy_licenses, write_examples
 from luthier.core.component import Slot, named
 from luthier.core.errors import UserError
 from luthier.core.example import Dropped, Example
+from luthier.core.files import write_lines
 from luthier.core.finding import Finding, receipt
 from luthier.core.kinds import DataStep
 from luthier.core.step import Ctx, Step
@@ -26,6 +27,12 @@ class Synthesize(Step, name="synthesize"):
     sources: tuple[Slot[DataStep], ...] = Field(named(("headings", "few-shot")), description="who writes questions")
     filters: tuple[Slot[DataStep], ...] = Field(named(("self-contained", "answerable", "distinct")),
                                                 description="what is left out, in this order")
+
+    def check(self) -> None:
+        """Refuse a source that is named twice: its rows would have the same ids."""
+        for name, count in Counter(source.info.name for source in self.sources).items():
+            if count > 1:
+                raise UserError(f"sources names '{name}' {count} times; name each source once.")
 
     def run(self, inputs: Mapping[str, Artifact], ctx: Ctx) -> Artifact:
         """Every source over all passages, then every filter over all rows; the ledger holds what was left out."""
@@ -48,7 +55,9 @@ class Synthesize(Step, name="synthesize"):
         for name, counts in yields.items():
             ctx.log(f"{name}: " + ", ".join(f"{n} {what}" for what, n in counts.items()))
         if not rows:
-            raise UserError("No question is left after the filters. See ledger.jsonl in the step's folder.")
+            why = ctx.folder / "ledger.jsonl"
+            write_lines(why, ({"id": d.id, "reason": d.reason, "detail": d.detail} for d in ledger))
+            raise UserError(f"No question is left after the filters. See {why}.")
         copy_licenses([Path(a.folder) for a in inputs.values()], ctx.folder)
         written = sum(c["written"] for c in yields.values())
         return write_examples(ctx.folder, {"all": rows}, ledger, written=written,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -43,8 +44,14 @@ class TestQuestions(Step, name="test-questions"):
         path = Path(self.path)
         if not path.is_file():
             raise UserError(f"There is no file of test questions at {path}.")
-        rows, problems = [], []
-        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8.") from None
+        rows: list[dict[str, Any]] = []
+        problems: list[str] = []
+        lines: dict[str, int] = {}
+        for number, line in enumerate(text.split("\n"), 1):
             if not line.strip():
                 continue
             try:
@@ -52,11 +59,16 @@ class TestQuestions(Step, name="test-questions"):
             except ValueError as error:
                 problems.append(f"line {number}: broken JSON ({error})")
                 continue
-            problems += [f"line {number}: {p}" for p in _problems(row)]
+            found = _problems(row)
+            if not found and lines.setdefault(row["id"], number) != number:
+                found = [f"id '{row['id']}' is that of line {lines[row['id']]}"]
+            problems += [f"line {number}: {p}" for p in found]
             rows.append(row)
         if problems:
             more = f" and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
             raise UserError(f"{path}: " + "; ".join(problems[:SHOWN]) + more)
+        if not rows:
+            raise UserError(f"{path} holds no questions.")
         return rows
 
     def run(self, inputs: Mapping[str, Artifact], ctx: Ctx) -> Artifact:
@@ -96,6 +108,11 @@ def _problems(row: Any) -> list[str]:
         return ["not a JSON object"]
     found = [f"unknown key '{k}'. {nearest(k, KEYS)}" for k in row if k not in KEYS]
     found += [f"no '{k}'; its keys are {', '.join(row)}" for k in ("id", "set", "question", "answers") if k not in row]
+    found += [f"{k} is {row[k]!r}, not a text" for k in ("id", "question", "quote", "page")
+              if not isinstance(row.get(k) or "", str)]
+    answers = row.get("answers") or []
+    if not (isinstance(answers, list) and all(isinstance(a, str) for a in answers)):
+        found.append(f"answers is {answers!r}, not a list of texts")
     if row.get("set", "known") not in SETS:
         found.append(f"set is '{row['set']}'. {nearest(str(row['set']), SETS)}")
     elif row.get("set") != "unanswerable" and not (row.get("answers") and row.get("quote")):
@@ -103,16 +120,26 @@ def _problems(row: Any) -> list[str]:
     return found
 
 
-def _holding(row: Mapping[str, Any], texts: Iterable[tuple[Passage, str]]) -> list[Passage]:
-    """Passages that hold the quote; of one cut in two, those that hold its larger part."""
+def _holding(row: Mapping[str, Any], texts: Sequence[tuple[Passage, str]]) -> list[Passage]:
+    """Passages that hold the quote; of one that was cut, those that hold its largest part."""
     quote = _flat(row["quote"])
     page = row.get("page") or ""
     near = [(p, t) for p, t in texts if not page or p.document == page or p.document.endswith("/" + page)]
     whole = [p for p, t in near if quote in t]
     if whole:
         return whole
-    parts = [quote[:len(quote) // 2].strip(), quote[len(quote) // 2:].strip()]
-    return [p for p, t in near if len(quote) > 20 and any(part in t for part in parts)]
+    found = []
+    for _, group in groupby(near, key=lambda pair: pair[0].document):
+        parts = list(group)
+        first = " ".join(t for _, t in parts).find(quote)
+        if first < 0:
+            continue
+        start, shares = 0, []
+        for passage, text in parts:
+            shares.append((min(first + len(quote), start + len(text)) - max(first, start), passage))
+            start += len(text) + 1
+        found.append(max(shares, key=lambda share: share[0])[1])
+    return found
 
 
 def _flat(text: str) -> str:

@@ -30,7 +30,7 @@ SHOTS = (
      "the filter must be changed.",
      "What switches the pump off when the tank is full?", "the float valve"),
 )
-_WRITTEN = re.compile(r"\A\s*(?P<question>[^\n]{8,300}\?)\s*\nAnswer:\s*(?P<answer>[^\n]{1,300})")
+_WRITTEN = re.compile(r"\A\s*(?P<question>[^\n]{8,300}\?)\s*\nAnswer:[^\S\n]*(?P<answer>\S[^\n]{0,299})(?:\n|\Z)")
 
 
 class FewShot(DataStep, name="few-shot"):
