@@ -418,7 +418,6 @@ def test_interrupted_is_said_and_survived(luthier: Luthier, manual: Path, manual
     same_results(manual_run, Path("run"))
 
 
-@pytest.mark.xfail(strict=False, reason="a damaged JSON file of a run is not put in words yet")
 def test_a_damaged_record_is_named(luthier: Luthier) -> None:
     Path("run").mkdir()
     Path("run/run.json").write_text(json.dumps({"format": 1})[:-2])

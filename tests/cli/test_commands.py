@@ -109,7 +109,6 @@ def test_tune_on_labels_compares_with_the_commonest_label(labels_run: Path) -> N
     assert all(abs(sum(row["probabilities"].values()) - 1) < 1e-5 for row in answers)
 
 
-@pytest.mark.xfail(strict=False, reason="a classifier on a decoder trains, but does not answer yet")
 def test_tune_on_labels_with_a_language_model(luthier: Luthier) -> None:
     data = write_rows(Path("rows.jsonl"), label_rows())
     result = luthier("tune", data, "--base", "pico", "--out", "run", "--exact", "--json", *SHORT)

@@ -53,7 +53,6 @@ def test_a_default_written_out_changes_nothing(tune) -> None:
     assert curve(silent) == curve(said)
 
 
-@pytest.mark.xfail(strict=False, reason="measured decisions are written when a run ends, and not read when it goes on")
 def test_what_was_measured_at_the_start_holds_to_the_end(luthier: Luthier, tmp_path: Path,
                                                          monkeypatch: pytest.MonkeyPatch) -> None:
     from luthier.core.files import read_json
@@ -77,7 +76,6 @@ def test_what_was_measured_at_the_start_holds_to_the_end(luthier: Luthier, tmp_p
     assert read_json(Path("run/run.json"))["decisions"]["bfloat16_speedup"] == 3.0
 
 
-@pytest.mark.xfail(strict=False, reason="a finished run answers although --exact was not asked for when it was made")
 def test_exact_is_not_answered_from_a_run_that_was_not(luthier: Luthier, tmp_path: Path) -> None:
     command = ["tune", write_rows(tmp_path / "rows.jsonl", question_rows()), "--base", "pico", "--out", "run",
                "--set", "tuned.length={steps: 2}"]

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -17,7 +18,18 @@ from luthier.core.run import Run
 from luthier.engine.executor import Watcher, execute
 from tests.contracts import dummies
 
-ENGINE = type("Engine", (), {"decisions": {"threads": 1}})()
+
+class Decided:
+    """As much of an engine as the executor asks for."""
+
+    exact = True
+    decisions: ClassVar[dict] = {"threads": 1, "exact": True}
+
+    def decide(self, kept):
+        return self.decisions
+
+
+ENGINE = Decided()
 
 
 def recipe(seed: int = 0, **rows) -> Recipe:
@@ -48,7 +60,7 @@ def test_a_finished_run_is_not_run_again(folder):
     again = execute(recipe(), folder, ENGINE, Watcher(finished=lambda name, seconds, hit: cached.append((name, hit))))
     assert calls(folder) == [] and cached == [("rows", True), ("copy", True), ("last", True)]
     assert [e.id for e in again.step("last").examples()] == ["row0", "row1"]
-    assert run.record["state"] == "finished" and run.record["decisions"] == {"threads": 1}
+    assert run.record["state"] == "finished" and run.record["decisions"] == ENGINE.decisions
     assert list(run.steps()) == ["rows", "copy", "last"] and run.has("copy") and not run.has("other")
 
 

@@ -52,4 +52,4 @@ def row(slug_or_id: str | int, components: Iterable[Component] = ()) -> dict[str
     else:
         near = get_close_matches(wanted, [seed["slug"] for seed in seeds], n=3, cutoff=0.5)
         hint = f"Nearest: {', '.join(near)}." if near else "Nothing is near."
-    raise UnknownSeed(f"There is no seed {slug_or_id!r}. {hint} See: luthier catalog")
+    raise UnknownSeed(f"There is no technique {slug_or_id!r}. {hint} See: luthier catalog")

@@ -239,7 +239,8 @@ def explain(error: ValidationError, cls: type[BaseModel], where: str) -> str:
             lines.append(f"{where} needs '{path}'.")
         else:
             found = f"{path} = {problem['input']!r}: " if path else ""
-            lines.append(f"{where}: {found}{problem['msg'].removeprefix('Value error, ').removesuffix('.')}.")
+            said = problem['msg'].removeprefix('Value error, ')
+            lines.append(f"{where}: {found}{said}" + ("" if said.endswith((".", "?")) else "."))
     return " ".join(lines)
 
 

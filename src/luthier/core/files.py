@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from luthier.core.errors import UserError
+
 SHARD_ROWS = 4096
 
 
@@ -34,8 +36,15 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The JSON value of a file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """The JSON value of a file.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}. Start over with --fresh, or give another folder with --out.") from None
 
 
 def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> int:

@@ -12,7 +12,7 @@ from luthier.core.example import Example
 from luthier.core.kinds import Prediction
 from luthier.core.step import Ctx
 from luthier.engine.batches import collate
-from luthier.engine.forward import hidden_states
+from luthier.engine.forward import Forward
 from luthier.engine.generation import batches_of
 from luthier.engine.models import Model
 from luthier.engine.rendering import Render
@@ -27,11 +27,12 @@ def classify(model: Model, tuned: Artifact, examples: Sequence[Example], ctx: Ct
     limit = int(tuned.meta["template"].get("max_tokens", model.limit))
     render = Render(model.tokenizer, model.architecture, limit, over_long="truncate")
     rows = [render.text(e) for e in examples]
+    run = Forward({"policy": model})
     out: dict[int, Prediction] = {}
     for group in batches_of([len(r.ids) for r in rows], rows=32):
         batch = collate([{"input": rows[i]} for i in group], [examples[i].id for i in group],
                         model.tokenizer.pad_token_id or 0, model.device)
-        pooled = hidden_states(model, batch["input"], None).pooled()
+        pooled = run("policy", batch["input"]).pooled()
         probabilities = component.predict(head(pooled.to(next(head.parameters()).dtype)))
         for i, row in zip(group, probabilities.tolist(), strict=True):
             named = dict(zip(labels, row, strict=True))

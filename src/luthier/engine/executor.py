@@ -8,6 +8,7 @@ unfinished one finds its journal and its checkpoints where it left them, and one
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 import time
 import traceback
@@ -55,11 +56,16 @@ def execute(recipe: Recipe, folder: Path, engine: Engine, watcher: Watcher | Non
     run = Run.start(folder, recipe)
     try:
         with run.locked():
+            kept = run.record.get("decisions", {})
+            if kept and kept["exact"] != engine.exact:
+                raise UserError(f"{folder} was begun {'with' if kept['exact'] else 'without'} --exact. Run its command "
+                                "again as it was, give another folder with --out, or start over with --fresh.")
+            run.update(decisions=engine.decide(kept))
             execute_nodes(recipe, folder / "steps", engine, watcher, run.log)
             run.update(state="finished", finished=run.record.get("finished") or now(), decisions=engine.decisions)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
-            raise UserError(f"Can't write to {folder}: {error.strerror}. What is finished is kept; make room and run "
+            raise UserError(f"Can't write to {folder}: {os.strerror(error.errno)}. What is finished is kept; make room and run "
                             "the same command again.") from error
         raise
     return run

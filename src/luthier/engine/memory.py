@@ -21,7 +21,10 @@ def available_mb() -> float:
         used = int(Path("/sys/fs/cgroup/memory.current").read_text())
         free = min(free, (int(text) - used) / 1e6)
     if os.environ.get(LIMIT):
-        free = min(free, float(os.environ[LIMIT]))
+        try:
+            free = min(free, float(os.environ[LIMIT]))
+        except ValueError:
+            raise UserError(f"{LIMIT} = {os.environ[LIMIT]!r} is not a number of megabytes.") from None
     return free
 
 
@@ -30,7 +33,7 @@ def require_mb(needed: float, what: str) -> None:
     free = available_mb()
     if needed > free:
         raise UserError(
-            f"{what} needs about {needed:,.0f} MB of memory; {free:,.0f} MB are free. "
+            f"{what} needs about {needed:,.1f} MB of memory; {free:,.1f} MB are free. "
             "Close other programs, take a smaller --base, or train fewer weights (--method lora)."
         )
 

@@ -202,7 +202,11 @@ def check_invariants(render: Render, name: str) -> None:
     if render.tokenizer.eos_token_id is None:
         raise UserError(f"The tokenizer of {name} has no end token, so no answer could learn to stop.")
     probe = question("probe", "What is a module?", "A file of definitions.", passage="A module is a file.")
-    tokens = render.tokens(probe)
+    try:
+        tokens = render.tokens(probe)
+    except DroppedRow as drop:
+        raise UserError(f"max_tokens_per_example = {render.max_tokens} leaves no room for a short question with its "
+                        f"passage ({drop.dropped.detail}). Give more.") from None
     ids = tokens.decoder_ids or tokens.ids
     learned = [i for i, t in zip(ids, tokens.targets, strict=True) if t]
     prompt = render.prompt(probe)

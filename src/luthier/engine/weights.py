@@ -29,7 +29,10 @@ def _save_adapter(model: Model, folder: Path) -> None:
     # PEFT writes a card that is an empty form and names the local path of the base: ours is luthier.json.
     (folder / "README.md").unlink(missing_ok=True)
     config = read_json(folder / "adapter_config.json")
-    write_json(folder / "adapter_config.json", {**config, "base_model_name_or_path": model.name})
+    # PEFT holds names of layers as sets, whose order is another in each process: an artifact's bytes must not be.
+    held = model.module.peft_config["default"]
+    ordered = {k: sorted(v) for k, v in config.items() if isinstance(getattr(held, k, None), (set, frozenset))}
+    write_json(folder / "adapter_config.json", {**config, **ordered, "base_model_name_or_path": model.name})
 
 
 def _load_adapter(model: Model, folder: Path) -> None:

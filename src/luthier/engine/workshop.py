@@ -30,7 +30,7 @@ class Engine:
     """One per process. Keeps the models it loaded; `decisions` are what it chose by measuring."""
 
     def __init__(self, threads: int | None = None, exact: bool = False, device: str = "cpu") -> None:
-        torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+        torch.set_num_threads(threads or int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))))
         self.device = device
         self.exact = exact
         self.decisions: dict[str, Any] = {"threads": torch.get_num_threads(), "exact": exact}
@@ -47,6 +47,14 @@ class Engine:
         if "bfloat16_speedup" not in self.decisions:
             self.decisions["bfloat16_speedup"] = round(_bfloat16_speedup(), 2)
         return torch.bfloat16 if self.decisions["bfloat16_speedup"] > 1.1 else torch.float32
+
+    def decide(self, kept: Mapping[str, Any]) -> dict[str, Any]:
+        """What a run decided at its first start holds for every later one; only what is missing is measured."""
+        self.decisions.update(kept)
+        torch.set_num_threads(self.decisions["threads"])
+        if not self.exact and "bfloat16_speedup" not in self.decisions:
+            self.decisions["bfloat16_speedup"] = round(_bfloat16_speedup(), 2)
+        return self.decisions
 
     def tokenizer(self, base: Artifact) -> Any:
         """The tokenizer of a base, without its weights."""

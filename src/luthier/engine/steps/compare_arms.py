@@ -75,8 +75,8 @@ class CompareArms(Step, name="compare-arms"):
     def receipts(self, inputs: Mapping[str, Artifact], artifact: Artifact, ctx: Ctx) -> list[Finding]:
         """All arms answered the same questions."""
         asked = [{(r["set"], r["id"]) for r in read_lines(a.folder / "predictions.jsonl")} for a in inputs.values()]
-        return [receipt("arms/same questions", len(asked[0]), len(set.intersection(*asked)), unit="questions",
-                        detail="questions of the first arm against questions all arms answered")]
+        return [receipt("arms/same questions", len(set.union(*asked)), len(set.intersection(*asked)), unit="questions",
+                        detail="questions that any arm answered against those that all arms answered")]
 
 
 def _scores(artifact: Artifact) -> dict[tuple[str, str], Values]:

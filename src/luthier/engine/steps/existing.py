@@ -30,7 +30,7 @@ class Existing(Step, name="existing"):
         """Refuse a folder that is no artifact of that kind."""
         found = open_artifact(Path(self.path)).kind
         if found != self.kind:
-            raise UserError(f"{self.path} is a {found}, not a {self.kind}.")
+            raise UserError(f"{self.path} is of the kind '{found}', not '{self.kind}'.")
 
     def content(self) -> dict[str, Any]:
         """The artifact's identity."""
