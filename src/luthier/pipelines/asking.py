@@ -16,7 +16,7 @@ from luthier.core.recipe import Node, Recipe
 from luthier.core.rng import Rng
 from luthier.core.run import Run
 from luthier.core.step import Ctx
-from luthier.engine.rendering import Prompting
+from luthier.engine.rendering import Prompting, with_passages
 from luthier.engine.steps.evaluate import Evaluate
 
 PREFERRED = ("tuned+retrieval", "base+retrieval", "tuned", "base")
@@ -48,6 +48,7 @@ def ask(run: Run, text: str, *, arm: str | None = None, passages: int | None = N
     node = found[name]
     step, record = node.step, run.step(node.name)
     assert isinstance(step, Evaluate)
+    reads = step.passages > 0
     changes: dict[str, Any] = {"decoder": build("decoder", decoder)} if decoder else {}
     if passages is not None:
         if not step.passages:
@@ -57,15 +58,18 @@ def ask(run: Run, text: str, *, arm: str | None = None, passages: int | None = N
     inputs: dict[str, Artifact] = {wanted: run.step(source) for wanted, source in node.inputs.items()}
     began = time.monotonic()
     with TemporaryDirectory() as folder:
-        engine = Engine()
-        engine.decisions.update({k: v for k, v in run.record.get("decisions", {}).items() if k == "bfloat16_speedup"})
+        decided = run.record.get("decisions", {})
+        engine = Engine(exact=bool(decided.get("exact")))
+        engine.decisions.update({k: v for k, v in decided.items() if k == "bfloat16_speedup"})
         ctx = Ctx(Rng(int(run.record["seed"])), Path(folder), Journal(Path(folder) / "journal.jsonl"), engine)
         model = engine.load(inputs["base"], inputs.get("tuned"))
         if model.heads:
             raise UserError(f"Arm '{name}' gives labels, not answers. Use: luthier evaluate")
         chosen = record.meta["prompting"]
         shots = {e.id: e for e in inputs["examples"].examples("train") if e.id in chosen["shot_ids"]}
-        prompting = Prompting(chosen["instruction"], tuple(shots[i] for i in chosen["shot_ids"]), chosen["stop"])
+        # The solved examples as the arm was evaluated with them: without passages where it shows none.
+        shown = [shots[i] if reads else with_passages(shots[i], ()) for i in chosen["shot_ids"]]
+        prompting = Prompting(chosen["instruction"], tuple(shown), chosen["stop"])
         asked = make_question("asked", text)
         hits = step._retrieve([asked], inputs, ctx)
         (prediction,), _ = step._answer(model, [asked], hits, prompting, ctx)

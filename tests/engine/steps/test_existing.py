@@ -98,7 +98,8 @@ def test_new_rows_stand_beside_those_of_the_run(test_rows):
 
 
 @pytest.mark.parametrize("leak", [
-    question("n", "what is  a MODULE?", "something else"), question("n", "What is a class?", "a maker", passage="Of it."),
+    question("n", "what is  a MODULE?", "something else"),
+    question("n", "What is a class?", "a maker", passage="Of it."),
     Example("n", (Turn("user", (Part("What is a module?"),)), Turn("assistant", (Part("x"),), target=True))),
 ])
 def test_rows_that_were_trained_on_are_refused(test_rows, leak):

@@ -102,7 +102,8 @@ def test_whatever_the_rows_nothing_leaks_and_nothing_is_lost(divide, rows, seed,
         return
     train, dev, unseen = (clusters(made, n) if n in made.subsets else set() for n in ("train", "dev", "unseen"))
     assert not train & dev and not train & unseen and not dev & unseen
-    assert sorted([i for part in ids(made).values() for i in part] + list(left_out(made))) == sorted(e.id for e in examples)
+    found = [i for part in ids(made).values() for i in part]
+    assert sorted([*found, *left_out(made)]) == sorted(e.id for e in examples)
     known = list(made.examples("known"))
     assert {e.cluster for e in known} <= train
     tested = [_words(e) for n in ("known", "unseen") for e in made.examples(n)]
@@ -220,7 +221,8 @@ def test_the_receipts_see_leaked_questions_and_sections(make_ctx, tmp_path):
 
 def test_texts_without_a_word_leak_only_when_they_are_the_same(divide):
     marks = ["!!!", "???", "...", "!?", "?!", "!", "word", "other"]
-    texts = [Example(f"t{i}", (Turn("user", (Part(mark),)),), cluster=f"s{i}", label="a") for i, mark in enumerate(marks)]
+    texts = [Example(f"t{i}", (Turn("user", (Part(mark),)),), cluster=f"s{i}", label="a")
+             for i, mark in enumerate(marks)]
     assert left_out(divide(texts)) == {}
     same = [replace(t, id=f"u{i}", cluster=f"z{i}") for i, t in enumerate(texts)]
     made = divide([*texts, *same], dev_share=0.5, unseen_share=0.5)
@@ -244,8 +246,8 @@ def test_the_overlap_report_of_a_hand_case(divide):
 def test_the_nearest_question_is_that_of_brute_force():
     draw = random.Random(0)
     vocabulary = [f"w{i}" for i in range(30)]
-    rows, others = ([ask(str(i), " ".join(draw.choices(vocabulary, k=draw.randint(0, 9))) or "?", "s") for i in range(n)]
-                    for n in (700, 90))
+    rows, others = ([ask(str(i), " ".join(draw.choices(vocabulary, k=draw.randint(0, 9))) or "?", "s")
+                     for i in range(n)] for n in (700, 90))
     found = _closest(rows, others)
     assert len(found) == 700
     for row, (place, value) in zip(rows, found, strict=True):

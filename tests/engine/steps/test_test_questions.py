@@ -48,7 +48,8 @@ def read(tmp_path, documents, make_ctx):
 
 
 def write(folder: Path, *rows: Any) -> str:
-    (folder / "questions.jsonl").write_text("\n".join(r if isinstance(r, str) else json.dumps(r) for r in rows), "utf-8")
+    lines = [r if isinstance(r, str) else json.dumps(r) for r in rows]
+    (folder / "questions.jsonl").write_text("\n".join(lines), encoding="utf-8")
     return str(folder / "questions.jsonl")
 
 
@@ -89,13 +90,14 @@ def test_a_quote_across_a_boundary_belongs_to_the_passage_with_its_largest_part(
     assert gold(read(row(quote=quote))) == [passage]
 
 
-WRONG = {"another word": "The float valve switches the lamp off.", "half of it made up": "The float valve switches the lamps on.",
+WRONG = {"another word": "The float valve switches the lamp off.",
+         "half of it made up": "The float valve switches the pump, or so it is said.",
          "of two pages": "the filter must be changed. The tank holds 180 litres."}
 
 
 @pytest.mark.parametrize("quote", WRONG.values(), ids=WRONG)
 def test_a_quote_that_no_page_holds_is_refused_or_left_out(read, quote):
-    with pytest.raises(UserError, match="1 test questions have a quote that no passage holds: lost.*missing_quotes: drop"):
+    with pytest.raises(UserError, match="1 test questions have a quote that no passage holds: lost.*: drop"):
         read(ROW, row(id="lost", quote=quote))
     made = read(ROW, row(id="lost", quote=quote), missing_quotes="drop")
     assert made.ledger() == [{"id": "lost", "reason": "quote not found", "detail": ""}]

@@ -66,8 +66,9 @@ def test_without_headings_the_passage_stands_alone(write):
 
 def test_a_question_with_its_answer_is_a_row_of_its_section(write):
     (row,) = write(pages(1), Writer("  What does the clamp hold? \nAnswer:  two boards "))
-    assert (row.part("question"), row.answer, row.references) == ("What does the clamp hold?", "two boards", ("two boards",))
-    assert (row.id, row.source, row.cluster, row.part("passage")) == ("few-shot/d:0.0/0", "d:0.0", "s0", pages(1)[0].text)
+    assert (row.part("question"), row.answer) == ("What does the clamp hold?", "two boards")
+    assert (row.id, row.source, row.cluster) == ("few-shot/d:0.0/0", "d:0.0", "s0")
+    assert (row.references, row.part("passage")) == (("two boards",), pages(1)[0].text)
     assert row.meta == {"generator": "few-shot", "gold": ["d:0.0"], "headings": ["Guide", "Part 0"]}
 
 
@@ -75,7 +76,8 @@ def test_a_question_with_its_answer_is_a_row_of_its_section(write):
     "", "What does the clamp hold?", "What does the clamp hold?\nAnswer:", "What does the clamp hold?\nAnswer: \t ",
     "What does the clamp hold?\nAnswer:\nPassage: Glue is warm.", "What does the clamp hold?\ntwo boards",
     "The clamp holds two boards.\nAnswer: two boards", "Why?\nAnswer: two boards", "Answer: two boards",
-    "What does the clamp hold? Tell me.\nAnswer: two boards", f"What does the {'very ' * 70}old clamp hold?\nAnswer: boards",
+    "What does the clamp hold? Tell me.\nAnswer: two boards",
+    f"What does the {'very ' * 70}old clamp hold?\nAnswer: boards",
     f"What does the clamp hold?\nAnswer: {'boards and ' * 40}",
 ])
 def test_whatever_else_it_writes_is_left_out_with_the_text(write, text):

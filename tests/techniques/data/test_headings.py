@@ -53,7 +53,8 @@ def test_a_sentence_that_defines_nothing_is_left_alone(text):
 
 def test_a_heading_is_answered_by_what_is_said_first():
     text = "```\nopen(file)\n```\n\nYes. Opens a file and returns it: A stream."
-    assert asked(passage(text, "Files", "`open(file)`")) == [("What does open(file) do?", "Opens a file and returns it")]
+    assert asked(passage(text, "Files", "`open(file)`")) == [
+        ("What does open(file) do?", "Opens a file and returns it")]
     assert asked(passage("Names live in scopes.", "Scopes")) == [("What is said about Scopes?", "Names live in scopes")]
 
 
@@ -88,8 +89,8 @@ def test_a_row_names_its_passage_section_and_writer():
     assert one.references == (one.answer,)
 
 
-WORDS = ["A ", "The ", "module ", "*file* ", "`x`", '"with" ', "is ", "are ", "a ", "the ", "used ", "thing ", "of ", ". ",
-         ": ", "; ", ", ", "\n", "\n\n", "**", "- ", "made by hands ", "Glue "]
+WORDS = ["A ", "The ", "module ", "*file* ", "`x`", '"with" ', "is ", "are ", "a ", "the ", "used ", "thing ", "of ",
+         ". ", ": ", "; ", ", ", "\n", "\n\n", "**", "- ", "made by hands ", "Glue "]
 
 
 @given(st.lists(st.lists(st.sampled_from(WORDS), max_size=30).map("".join), min_size=1, max_size=4),
