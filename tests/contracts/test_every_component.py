@@ -19,7 +19,7 @@ from tests.contracts.workbench import class_of, example_of, shipped
 # Modules that hold several components on purpose: the parts of one idea.
 FAMILIES = {
     "luthier.engine.steps.repeat": {"repeat", "given"},
-    "luthier.engine.steps.existing": {"existing", "test-rows"},
+    "luthier.pipelines.steps.existing": {"existing", "test-rows"},
 }
 TYPES = {"string", "integer", "number", "boolean", "array", "object", "null"}
 

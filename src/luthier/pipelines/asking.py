@@ -17,7 +17,7 @@ from luthier.core.rng import Rng
 from luthier.core.run import Run
 from luthier.core.step import Ctx
 from luthier.engine.rendering import Prompting, with_passages
-from luthier.engine.steps.evaluate import Evaluate
+from luthier.pipelines.steps.evaluate import Evaluate
 
 PREFERRED = ("tuned+retrieval", "base+retrieval", "tuned", "base")
 EXCERPT = 240

@@ -26,8 +26,8 @@ def inspect_data(path: str, base: str | None, rows: int, max_tokens: int) -> dic
     Raises:
         UserError: the data or the base can't be read.
     """
-    from luthier.engine.steps.ingest import Ingest
-    from luthier.engine.steps.read import Read
+    from luthier.pipelines.steps.ingest import Ingest
+    from luthier.pipelines.steps.read import Read
 
     if Path(path).is_dir() or Path(path).suffix.lower() in (".md", ".markdown", ".txt", ".rst", ".html", ".htm"):
         ingest = Ingest(paths=[path])

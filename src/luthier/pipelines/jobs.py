@@ -68,7 +68,7 @@ def _with_questions(recipe: Recipe, path: str, missing: str) -> Recipe:
 
 def tune(data: str, *, recipe: str = "tune", objective: str | None = None) -> Recipe:
     """The recipe that tunes on a file of examples; its format decides the objective unless one is named."""
-    from luthier.engine.steps.read import Read
+    from luthier.pipelines.steps.read import Read
 
     made = load_recipe(recipe).edit(**{"rows.path": data})
     labels = objective == "classify" if objective else Read(path=data).found_format() == "text-label"
@@ -191,7 +191,7 @@ def evaluate(source: Run, data: str) -> Recipe:
     Raises:
         UserError: the run has no tuned model, or the rows are not of the kind it was tuned on.
     """
-    from luthier.engine.steps.read import Read
+    from luthier.pipelines.steps.read import Read
 
     if not source.has("tuned"):
         raise UserError(f"{source.folder} has no tuned model. Finish it first: run its command again.")

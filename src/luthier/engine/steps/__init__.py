@@ -1,1 +1,1 @@
-"""Steps that know kinds of components only: ingest, split, index, fit, evaluate, repeat."""
+"""Steps that any recipe builds on: base, fit, repeat. They know kinds of components only."""

@@ -18,7 +18,7 @@ from luthier.core.example import Dropped, Example, Part, Turn, question
 from luthier.core.kinds import DataStep
 from luthier.core.rng import Rng
 from luthier.core.step import Ctx
-from luthier.engine.steps.split import Split, _closest, _words
+from luthier.pipelines.steps.split import Split, _closest, _words
 from luthier.techniques.data import show_passage  # noqa: F401  (registered by its import)
 
 

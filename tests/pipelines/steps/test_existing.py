@@ -11,7 +11,7 @@ from luthier.core.artifact import Artifact, open_artifact, write_examples
 from luthier.core.errors import UserError
 from luthier.core.example import Example, Part, Turn, question
 from luthier.core.files import write_json
-from luthier.engine.steps.existing import Existing, TestRows
+from luthier.pipelines.steps.existing import Existing, TestRows
 
 
 @pytest.fixture

@@ -131,7 +131,7 @@ class Evaluate(Step, name="evaluate"):
     def _retrieve(self, rows: Sequence[Example], inputs: Mapping[str, Artifact], ctx: Ctx) -> list[list[Passage]]:
         if not self.passages:
             return [[] for _ in rows]
-        from luthier.engine.steps.index import open_retriever
+        from luthier.pipelines.steps.index import open_retriever
 
         ctx.roles = {"encoder": ctx.engine.load(inputs["encoder"])}
         asked = [e.part("question") for e in rows]

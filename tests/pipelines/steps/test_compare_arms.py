@@ -16,7 +16,7 @@ from luthier.core.errors import UserError
 from luthier.core.files import read_json, read_lines, write_lines
 from luthier.core.finding import Finding
 from luthier.engine import statistics
-from luthier.engine.steps.compare_arms import CompareArms, _holm
+from luthier.pipelines.steps.compare_arms import CompareArms, _holm
 
 Scores = Mapping[str, Sequence[float | None]]
 

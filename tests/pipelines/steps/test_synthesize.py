@@ -15,7 +15,7 @@ from luthier.core.example import Dropped, Example, Passage
 from luthier.core.files import read_lines, write_rows
 from luthier.core.kinds import DataStep
 from luthier.core.step import Ctx
-from luthier.engine.steps.synthesize import Synthesize
+from luthier.pipelines.steps.synthesize import Synthesize
 from luthier.techniques.data._questions import written
 
 TEXTS = ["A module is a file of definitions.", "A class is a maker of objects.", "It is long, and says nothing."]

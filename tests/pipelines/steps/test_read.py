@@ -9,7 +9,7 @@ from luthier.core.errors import UserError
 from luthier.core.files import Journal
 from luthier.core.rng import Rng
 from luthier.core.step import Ctx
-from luthier.engine.steps.read import Read
+from luthier.pipelines.steps.read import Read
 from luthier.techniques.data import near_duplicates, read_jsonl  # noqa: F401  (registered by their import)
 
 ROWS = [{"text": f"sentence number {i} of the file", "label": "ab"[i % 2]} for i in range(10)]

@@ -14,7 +14,7 @@ from luthier.core.files import Journal
 from luthier.core.recipe import Recipe
 from luthier.core.rng import Rng
 from luthier.core.step import Ctx
-from luthier.engine.steps.ingest import Ingest
+from luthier.pipelines.steps.ingest import Ingest
 from luthier.techniques.data import (  # noqa: F401  (registered by their import)
     chunk_by_structure,
     near_duplicates,

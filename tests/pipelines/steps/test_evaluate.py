@@ -19,9 +19,9 @@ from luthier.core.kinds import Prediction, Retriever
 from luthier.core.step import Ctx
 from luthier.engine.generation import Generated
 from luthier.engine.rendering import renderer, with_passages
-from luthier.engine.steps.compare_arms import CompareArms
-from luthier.engine.steps.evaluate import Evaluate
 from luthier.engine.steps.fit import Fit
+from luthier.pipelines.steps.compare_arms import CompareArms
+from luthier.pipelines.steps.evaluate import Evaluate
 
 TOPICS = "clamp glue plane wood string varnish peg nut bridge scroll".split()
 PASSAGES = {t: Passage(f"d:{t}", f"The {t}\nis number {i}.", "d", f"d#{t}", ("Guide", t)) for i, t in enumerate(TOPICS)}

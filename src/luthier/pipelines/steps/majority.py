@@ -13,7 +13,7 @@ from luthier.core.component import Slot, named
 from luthier.core.finding import Finding
 from luthier.core.kinds import Metric, Prediction
 from luthier.core.step import Ctx, Step
-from luthier.engine.steps.evaluate import Evaluate
+from luthier.pipelines.steps.evaluate import Evaluate
 
 
 class Majority(Step, name="majority"):

@@ -7,7 +7,7 @@ import pytest
 from luthier.core.artifact import Artifact, write_examples
 from luthier.core.example import Example, Part, Turn
 from luthier.core.files import read_lines
-from luthier.engine.steps.majority import Majority
+from luthier.pipelines.steps.majority import Majority
 
 
 def texts(labels: str, name: str) -> list[Example]:

@@ -13,7 +13,7 @@ from luthier.core.artifact import Artifact, seal
 from luthier.core.errors import UserError
 from luthier.core.example import Passage
 from luthier.core.files import write_rows
-from luthier.engine.steps.test_questions import TestQuestions
+from luthier.pipelines.steps.written_questions import TestQuestions
 
 TEXTS = {
     ("pump.md", "Valves"): ["The float valve switches the pump off. It hangs on a rod that is",

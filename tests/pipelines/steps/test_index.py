@@ -6,7 +6,7 @@ from luthier.core.artifact import open_artifact, seal
 from luthier.core.errors import UserError
 from luthier.core.example import Passage
 from luthier.core.files import write_rows
-from luthier.engine.steps.index import Index, open_retriever
+from luthier.pipelines.steps.index import Index, open_retriever
 from luthier.techniques.retrieval.hybrid import Hybrid
 
 TEXTS = ["A module is a file.", "A class makes objects.", "The yield keyword makes a generator.", "A file may be long.",

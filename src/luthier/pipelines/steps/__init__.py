@@ -1,0 +1,1 @@
+"""Steps of the shipped jobs, from files to comparisons; they know kinds of components only."""
