@@ -82,6 +82,7 @@ def test_the_pico_demo_can_be_run_anywhere():
     assert len(step(made, "documents").paths) == jobs.DEMO_PAGES
     assert (step(made, "base").model, step(made, "encoder").model) == ("pico", "pico-encoder")
     assert [s.info.name for s in step(made, "questions").sources] == ["headings"]
+    assert step(made, "test").missing_quotes == "drop", "ten pages don't hold every quote"
     assert made.name == "demo pico" and jobs.demo(pico=True).identity == made.identity
 
 
@@ -150,7 +151,7 @@ def test_several_parts_where_several_are_read():
 
 
 @pytest.mark.parametrize(("said", "why"), [
-    ({"parts": {"method": ["lorra"]}}, "no method called 'lorra'. Did you mean 'lora'"),
+    ({"parts": {"method": ["lorra"]}}, "^There is no method called 'lorra'. Did you mean 'lora'"),
     ({"parts": {"method": ["lora:rnk=4"]}}, "has no 'rnk'. Did you mean 'rank'"),
     ({"parts": {"method": ["lora:rank=0"]}}, "rank = 0"),
     ({"sets": ["tuned.lenght={epochs: 2}"]}, "step 'tuned' has no 'lenght'. Did you mean 'length'"),

@@ -142,6 +142,12 @@ class Passage:
     headings: tuple[str, ...] = ()
     tokens: int = 0
 
+    @property
+    def shown(self) -> str:
+        """The passage as a model sees it, in training and in answering: its headings, then its text on one line."""
+        topic = " / ".join(self.headings)
+        return " ".join((f"{topic}: " if topic else "").split() + self.text.split())
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return asdict(self)

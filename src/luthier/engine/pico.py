@@ -1,4 +1,4 @@
-"""Pico models: tiny models with random weights, made on the spot, for tests and for `--demo pico`.
+"""Pico models: tiny models with random weights, made on the spot, for tests and for `--demo --pico`.
 
 They know nothing; every answer they give is noise. What they are good for is running every line of the program in
 seconds, on a decoder, an encoder and an encoder-decoder.

@@ -30,7 +30,9 @@ class Engine:
     """One per process. Keeps the models it loaded; `decisions` are what it chose by measuring."""
 
     def __init__(self, threads: int | None = None, exact: bool = False, device: str = "cpu") -> None:
-        torch.set_num_threads(threads or int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))))
+        # More threads than processors would wait for each other at every operation.
+        most = len(os.sched_getaffinity(0))
+        torch.set_num_threads(threads or min(most, int(os.environ.get("OMP_NUM_THREADS") or most)))
         self.device = device
         self.exact = exact
         self.decisions: dict[str, Any] = {"threads": torch.get_num_threads(), "exact": exact}

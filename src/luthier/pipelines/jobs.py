@@ -50,6 +50,7 @@ def demo(pico: bool = False) -> Recipe:
     chosen = sorted(pages[:DEMO_PAGES]) if pico else pages
     recipe = adapt([str(p) for p in sorted(chosen)] if pico else [str(folder / "pages")])
     recipe = _with_questions(recipe, str(folder / "questions.jsonl"), "drop" if pico else "refuse")
+    recipe = recipe.edit(name="demo")
     if pico:
         recipe = recipe.edit(**{
             "base.model": "pico", "encoder.model": "pico-encoder", "questions.sources": ["headings"],

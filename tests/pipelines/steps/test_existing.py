@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from luthier.core.artifact import Artifact, open_artifact, write_examples
+from luthier.core.artifact import Artifact, open_artifact, seal, write_examples
 from luthier.core.errors import UserError
 from luthier.core.example import Example, Part, Turn, question
 from luthier.core.files import write_json
@@ -45,6 +45,13 @@ def test_files_are_linked_and_the_identity_is_kept(left, make_ctx):
     names = {p.name for p in made.folder.iterdir()}
     assert names == {"examples", "licenses", "ledger.jsonl", "luthier.json", "state.json"}
     assert not os.path.samefile(made.folder / "luthier.json", left.folder / "luthier.json")
+
+
+def test_a_model_keeps_the_identity_of_its_weights_elsewhere(tmp_path, make_ctx):
+    (tmp_path / "base" / "licenses").mkdir(parents=True)
+    (tmp_path / "base" / "licenses" / "TERMS.txt").write_text("terms")
+    base = seal("model", tmp_path / "base", identity="of the weights", name="mine", path="/models/mine")
+    assert link(base, make_ctx("existing"), "model").meta == base.meta and base.identity == "of the weights"
 
 
 def test_where_links_are_not_possible_files_are_copied(left, make_ctx, monkeypatch):

@@ -88,7 +88,8 @@ def test_at_least_one_section_is_unseen_unless_none_is_wanted(divide, share):
 
 
 SENTENCES = st.lists(st.sampled_from("what is a module file name scope of the yield".split()), min_size=1, max_size=4)
-ROWS = st.lists(st.tuples(SENTENCES, st.integers(0, 11), st.sampled_from(["headings", "few-shot"])), max_size=40)
+ROW = st.tuples(SENTENCES, st.integers(0, 11), st.sampled_from(["headings", "few-shot"]))
+ROWS = st.lists(ROW, min_size=10, max_size=40)
 
 
 @given(ROWS, st.integers(0, 5), st.sampled_from([0.0, 0.2, 0.6]), st.sampled_from([0.5, 0.8, 1.0]))

@@ -40,7 +40,7 @@ def test_a_sentence_that_defines_a_term_becomes_a_question(text, question, answe
     "The result of the call is the value of its last line.",
     "If it is hot, a gluepot is the tool to use.",  # the middle of a longer sentence
     "The module, once loaded, is the value of its name.",
-    "The very long name of a thing is the name to avoid.",
+    "A very long compound noun phrase is the name to avoid.",
     "It is a file of definitions.",
     "- A tuple is a fixed list of things",
     "```\nA tuple is a fixed list of things.\n```",
@@ -52,7 +52,7 @@ def test_a_sentence_that_defines_nothing_is_left_alone(text):
 
 
 def test_a_heading_is_answered_by_what_is_said_first():
-    text = "```\nopen(file)\n```\n\nYes. Opens a file and returns it: A stream."
+    text = "```\nopen(file, mode, more)\n```\n\nYes. Opens a file and returns it: A stream."
     assert asked(passage(text, "Files", "`open(file)`")) == [
         ("What does open(file) do?", "Opens a file and returns it")]
     assert asked(passage("Names live in scopes.", "Scopes")) == [("What is said about Scopes?", "Names live in scopes")]

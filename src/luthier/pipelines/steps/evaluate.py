@@ -144,7 +144,7 @@ class Evaluate(Step, name="evaluate"):
         from luthier.engine.rendering import renderer, with_passages
 
         render = renderer(model, prompting=prompting)
-        asked = [with_passages(e, [_shown(p) for p in hits[:self.passages]]) for e, hits in zip(rows, found, strict=True)]
+        asked = [with_passages(e, [p.shown for p in hits[:self.passages]]) for e, hits in zip(rows, found, strict=True)]
         prompts = [render.prompt(e) for e in asked]
         longest = max(map(len, prompts)) + self.decoder.max_new_tokens
         if longest > model.limit:
@@ -187,12 +187,6 @@ class Evaluate(Step, name="evaluate"):
             {**about[r["id"]], "metric": name, **r} for name, found in records.items() for r in found))
         measured = {name: next(m.higher_is_better for m in self.metrics if m.info.name == name) for name in records}
         return seal("records", ctx.folder, arm=self.arm, metrics=measured, **meta)
-
-
-def _shown(passage: Passage) -> str:
-    """A passage as a model sees it: its headings, then its text on one line."""
-    topic = " / ".join(passage.headings)
-    return " ".join((f"{topic}: " if topic else "").split() + passage.text.split())
 
 
 def _cut(prediction: Prediction) -> Prediction:

@@ -36,6 +36,6 @@ def jaccard(left: Iterable[str], right: Iterable[str]) -> float:
 
 def written(passage: Passage, number: int, generator: str, asked: str, answer: str) -> Example:
     """An example written from a passage: it belongs to the passage's section and names its writer."""
-    return question(f"{generator}/{passage.id}/{number}", asked, answer, passage=passage.text, source=passage.id,
+    return question(f"{generator}/{passage.id}/{number}", asked, answer, passage=passage.shown, source=passage.id,
                     cluster=passage.section, references=(answer,),
                     meta={"generator": generator, "gold": [passage.id], "headings": list(passage.headings)})

@@ -76,6 +76,4 @@ class FewShot(DataStep, name="few-shot"):
 
 def _prompt(passage: Passage) -> str:
     shown = "\n\n".join(f"Passage: {p}\nQuestion: {q}\nAnswer: {a}" for p, q, a in SHOTS)
-    topic = " / ".join(passage.headings)
-    text = " ".join(passage.text.split())
-    return f"{shown}\n\nPassage: {f'{topic}: ' if topic else ''}{text}\nQuestion:"
+    return f"{shown}\n\nPassage: {passage.shown}\nQuestion:"
