@@ -68,7 +68,7 @@ def test_a_question_with_its_answer_is_a_row_of_its_section(write):
     (row,) = write(pages(1), Writer("  What does the clamp hold? \nAnswer:  two boards "))
     assert (row.part("question"), row.answer) == ("What does the clamp hold?", "two boards")
     assert (row.id, row.source, row.cluster) == ("few-shot/d:0.0/0", "d:0.0", "s0")
-    assert (row.references, row.part("passage")) == (("two boards",), pages(1)[0].text)
+    assert (row.references, row.part("passage")) == (("two boards",), pages(1)[0].shown)
     assert row.meta == {"generator": "few-shot", "gold": ["d:0.0"], "headings": ["Guide", "Part 0"]}
 
 

@@ -84,7 +84,7 @@ def test_a_row_names_its_passage_section_and_writer():
     text = "A module is a file of definitions. A class is a maker of objects."
     one, two, three = Headings().apply(iter([passage(text, "Guide", "Words", id="d:7", section="d#Words")]), None)
     assert [r.id for r in (one, two, three)] == ["headings/d:7/0", "headings/d:7/1", "headings/d:7/2"]
-    assert (one.source, one.cluster, one.part("passage")) == ("d:7", "d#Words", text)
+    assert (one.source, one.cluster, one.part("passage")) == ("d:7", "d#Words", f"Guide / Words: {text}")
     assert one.meta == {"generator": "headings", "gold": ["d:7"], "headings": ["Guide", "Words"]}
     assert one.references == (one.answer,)
 
