@@ -235,7 +235,7 @@ def test_a_wrong_part_is_answered_with_the_nearest(luthier: Luthier, rows: Path,
 
 def test_a_part_given_twice_is_refused(luthier: Luthier, rows: Path) -> None:
     said = luthier("tune", rows, "--base", "pico", "--method", "lora", "--method", "full", "--out", "run")
-    refused(said, "--method was given 2 times", "luthier compare")
+    refused(said, "--method was given 2 times", "once for each with its own --out")
 
 
 def test_a_part_that_no_step_takes_is_refused(luthier: Luthier) -> None:

@@ -146,7 +146,7 @@ def test_several_parts_where_several_are_read():
         found = step(made, name).metrics
         assert [m.info.name for m in found] == ["f1", "recall"] and found[1].k == 3
     assert [s.info.name for s in step(made, "questions").sources] == ["headings"]
-    with pytest.raises(UserError, match="--method was given 2 times.*luthier compare"):
+    with pytest.raises(UserError, match="--method was given 2 times.*with its own --out"):
         jobs.override(jobs.adapt([]), parts={"method": ["lora", "bitfit"]})
 
 

@@ -130,8 +130,8 @@ def _place(recipe: Recipe, kind: str, specs: list[str]) -> dict[str, Any]:
     if not steps:
         raise UserError(f"This recipe has no step that takes a {kind.replace('_', '-')}.")
     if not several and len(specs) > 1:
-        raise UserError(f"--{kind.replace('_', '-')} was given {len(specs)} times; one is read here. To try several: "
-                        "luthier compare.")
+        raise UserError(f"--{kind.replace('_', '-')} was given {len(specs)} times; one is read here. To try "
+                        "several, run the command once for each with its own --out.")
     for spec in specs:
         build(kind, spec)
     return {f"{name}.{field}": specs if several else specs[0] for name in steps}

@@ -140,12 +140,12 @@ def test_the_seed_decides_and_nothing_else(divide):
 
 def test_known_questions_come_from_another_generator_on_trained_sections(divide):
     made = divide(sections(20, generators=("headings", "few-shot")))
-    assert {e.meta["generator"] for e in made.examples("known")} == {"headings"}
-    assert {e.meta["generator"] for e in made.examples("train")} == {"few-shot"}
+    assert {e.meta["generator"] for e in made.examples("known")} == {"few-shot"}
+    assert {e.meta["generator"] for e in made.examples("train")} == {"headings"}
     assert clusters(made, "known") == clusters(made, "train")
     assert {e.meta["generator"] for n in ("dev", "unseen") for e in made.examples(n)} == {"headings", "few-shot"}
-    other = divide(sections(20, generators=("headings", "few-shot")), known_generator="few-shot")
-    assert {e.meta["generator"] for e in other.examples("known")} == {"few-shot"}
+    other = divide(sections(20, generators=("headings", "few-shot")), known_generator="headings")
+    assert {e.meta["generator"] for e in other.examples("known")} == {"headings"}
 
 
 def test_one_generator_alone_has_no_known_questions(divide):
@@ -153,7 +153,7 @@ def test_one_generator_alone_has_no_known_questions(divide):
 
 
 def test_a_known_question_about_a_section_that_nothing_was_trained_on_is_left_out(divide):
-    rows = [*sections(12), ask("lonely", "lonely question?", "alone", "headings")]
+    rows = [*sections(12, generators=("headings",)), ask("lonely", "lonely question?", "alone", "few-shot")]
     outcomes = {left_out(divide(rows, seed=s)).get("lonely") for s in range(3)}
     assert "known question about a section without training rows" in outcomes
 
@@ -278,3 +278,15 @@ def test_augmentation_changes_training_rows_alone(divide):
 def test_what_augmentation_leaves_out_is_in_the_ledger(divide):
     made = divide(sections(20), augment=("test-every-second",))
     assert len([r for r in made.ledger() if r["reason"] == "every second"]) == made.meta["rows"]["train"] > 0
+
+
+def test_drawn_test_sets_are_capped_and_what_goes_is_in_the_ledger(make_ctx):
+    rows = [question(f"q{i}", f"What is thing number{i} of kind{i}?", "a thing", cluster=f"s{i % 20}",
+                     meta={"generator": "headings"}) for i in range(200)]
+    questions = write_examples(make_ctx("cap/rows").folder, {"all": rows})
+    ctx = make_ctx("cap/split", {"questions": questions})
+    step = Split(max_test_rows=5)
+    made = step.run({"questions": questions}, ctx)
+    gone = [r for r in made.ledger() if r["reason"].startswith("beyond max_test_rows")]
+    assert made.meta["rows"]["unseen"] == 5 and len(gone) == 40 - 5
+    assert all(r.verdict == "agrees" for r in step.receipts({"questions": questions}, made, ctx))

@@ -29,7 +29,8 @@ class Split(Step, name="split"):
     output: ClassVar[str] = "examples"
     unseen_share: float = Field(0.2, ge=0, lt=1, description="share of sections kept out of training for the test")
     dev_share: float = Field(0.1, gt=0, lt=1, description="share of the other sections used for choices, never trained on")
-    known_generator: str = Field("headings", description="whose questions on trained sections are the known test set")
+    known_generator: str = Field("few-shot", description="whose questions on trained sections are the known test set")
+    max_test_rows: int | None = Field(None, ge=1, description="most rows of each drawn test set; all if left out")
     min_clusters: int = Field(6, ge=3, description="fewer sections than this can't be split")
     max_overlap: float = Field(0.8, gt=0, le=1, description="share of common words from which a trained question leaks")
     augment: tuple[Slot[DataStep], ...] = Field((), description="applied to the training rows, after the split")
@@ -50,6 +51,8 @@ class Split(Step, name="split"):
         free = [c for c in clusters if c not in unseen and c not in known]
         dev = self._drawn(free, self.dev_share, "dev", ctx)
         subsets, ledger = self._divide(rows, test, unseen, dev)
+        if not test:
+            ledger += self._capped(subsets, ctx)
         for step in self.augment:
             made = list(step.apply(iter(subsets["train"]), ctx))
             subsets["train"] = [r for r in made if isinstance(r, Example)]
@@ -100,6 +103,18 @@ class Split(Step, name="split"):
                     kept.append(row)
             subsets[name] = kept
         return subsets, ledger
+
+    def _capped(self, subsets: dict[str, list[Example]], ctx: Ctx) -> list[Dropped]:
+        """Cut the drawn test sets to `max_test_rows`, at random; what goes is not trained on either."""
+        gone = []
+        for name in ("known", "unseen"):
+            rows = subsets.get(name, [])
+            if self.max_test_rows is not None and len(rows) > self.max_test_rows:
+                chosen = set(ctx.rng(f"test/{name}").permutation(len(rows))[:self.max_test_rows].tolist())
+                subsets[name] = [r for i, r in enumerate(rows) if i in chosen]
+                gone += [Dropped(r.id, f"beyond max_test_rows={self.max_test_rows}", name)
+                         for i, r in enumerate(rows) if i not in chosen]
+        return gone
 
     def receipts(self, inputs: Mapping[str, Artifact], artifact: Artifact, ctx: Ctx) -> list[Finding]:
         """Rows in = out + ledger; no test question in training, no unseen section in training."""
