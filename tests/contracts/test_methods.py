@@ -36,7 +36,8 @@ def trained(request, attempts, bases, make_ctx):
 def _train(part, architecture, field, base, make_ctx):
     parts = {"method": part} if field == "method" else {}
     regularizers = (*((part,) if field == "regularizer" else ()), "dummy-spy")
-    fit = short_fit(architecture, regularizers=regularizers, **parts)
+    # The loss without dropout on the very rows that are trained on, after every step.
+    fit = short_fit(architecture, regularizers=regularizers, streams={"validation": "examples.train"}, **parts)
     inputs = {"base": base, "examples": training_data(make_ctx(f"{architecture}/examples"))}
     ctx = make_ctx(f"{architecture}/fit", inputs)
     try:
@@ -44,7 +45,7 @@ def _train(part, architecture, field, base, make_ctx):
     except UserError as error:
         return error
     receipts = fit.receipts(inputs, artifact, ctx)
-    losses = [r["loss"] for r in _curve(artifact)]
+    losses = [r["dev_loss"] for r in _curve(artifact)]
     return base, artifact, losses, dict(dummies.SPIED), receipts
 
 
@@ -80,7 +81,7 @@ def test_it_works_on_some_architecture_and_refuses_the_others_by_name(row, train
 def test_a_few_steps_lower_the_loss(row, architecture, trained):
     _base, _artifact, losses, *_ = or_skip(trained(example_of(row), architecture))
     assert all(loss == loss for loss in losses)
-    assert min(losses[1:]) < losses[0] - 1e-3, losses
+    assert len(losses) == 6 and losses[-1] < losses[0] - 1e-3, losses
 
 
 @on_each
