@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 PartType = Literal["text", "image", "audio", "array", "tool_call"]
@@ -40,7 +40,8 @@ class Example:
     """Turns with roles and target spans, and where they come from.
 
     `source` is the document or section the example is about; `cluster` the unit that splits and statistics keep
-    together; `references` further acceptable answers; `meta` whatever a source adds (kept, never rendered).
+    together; `references` further acceptable answers; `meta` whatever a source adds (kept, never rendered);
+    `rejected` an answer that is worse than the last target turn, in its place.
     """
 
     id: str
@@ -51,6 +52,7 @@ class Example:
     label: str | float | None = None
     references: tuple[str, ...] = ()
     meta: dict[str, Any] = field(default_factory=dict)
+    rejected: Turn | None = None
 
     @property
     def answer(self) -> str:
@@ -68,11 +70,22 @@ class Example:
     @classmethod
     def from_dict(cls, row: dict[str, Any]) -> Example:
         """The inverse of `to_dict`."""
-        turns = tuple(
-            Turn(t["role"], tuple(Part(**p) for p in t["parts"]), t["target"], tuple((a, b) for a, b in t["spans"]))
-            for t in row["turns"]
-        )
-        return cls(**{**row, "turns": turns, "references": tuple(row["references"])})
+        rejected = row.get("rejected")
+        return cls(**{**row, "turns": tuple(map(_turn, row["turns"])), "references": tuple(row["references"]),
+                      "rejected": _turn(rejected) if rejected else None})
+
+
+def _turn(values: dict[str, Any]) -> Turn:
+    return Turn(values["role"], tuple(Part(**p) for p in values["parts"]), values["target"],
+                tuple((a, b) for a, b in values["spans"]))
+
+
+def with_rejected(example: Example) -> Example:
+    """The same example with the rejected answer in place of its last target turn. Raises ValueError without one."""
+    if example.rejected is None:
+        raise ValueError(f"example {example.id} has no rejected answer")
+    last = max(i for i, t in enumerate(example.turns) if t.target)
+    return replace(example, turns=(*example.turns[:last], example.rejected, *example.turns[last + 1:]), rejected=None)
 
 
 def question(id: str, text: str, answer: str = "", *, passage: str = "", **rest: Any) -> Example:

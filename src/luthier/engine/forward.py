@@ -6,7 +6,8 @@ each learned token comes from a fused function that never keeps [tokens, vocabul
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from torch import nn
 
 from luthier.core.errors import LuthierError
 from luthier.engine.batches import TokenBatch
+from luthier.engine.roles import adapter_off
 
 if TYPE_CHECKING:
     from luthier.engine.models import Model
@@ -119,6 +121,11 @@ class Output:
             self.states[:, :-1][at], head.weight, getattr(head, "bias", None), target, cap)
         return nll
 
+    def log_probabilities(self) -> torch.Tensor:
+        """[batch] log-probability of each row's learned tokens together, float32."""
+        nll = self.nll()
+        return torch.zeros(len(self.inputs), device=nll.device).index_add(0, self.rows, -nll)
+
     def logits(self) -> torch.Tensor:
         """[learned, vocabulary] scores at the learned positions, float32; refused above a stated size."""
         at, target = self._learned()
@@ -159,18 +166,37 @@ class Output:
 
 
 class Forward:
-    """`run(role, inputs)` for an objective: `policy` is the model being trained, other roles are frozen."""
+    """`run(role, inputs)` for an objective: `policy` is the model being trained, other roles are frozen.
 
-    def __init__(self, models: Mapping[str, Model]) -> None:
+    Roles in `bare` are the policy itself without its adapter. `measured` collects what objectives report besides
+    their loss, as (sum, count) by name, until `take` reads it.
+    """
+
+    def __init__(self, models: Mapping[str, Model], bare: Collection[str] = ()) -> None:
         self.models = models
+        self.bare = frozenset(bare)
         self.task = ""
+        self.measured: dict[str, tuple[float, float]] = {}
         self._vocabulary = {role: vocabulary_of(model) for role, model in models.items()}
 
     def __call__(self, role: str, inputs: TokenBatch, embeds: torch.Tensor | None = None, layers: bool = False) -> Output:
         """Compute the hidden states of `role` for `inputs`; `embeds` replaces the embedded ids."""
         model = self.models[role]
-        with torch.set_grad_enabled(torch.is_grad_enabled() and role == "policy"):
+        bare = adapter_off(model) if role in self.bare else nullcontext()
+        with torch.set_grad_enabled(torch.is_grad_enabled() and role == "policy"), bare:
             return hidden_states(model, inputs, self._vocabulary[role], embeds, layers)
+
+    def measure(self, **values: torch.Tensor) -> None:
+        """Report numbers [rows] that are shown beside the loss and never minimised; their mean is what is shown."""
+        for name, value in values.items():
+            total, count = self.measured.get(name, (0.0, 0.0))
+            self.measured[name] = (total + float(value.detach().sum()), count + value.numel())
+
+    def take(self) -> dict[str, float]:
+        """The mean of what was measured since the last call."""
+        found = {name: total / count for name, (total, count) in self.measured.items()}
+        self.measured = {}
+        return found
 
     def head(self, features: torch.Tensor) -> torch.Tensor:
         """The current task's head on pooled features."""

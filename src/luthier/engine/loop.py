@@ -155,6 +155,7 @@ class Loop:
         step = self.clock.step
         parts: dict[str, float] = {}
         names: list[str] = []
+        self.run.take()  # what hooks or an evaluation measured
         for task in self.tasks:
             batches = self.batch(task, step)
             names += [n for b in batches for n in b["ids"]]
@@ -182,7 +183,7 @@ class Loop:
         self.clock.step += 1
         return {"step": self.clock.step, "epoch": self.clock.step / self.per_epoch, "tokens": self.clock.tokens,
                 "loss": loss, "learning_rate": self.rates[0] * factor,
-                **({"parts": parts} if len(parts) > 1 else {})}
+                **({"parts": parts} if len(parts) > 1 else {}), **self.run.take()}
 
     def closure(self, batches: Sequence[Batch], task: Task | None = None, rng: str = "") -> dict[str, float]:
         """Add the gradients of these micro-batches and return the weighted parts. `rng` names another dropout draw."""

@@ -41,25 +41,25 @@ def theirs(name: str, **given) -> list[float]:
     ("polynomial:warmup=0.2,power=3,end=0.25", "polynomial",
      {"scheduler_specific_kwargs": {"power": 3, "lr_end": 0.25}}),
 ])
-@pytest.mark.oracle(seed=None, clause="named schedules", against="transformers")
+@pytest.mark.oracle(clause="named schedules", against="transformers")
 def test_a_schedule_of_planned_length_is_transformers(spec, name, given):
     assert ours(spec) == pytest.approx(theirs(name, num_training_steps=STEPS + 1, **given), abs=1e-12)
 
 
-@pytest.mark.oracle(seed=None, clause="inverse square root", against="transformers")
+@pytest.mark.oracle(clause="inverse square root", against="transformers")
 def test_inverse_sqrt_is_transformers():
     wanted = theirs("inverse_sqrt", scheduler_specific_kwargs={"timescale": 16})
     assert ours("inverse-sqrt:warmup=0.2,hold=16") == pytest.approx(wanted, abs=1e-12)
     assert ours("inverse-sqrt:warmup=0.2,hold=16", 400)[80 + 16] == pytest.approx(math.sqrt(0.5))
 
 
-@pytest.mark.oracle(seed=None, clause="constant with warm-up", against="transformers")
+@pytest.mark.oracle(clause="constant with warm-up", against="transformers")
 def test_constant_with_warmup_is_transformers():
     assert ours("constant:warmup=0.2") == pytest.approx(theirs("constant_with_warmup"), abs=1e-12)
 
 
 @pytest.mark.parametrize("shape", ["linear", "cosine", "1-sqrt"])
-@pytest.mark.oracle(seed=None, clause="warm-up, stable, decay", against="transformers")
+@pytest.mark.oracle(clause="warm-up, stable, decay", against="transformers")
 def test_wsd_is_transformers(shape):
     wanted = theirs("warmup_stable_decay", num_training_steps=STEPS + 1,
                     scheduler_specific_kwargs={"num_decay_steps": 10, "decay_type": shape})
@@ -84,7 +84,7 @@ def test_wsd_refuses_more_than_all_steps():
 
 # --- by torch's own names ------------------------------------------------------------------------------------------
 
-@pytest.mark.oracle(seed=None, clause="torch's schedules", against="closed form")
+@pytest.mark.oracle(clause="torch's schedules", against="closed form")
 def test_cosine_annealing_is_its_closed_form():
     found = ours("torch:{type: CosineAnnealingLR, eta_min: 0.1}")
     wanted = [0.1 + 0.9 * (1 + math.cos(math.pi * t / STEPS)) / 2 for t in range(STEPS)]
@@ -92,7 +92,7 @@ def test_cosine_annealing_is_its_closed_form():
     assert ours("torch:{type: CosineAnnealingLR, T_max: 10}")[10] == pytest.approx(0, abs=1e-9)
 
 
-@pytest.mark.oracle(seed=None, clause="torch's schedules", against="closed form")
+@pytest.mark.oracle(clause="torch's schedules", against="closed form")
 def test_steps_and_exponents_are_their_closed_forms():
     assert ours("torch:{type: StepLR, step_size: 7, gamma: 0.5}") == pytest.approx([0.5 ** (t // 7) for t in range(STEPS)])
     assert ours("torch:{type: ExponentialLR, gamma: 0.9}") == pytest.approx([0.9**t for t in range(STEPS)])

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from luthier.core.artifact import Artifact, open_artifact
 from luthier.core.component import Slot, named
-from luthier.core.errors import UserError, nearest
+from luthier.core.errors import UserError
 from luthier.core.files import write_json, write_lines
 from luthier.core.finding import Finding, not_applicable, receipt
 from luthier.core.kinds import Default, Head, Method, Objective, Optimizer, Regularizer, Schedule, Tokens
 from luthier.core.step import Ctx, FitCtx, Step
-from luthier.engine.encoding import encode, encode_tasks, subset
+from luthier.engine.encoding import Encoded, encode, encode_tasks, subset
 
 if TYPE_CHECKING:
     from luthier.engine.forward import Forward
     from luthier.engine.loop import Loop, Task
     from luthier.engine.models import Model
     from luthier.engine.rendering import Render
-    from luthier.engine.validation import Validation
 
 PROBE_ROWS = 4
 
@@ -93,6 +92,7 @@ class Fit(Step, name="fit"):
         from luthier.engine import weights
         from luthier.engine.memory import peak_mb, require_mb
         from luthier.engine.rendering import renderer
+        from luthier.engine.roles import Roles
 
         engine = ctx.engine
         engine.forget()
@@ -104,8 +104,9 @@ class Fit(Step, name="fit"):
         self._check_architecture(model)
         render = renderer(model, self.max_tokens_per_example, over_long=self.over_long)
         fit_ctx = FitCtx(**ctx.__dict__)
-        fit_ctx.roles = self._roles(model, inputs, ctx)
-        tasks, dropped = encode_tasks(self.tasks, model, render, inputs, ctx)
+        roles = Roles.named([t.objective for t in self.tasks], self.roles, inputs, engine)
+        tasks, dropped = self._encoded(model, render, lambda: roles.before(model), inputs, ctx)
+        held_out = self._held_out(render, lambda: roles.before(model), inputs, ctx)
         model.module.train()
         torch.manual_seed(ctx.rng.key("prepare"))
         model = self.method.prepare(model, fit_ctx)
@@ -118,7 +119,9 @@ class Fit(Step, name="fit"):
             raise UserError(f"Method '{self.method.info.name}' trains nothing on {model.name}.")
         require_mb(trained * 16 / 1e6, f"Training {trained:,} weights")
         rate = self._learning_rate(model, len(tasks[0].rows))
-        loop = self._loop(model, tasks, rate, fit_ctx, inputs, render)
+        objectives = [t.objective for t in tasks]
+        fit_ctx.roles, bare = roles.live(objectives, model, self.method.artifact == "adapter")
+        loop = self._loop(model, tasks, rate, fit_ctx, bare, held_out)
         hooks = [part.start(model, fit_ctx) for part in (self.method, *self.regularizers)]
         loop.hooks = hooks
         ctx.log(f"{trained:,} of {model.parameters():,} weights, {loop.plan.steps} steps, {dtype}, "
@@ -172,20 +175,27 @@ class Fit(Step, name="fit"):
                     f"Objective '{task.objective.info.name}' needs {' or '.join(task.objective.architectures)}; "
                     f"{model.name} is an {model.architecture}.")
 
-    def _roles(self, model: Model, inputs: Mapping[str, Artifact], ctx: Ctx) -> dict[str, Model]:
-        wanted = {role for t in self.tasks for role in t.objective.roles}
-        for role, name in self.roles.items():
-            if role not in wanted:
-                raise UserError(f"No objective reads the role '{role}'. {nearest(role, wanted)}")
-            if name not in inputs:
-                raise UserError(f"roles.{role}: there is no input '{name}'. {nearest(name, inputs)}")
-        found = {}
-        for role in sorted(wanted):
-            source = inputs[self.roles.get(role, "base")]
-            dtype = next(model.module.parameters()).dtype
-            tuned = source if "base" in source.meta else None
-            found[role] = ctx.engine.load(inputs["base"] if tuned else source, tuned, dtype)
-        return found
+    def _encoded(self, model: Model, render: Render, before: Callable[[], Forward], inputs: Mapping[str, Artifact],
+                 ctx: Ctx) -> tuple[list[Task], list[dict[str, Any]]]:
+        """Every task with its rows, constants included; `before()` gives the roles as they are before training."""
+        from luthier.engine.constants import with_constants
+
+        tasks, ledger = encode_tasks(self.tasks, model, render, inputs, ctx)
+        for task in tasks:
+            task.rows = with_constants(task.rows, task.objective, before, ctx.journal, ctx.progress)
+        return tasks, ledger
+
+    def _held_out(self, render: Render, before: Callable[[], Forward], inputs: Mapping[str, Artifact], ctx: Ctx
+                  ) -> Encoded | None:
+        """The rows of the `validation` stream as the first task reads them."""
+        from luthier.engine.constants import with_constants
+
+        if "validation" not in self.streams:
+            return None
+        objective = self.tasks[0].objective
+        data = encode(subset(inputs, self.streams["validation"]), objective, render, ctx.rng)
+        data.rows = with_constants(data.rows, objective, before, ctx.journal, ctx.progress)
+        return data if data.rows else None
 
     def _add_head(self, model: Model, task: Task, spec: TaskSpec) -> None:
         if task.objective.needs_head and spec.head is None:
@@ -199,10 +209,11 @@ class Fit(Step, name="fit"):
             return Default(self.learning_rate, "asked for")
         return self.method.defaults(model, rows).get("learning_rate", Default(2e-4, "house default"))
 
-    def _loop(self, model: Model, tasks: list[Task], rate: Default, ctx: FitCtx, inputs: Mapping[str, Artifact],
-              render: Render) -> Loop:
+    def _loop(self, model: Model, tasks: list[Task], rate: Default, ctx: FitCtx, bare: frozenset[str],
+              held_out: Encoded | None) -> Loop:
         from luthier.engine.forward import Forward
         from luthier.engine.loop import Loop, Plan
+        from luthier.engine.validation import Validation
 
         per_epoch = math.ceil(len(tasks[0].rows) / self.batch_rows)
         steps = self.length.steps or max(1, round((self.length.epochs or 1) * per_epoch))
@@ -213,23 +224,13 @@ class Fit(Step, name="fit"):
             heads = [p for h in model.heads.values() for p in h.parameters()]
             return [*self.method.parameter_groups(model), *([{"params": heads}] if heads else [])]
 
-        run = Forward({"policy": model, **ctx.roles})
-        validation = self._validation(run, render, inputs, ctx)
+        run = Forward({"policy": model, **ctx.roles}, bare)
+        validation = held_out and Validation(run, tasks[0].name, tasks[0].objective, held_out, self.batch_rows)
         return Loop(run, tasks, plan, groups, self.optimizer, self.schedule, ctx, on_epoch=validation)
-
-    def _validation(self, run: Forward, render: Render, inputs: Mapping[str, Artifact], ctx: Ctx) -> Validation | None:
-        from luthier.engine.validation import Validation
-
-        if "validation" not in self.streams:
-            return None
-        spec = self.tasks[0]
-        data = encode(subset(inputs, self.streams["validation"]), spec.objective, render, ctx.rng)
-        return Validation(run, spec.name, spec.objective, data, self.batch_rows) if data.rows else None
 
     def _probe(self, model: Model, tasks: list[Task], ctx: Ctx) -> None:
         """Keep what the receipts compare: counts, and the trained model's loss on a few rows."""
-        probed = [f.get("input") for t in tasks for f in t.rows[:PROBE_ROWS]]
-        sequences = [part for part in probed if isinstance(part, Tokens)]
+        sequences = [p for t in tasks for row in t.rows[:PROBE_ROWS] for p in row.values() if isinstance(p, Tokens)]
         learned = [s for s in sequences if any(s.targets)]
         stop = model.tokenizer.eos_token_id
         ends = [(s.decoder_ids or s.ids)[max(i for i, t in enumerate(s.targets) if t)] == stop for s in learned]
@@ -248,12 +249,15 @@ class Fit(Step, name="fit"):
 
         from luthier.engine.models import add_tuned
         from luthier.engine.rendering import renderer
+        from luthier.engine.roles import Roles
 
         dtype = getattr(torch, ctx.journal.values["dtype"])
         model = add_tuned(ctx.engine.fresh(inputs["base"], dtype), open_artifact(artifact.folder))
         render = renderer(model, self.max_tokens_per_example, over_long=self.over_long)
         quiet = Ctx(**{**ctx.__dict__, "log": lambda text: None})
-        tasks, _ = encode_tasks(self.tasks, model, render, inputs, quiet)
+        roles = Roles.named([t.objective for t in self.tasks], self.roles, inputs, ctx.engine)
+        tasks, _ = self._encoded(model, render, lambda: roles.before(ctx.engine.load(inputs["base"], dtype=dtype)),
+                                 inputs, quiet)
         again = _losses(model, tasks)
         worst = max(range(len(again)), key=lambda i: abs(again[i] - kept["losses"][i]))
         # Saving rounds float32 masters to the model's own format: that rounding is the only difference allowed.
@@ -277,7 +281,8 @@ def _losses(model: Model, tasks: list[Task]) -> list[float]:
 
     for module in (model.module, *model.heads.values()):
         module.eval()
-    run = Forward({role: model for role in ("policy", *{r for t in tasks for r in t.objective.roles})})
+    others = {role for t in tasks for role in t.objective.live_roles()}
+    run = Forward({role: model for role in ("policy", *others)}, others)
     found = []
     with torch.no_grad():
         for task in tasks:
