@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -58,7 +59,24 @@ class TokenBatch:
         return int(self.mask.sum()) + (int(self.decoder_mask.sum()) if self.decoder_mask is not None else 0)
 
 
+def join(*parts: TokenBatch) -> TokenBatch:
+    """The rows of several batches as one, in order, so that they go through a model together."""
+    def rows(name: str) -> torch.Tensor | None:
+        given = [getattr(p, name) for p in parts]
+        if given[0] is None:
+            return None
+        width = max(t.shape[1] for t in given)
+        return torch.cat([torch.nn.functional.pad(t, (0, width - t.shape[1])) for t in given])
+
+    ids, mask, targets = rows("ids"), rows("mask"), rows("targets")
+    assert ids is not None and mask is not None and targets is not None
+    tensors = {name: torch.cat([p.tensors[name] for p in parts]) for name in parts[0].tensors}
+    return TokenBatch(ids, mask, targets, rows("decoder_ids"), rows("decoder_mask"), tensors)
+
+
 Batch = dict[str, Any]
+# Rows at least this share of the longest one's length go through the model together when they must be padded.
+SIMILAR = 0.7
 
 
 def collate(rows: Sequence[Features], ids: Sequence[str], pad: int, device: torch.device | str = "cpu") -> Batch:
@@ -119,3 +137,40 @@ def narrow(batch: Batch, rows: Sequence[int]) -> Batch:
         else:
             out[name] = [part[i] for i in rows]
     return out
+
+
+def by_length(lengths: Sequence[int], most_rows: int, most_tokens: int) -> list[list[int]]:
+    """Places of rows in groups of similar length, for models that need padding: little work is done on it.
+
+    A group has at most `most_rows` rows and `most_tokens` tokens, padding counted; a longer row goes alone.
+    """
+    groups: list[list[int]] = []
+    for place in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        last = groups[-1] if groups else None
+        if last and len(last) < most_rows and lengths[place] >= SIMILAR * lengths[last[0]] and \
+                lengths[last[0]] * (len(last) + 1) <= most_tokens:
+            last.append(place)
+        else:
+            groups.append([place])
+    return groups
+
+
+def packs_of(lengths: Sequence[int], most_rows: int, most_tokens: int) -> list[list[int]]:
+    """Places of rows in as few groups as the limits allow, of about equally many tokens, for models that pack.
+
+    Longest row first, each to the lightest group that has room; a row longer than `most_tokens` goes alone.
+    """
+    groups: list[list[int]] = []
+    weights: list[int] = []
+    wanted = max(math.ceil(len(lengths) / most_rows), math.ceil(sum(lengths) / most_tokens))
+    for place in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        room = [g for g in range(len(groups))
+                if len(groups[g]) < most_rows and weights[g] + lengths[place] <= most_tokens]
+        if room and len(groups) >= wanted:
+            lightest = min(room, key=lambda g: (weights[g], g))
+            groups[lightest].append(place)
+            weights[lightest] += lengths[place]
+        else:
+            groups.append([place])
+            weights.append(lengths[place])
+    return [sorted(g) for g in groups]

@@ -58,12 +58,19 @@ class Preference(Objective):
         return () if self.reference_once else self.roles
 
     def constants(self, run: Forward, batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-        return {f"reference_{side}": run("reference", batch[side]).log_probabilities() for side in SIDES}
+        return {f"reference_{side}": said for side, said in zip(SIDES, _said(run, "reference", batch), strict=True)}
 
     def loss(self, run: Forward, batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-        chosen, rejected = (run("policy", batch[side]).log_probabilities() for side in SIDES)
+        chosen, rejected = _said(run, "policy", batch)
         known = batch if "reference_chosen" in batch else self.constants(run, batch)
         reference = (known["reference_chosen"], known["reference_rejected"])
         margin = self.beta * ((chosen - reference[0]) - (rejected - reference[1]))
         run.measure(margin=margin, accuracy=(margin > 0).float())
         return {"preference": self.pair_loss(chosen, rejected, *reference).sum()}
+
+
+def _said(run: Forward, role: str, batch: Mapping[str, Any]) -> tuple[torch.Tensor, ...]:
+    """Log-probabilities [rows] of both answers; one forward, so that a prompt that they share is read once."""
+    from luthier.engine.batches import join
+
+    return run(role, join(*(batch[side] for side in SIDES))).log_probabilities().chunk(2)
