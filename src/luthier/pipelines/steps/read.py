@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from itertools import chain
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -18,9 +18,9 @@ from luthier.core.finding import Finding, receipt
 from luthier.core.identity import hash_file
 from luthier.core.kinds import DataStep
 from luthier.core.step import Ctx, Step
+from luthier.techniques.data._formats import FormatName, format_of_task
 
 SUBSET = "all"
-_TASKS = {"qa": "question-answer", "completion": "prompt-completion", "classify": "text-label"}
 _BLANK = b"\xef\xbb\xbf \t\r\n\v\f"  # a byte order mark may stand before the first line
 
 
@@ -31,9 +31,8 @@ class Read(Step, name="read"):
     seeded: ClassVar[bool] = False
 
     path: str = Field(description="file with one example a line")
-    format: Literal["auto", "question-answer", "prompt-completion", "text-label"] = Field(
-        "auto", description="keys that the rows have; auto: those of the first row")
-    reader: Slot[DataStep] = Field(named("read-jsonl"), description="who reads the file")
+    format: FormatName = Field("auto", description="keys that the rows have; auto: those of the first row")
+    reader: Slot[DataStep] = Field(named("read-jsonl"), description="who reads the file; read-raw for .txt and .md")
 
     def check(self) -> None:
         """Refuse a file that is missing, of another kind, or with a row that can't be used."""
@@ -84,7 +83,7 @@ class Read(Step, name="read"):
         if first is None:
             raise UserError(f"path: {self.path} holds no rows that can be used.")
         return write_examples(ctx.folder, {SUBSET: chain([first], examples)}, ledger, labels=labels,
-                              format=_TASKS.get(first.task, first.task))
+                              format=format_of_task(first.task))
 
     def receipts(self, inputs: Mapping[str, Artifact], artifact: Artifact, ctx: Ctx) -> list[Finding]:
         """Every row of the file is an example or in the ledger."""
