@@ -25,9 +25,10 @@ from luthier.core.recipe import Recipe
 from luthier.core.rng import Rng
 from luthier.core.run import Run
 from luthier.core.step import Ctx, FitCtx
+from luthier.engine.checkpoints import read_checkpoint
 from luthier.engine.executor import execute
 from luthier.engine.forward import Forward
-from luthier.engine.loop import read_checkpoint, rows_at
+from luthier.engine.loop import rows_at
 from luthier.engine.models import Model, add_tuned, load_base
 from luthier.engine.rendering import Render
 from tests.contracts import dummies
@@ -290,7 +291,7 @@ def trained(hook) -> list[torch.Tensor]:
 def test_a_snapshot_restores_every_bit_as_often_as_asked(probed):
     def call(hook, ctx):
         before = [p.detach().clone() for p in trained(hook)]
-        memory = ctx.snapshot.__self__.hooks[1]
+        memory = ctx.snapshot.__self__.loop.hooks[1]
         state = {k: v.clone() if hasattr(v, "clone") else v for k, v in memory.state_dict().items()}
         snapshot = ctx.snapshot()
         loop = ctx.closure.__self__
@@ -395,7 +396,7 @@ def test_a_snapshot_from_before_a_change_of_weights_is_restored_too(probed):
         snapshot.restore()
         assert {n: p.requires_grad for n, p in hook.model.module.named_parameters()} == flags
         assert all(torch.equal(p, before[n]) for n, p in hook.model.module.named_parameters())
-        assert not loop.left
+        assert not loop.state.left
 
     untouched, _ = probed(lambda hook, ctx: None, "untouched")
     assert probed(call, "restored")[0].identity == untouched.identity

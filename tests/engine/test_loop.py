@@ -11,7 +11,8 @@ from luthier.core.component import build
 from luthier.core.errors import LuthierError, UserError
 from luthier.core.kinds import Tokens
 from luthier.engine.batches import collate, tokens_in
-from luthier.engine.loop import Masters, read_checkpoint
+from luthier.engine.checkpoints import read_checkpoint
+from luthier.engine.masters import Masters
 from luthier.engine.models import load_base
 from luthier.engine.weights import pack, unpack
 from tests.contracts.workbench import encode, examples, make_loop

@@ -15,7 +15,8 @@ from luthier.core.finding import Finding
 from luthier.core.rng import Rng
 
 if TYPE_CHECKING:
-    from luthier.engine.loop import Clock, Snapshot
+    from luthier.engine.checkpoints import Snapshot
+    from luthier.engine.loop import Clock
     from luthier.engine.workshop import Engine
 
 

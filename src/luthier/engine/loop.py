@@ -7,31 +7,25 @@ per micro-batch; every state is in the checkpoint: a resumed run is the uninterr
 
 from __future__ import annotations
 
-import copy
-import json
 import math
-import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 
 from luthier.core.errors import LuthierError, UserError
-from luthier.core.files import write_json
 from luthier.core.kinds import Features, Hook, Objective, Optimizer, Schedule
 from luthier.core.rng import Rng, epoch_order, rank_share
 from luthier.core.step import FitCtx
 from luthier.engine.batches import Batch, collate, lengths_of, narrow, tokens_in
+from luthier.engine.checkpoints import State
 from luthier.engine.forward import Forward
+from luthier.engine.masters import Masters
 from luthier.engine.models import Model
-from luthier.engine.weights import pack, unpack
 
 Parts = dict[str, torch.Tensor]
 # Rows at least this share of the longest one's length go through the model together.
@@ -91,52 +85,6 @@ def by_length(lengths: Sequence[int], most: int) -> list[list[int]]:
     return groups
 
 
-class Masters:
-    """Float32 copies of trained weights that are kept in a shorter format, so that small updates are not rounded away."""
-
-    def __init__(self, groups: list[dict[str, Any]]) -> None:
-        self.pairs: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
-        self.groups = []
-        for group in groups:
-            masters = []
-            for parameter in group["params"]:
-                short = parameter.dtype != torch.float32
-                master = parameter.detach().float().clone().requires_grad_() if short else parameter
-                self.pairs.append((parameter, master))
-                masters.append(master)
-            self.groups.append({**group, "params": masters})
-
-    def collect(self) -> None:
-        """Add the gradients of one micro-batch to the masters' and clear them."""
-        for parameter, master in self.pairs:
-            if parameter is not master and parameter.grad is not None:
-                master.grad = parameter.grad.float() if master.grad is None else master.grad.add_(parameter.grad)
-                parameter.grad = None
-
-    def spread(self) -> None:
-        """Copy moved masters back into the model."""
-        with torch.no_grad():
-            for parameter, master in self.pairs:
-                if parameter is not master:
-                    parameter.copy_(master)
-
-    def tensors(self) -> list[torch.Tensor]:
-        """The masters, in a fixed order."""
-        return [m for _, m in self.pairs]
-
-
-@dataclass
-class Snapshot:
-    """The whole training state; `restore()` puts it back bit for bit."""
-
-    tree: Any
-    loop: Loop
-
-    def restore(self) -> None:
-        """Put the state back; a copy of it, since training goes on in the tensors that are handed over."""
-        self.loop.load_tree(copy.deepcopy(self.tree))
-
-
 @dataclass
 class Loop:
     """Everything one training needs. `run()` trains to the end, resuming from the last checkpoint in `folder`."""
@@ -151,6 +99,8 @@ class Loop:
     hooks: list[Hook] = field(default_factory=list)
     on_epoch: Callable[[int], Mapping[str, float]] | None = None
     curve: list[dict[str, Any]] = field(default_factory=list)
+    # Further parts with a state of their own (`state_dict`, `load_state_dict`), kept in checkpoints by name.
+    kept: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.tasks or not all(t.rows for t in self.tasks):
@@ -163,10 +113,8 @@ class Loop:
         self.pad = self.model.tokenizer.pad_token_id or 0
         self.per_epoch = math.ceil(len(self.tasks[0].rows) / self.plan.batch_rows)
         self.ctx.clock, self.ctx.closure, self.ctx.perturbed = self.clock, self.closure, self.perturbed
-        self.ctx.snapshot, self.ctx.rebuild_optimizer = self.snapshot, self.rebuild_optimizer
-        # Weights that `rebuild_optimizer` took out of training, and what those it took in were before.
-        self.left: dict[str, torch.nn.Parameter] = {}
-        self.before: dict[str, torch.Tensor] = {}
+        self.state = State(self)
+        self.ctx.snapshot, self.ctx.rebuild_optimizer = self.state.snapshot, self.rebuild_optimizer
 
     @property
     def model(self) -> Model:
@@ -175,7 +123,7 @@ class Loop:
 
     def train(self) -> None:
         """All steps from the last checkpoint to the end."""
-        self._resume()
+        self.state.resume()
         saved = began = time.monotonic()
         before = self.clock.seconds
         self._mode(True)
@@ -187,7 +135,7 @@ class Loop:
             self.curve.append({**row, "seconds": round(self.clock.seconds, 3)})
             self.ctx.progress(self.clock.step, self.plan.steps, "steps", loss=row["loss"])
             if time.monotonic() - saved >= self.plan.checkpoint_seconds or self.clock.step == self.plan.steps:
-                self.save()
+                self.state.save()
                 saved = time.monotonic()
         self._mode(False)
 
@@ -284,13 +232,7 @@ class Loop:
             if keep and old.get(id(parameter)):
                 self.torch_optimizer.state[master] = old[id(parameter)]
         now = {id(p) for p, _ in self.masters.pairs}
-        for name, parameter in self._weights().items():
-            if id(parameter) in was - now:
-                self.left[name] = parameter
-            elif id(parameter) in now:
-                self.left.pop(name, None)
-                if id(parameter) not in was:
-                    self.before.setdefault(name, parameter.detach().clone())
+        self.state.moved(was, now)
 
     def _round(self, row: dict[str, Any]) -> None:
         self.clock.epoch += 1
@@ -305,82 +247,3 @@ class Loop:
     def _mode(self, training: bool) -> None:
         for module in (self.model.module, *self.model.heads.values()):
             module.train(training)
-
-    # --- state -------------------------------------------------------------------------------------------------
-
-    def _weights(self) -> dict[str, torch.nn.Parameter]:
-        modules = {"": self.model.module, **{f"{task}:": head for task, head in self.model.heads.items()}}
-        return {f"{prefix}{n}": p for prefix, module in modules.items() for n, p in module.named_parameters()}
-
-    def tree(self) -> dict[str, Any]:
-        """Every state as nested dictionaries."""
-        return {
-            "clock": asdict(self.clock), "curve": self.curve,
-            "trained": [n for n, p in self._weights().items() if p.requires_grad],
-            "left": {n: p.detach() for n, p in self.left.items()},
-            "masters": [m.detach() for m in self.masters.tensors()],
-            "optimizer": self.torch_optimizer.state_dict(),
-            "hooks": [h.state_dict() for h in self.hooks],
-        }
-
-    def load_tree(self, tree: dict[str, Any]) -> None:
-        """The inverse of `tree`."""
-        for name, value in tree["clock"].items():
-            setattr(self.clock, name, value)
-        self.curve = list(tree["curve"])
-        self._choose(tree["trained"], tree["left"])
-        with torch.no_grad():
-            for master, tensor in zip(self.masters.tensors(), tree["masters"], strict=True):
-                master.copy_(tensor)
-        self.masters.spread()
-        self.torch_optimizer.load_state_dict(tree["optimizer"])
-        for hook, state in zip(self.hooks, tree["hooks"], strict=True):
-            hook.load_state_dict(state)
-
-    def _choose(self, trained: Sequence[str], left: Mapping[str, torch.Tensor]) -> None:
-        """Train these weights again, and put back those that were trained before."""
-        weights = self._weights()
-        with torch.no_grad():
-            for name, tensor in {**self.before, **left}.items():
-                weights[name].copy_(tensor)
-        if set(trained) != {n for n, p in weights.items() if p.requires_grad}:
-            for name, parameter in weights.items():
-                parameter.requires_grad_(name in set(trained))
-            self.rebuild_optimizer(False)
-        self.left = {n: weights[n] for n in left}
-
-    def snapshot(self) -> Snapshot:
-        """A copy of every state in memory."""
-        tensors: dict[str, torch.Tensor] = {}
-        skeleton = json.loads(json.dumps(pack(self.tree(), tensors)))
-        return Snapshot(unpack(skeleton, tensors), self)
-
-    def save(self) -> None:
-        """Write a checkpoint beside the last one, then drop the last one: one of them is always whole."""
-        root = self.ctx.folder / "checkpoints"
-        work, final = root / "part", root / f"step-{self.clock.step:07d}"
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
-        tensors: dict[str, torch.Tensor] = {}
-        skeleton = pack(self.tree(), tensors)
-        save_file(tensors, work / "state.safetensors")
-        write_json(work / "state.json", skeleton)
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(work, final)
-        for old in root.glob("step-*"):
-            if old != final:
-                shutil.rmtree(old)
-
-    def _resume(self) -> None:
-        found = sorted((self.ctx.folder / "checkpoints").glob("step-*"))
-        if found:
-            self.load_tree(read_checkpoint(found[-1]))
-            self.ctx.log(f"training goes on at step {self.clock.step} of {self.plan.steps}")
-
-
-def read_checkpoint(folder: Path) -> dict[str, Any]:
-    """The state tree of a checkpoint folder."""
-    skeleton = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    tree = unpack(skeleton, load_file(folder / "state.safetensors"))
-    assert isinstance(tree, dict)
-    return tree

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -11,16 +11,18 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from luthier.core.artifact import Artifact, open_artifact
 from luthier.core.component import Slot, named
 from luthier.core.errors import UserError, nearest
-from luthier.core.example import Example
 from luthier.core.files import write_json, write_lines
 from luthier.core.finding import Finding, not_applicable, receipt
-from luthier.core.kinds import Default, DroppedRow, Head, Method, Objective, Optimizer, Regularizer, Schedule, Tokens
+from luthier.core.kinds import Default, Head, Method, Objective, Optimizer, Regularizer, Schedule, Tokens
 from luthier.core.step import Ctx, FitCtx, Step
+from luthier.engine.encoding import encode, encode_tasks, subset
 
 if TYPE_CHECKING:
+    from luthier.engine.forward import Forward
     from luthier.engine.loop import Loop, Task
     from luthier.engine.models import Model
     from luthier.engine.rendering import Render
+    from luthier.engine.validation import Validation
 
 PROBE_ROWS = 4
 
@@ -103,7 +105,7 @@ class Fit(Step, name="fit"):
         render = renderer(model, self.max_tokens_per_example, over_long=self.over_long)
         fit_ctx = FitCtx(**ctx.__dict__)
         fit_ctx.roles = self._roles(model, inputs, ctx)
-        tasks, dropped = self._encode(model, render, inputs, ctx)
+        tasks, dropped = encode_tasks(self.tasks, model, render, inputs, ctx)
         model.module.train()
         torch.manual_seed(ctx.rng.key("prepare"))
         model = self.method.prepare(model, fit_ctx)
@@ -185,36 +187,6 @@ class Fit(Step, name="fit"):
             found[role] = ctx.engine.load(inputs["base"] if tuned else source, tuned, dtype)
         return found
 
-    def _encode(self, model: Model, render: Render, inputs: Mapping[str, Artifact], ctx: Ctx
-                ) -> tuple[list[Task], list[dict[str, Any]]]:
-        """Rows of every task as features; rows that can't be used go to the ledger."""
-        from luthier.engine.loop import Task
-
-        tasks, dropped, seen = [], [], 0
-        for spec in self.tasks:
-            examples = list(subset(inputs, spec.data))
-            seen += len(examples)
-            if spec.objective.needs_head:
-                labels = sorted({str(e.label) for e in examples if e.label is not None})
-                if len(labels) < 2:
-                    raise UserError(f"{spec.data} has {len(labels)} label(s); a classifier needs at least 2.")
-                model.labels[spec.name] = render.labels = labels
-            rows, ids = [], []
-            for example in examples:
-                try:
-                    rows.append(spec.objective.encode(example, render, ctx.rng.within(f"encode/{example.id}")))
-                    ids.append(example.id)
-                except DroppedRow as drop:
-                    dropped.append({"id": drop.dropped.id, "reason": drop.dropped.reason, "detail": drop.dropped.detail})
-            if not rows:
-                why = dropped[0]["detail"] if dropped else "it is empty"
-                raise UserError(f"No row of {spec.data} can be trained on: {why}.")
-            tasks.append(Task(spec.name, spec.objective, rows, ids, spec.weight))
-        if dropped:
-            ctx.log(f"{len(dropped)} of {seen} rows left out (ledger.jsonl); first: {dropped[0]['id']}: "
-                    f"{dropped[0]['reason']}, {dropped[0]['detail']}")
-        return tasks, dropped
-
     def _add_head(self, model: Model, task: Task, spec: TaskSpec) -> None:
         if task.objective.needs_head and spec.head is None:
             raise UserError(f"Objective '{task.objective.info.name}' needs a head: tasks: [{{data: {task.name}, "
@@ -245,33 +217,14 @@ class Fit(Step, name="fit"):
         validation = self._validation(run, render, inputs, ctx)
         return Loop(run, tasks, plan, groups, self.optimizer, self.schedule, ctx, on_epoch=validation)
 
-    def _validation(self, run: Any, render: Render, inputs: Mapping[str, Artifact], ctx: Ctx) -> Any:
-        """A function that gives the loss on the `validation` stream, or None without one."""
-        from luthier.engine.batches import collate
+    def _validation(self, run: Forward, render: Render, inputs: Mapping[str, Artifact], ctx: Ctx) -> Validation | None:
+        from luthier.engine.validation import Validation
 
         if "validation" not in self.streams:
             return None
         spec = self.tasks[0]
-        rows, ids = [], []
-        for example in subset(inputs, self.streams["validation"]):
-            try:
-                rows.append(spec.objective.encode(example, render, ctx.rng.within(f"encode/{example.id}")))
-                ids.append(example.id)
-            except DroppedRow:
-                continue
-        model = run.models["policy"]
-
-        def loss(epoch: int) -> dict[str, float]:
-            run.task = spec.name
-            total = count = 0.0
-            for i in range(0, len(rows), self.batch_rows):
-                batch = collate(rows[i:i + self.batch_rows], ids[i:i + self.batch_rows],
-                                model.tokenizer.pad_token_id or 0, model.device)
-                total += sum(float(p) for p in spec.objective.loss(run, batch).values())
-                count += sum(spec.objective.count(batch).values())
-            return {"dev_loss": total / max(count, 1)}
-
-        return loss if rows else None
+        data = encode(subset(inputs, self.streams["validation"]), spec.objective, render, ctx.rng)
+        return Validation(run, spec.name, spec.objective, data, self.batch_rows) if data.rows else None
 
     def _probe(self, model: Model, tasks: list[Task], ctx: Ctx) -> None:
         """Keep what the receipts compare: counts, and the trained model's loss on a few rows."""
@@ -299,7 +252,8 @@ class Fit(Step, name="fit"):
         dtype = getattr(torch, ctx.journal.values["dtype"])
         model = add_tuned(ctx.engine.fresh(inputs["base"], dtype), open_artifact(artifact.folder))
         render = renderer(model, self.max_tokens_per_example, over_long=self.over_long)
-        tasks, _ = self._encode(model, render, inputs, Ctx(**{**ctx.__dict__, "log": lambda text: None}))
+        quiet = Ctx(**{**ctx.__dict__, "log": lambda text: None})
+        tasks, _ = encode_tasks(self.tasks, model, render, inputs, quiet)
         again = _losses(model, tasks)
         worst = max(range(len(again)), key=lambda i: abs(again[i] - kept["losses"][i]))
         # Saving rounds float32 masters to the model's own format: that rounding is the only difference allowed.
@@ -307,20 +261,6 @@ class Fit(Step, name="fit"):
         return receipt("fit/saved = trained", kept["losses"][worst], again[worst],
                        tolerance * max(1.0, abs(kept["losses"][worst])), unit="nats",
                        detail=f"loss of the loaded {artifact.kind} on {PROBE_ROWS} rows against the trained model's")
-
-
-def subset(inputs: Mapping[str, Artifact], name: str) -> Iterable[Example]:
-    """The examples that `INPUT.SUBSET` names.
-
-    Raises:
-        UserError: no such input or subset.
-    """
-    source, _, part = name.partition(".")
-    if source not in inputs:
-        raise UserError(f"There is no input '{source}' for '{name}'. {nearest(source, inputs)}")
-    if part not in inputs[source].subsets:
-        raise UserError(f"'{name}': {source} has no subset '{part}'. {nearest(part, inputs[source].subsets)}")
-    return inputs[source].examples(part)
 
 
 def _trained(model: Model) -> list[Any]:

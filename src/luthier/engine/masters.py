@@ -1,0 +1,41 @@
+"""Float32 masters of trained weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+class Masters:
+    """Float32 copies of trained weights that are kept in a shorter format, so that small updates are not rounded away."""
+
+    def __init__(self, groups: list[dict[str, Any]]) -> None:
+        self.pairs: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
+        self.groups = []
+        for group in groups:
+            masters = []
+            for parameter in group["params"]:
+                short = parameter.dtype != torch.float32
+                master = parameter.detach().float().clone().requires_grad_() if short else parameter
+                self.pairs.append((parameter, master))
+                masters.append(master)
+            self.groups.append({**group, "params": masters})
+
+    def collect(self) -> None:
+        """Add the gradients of one micro-batch to the masters' and clear them."""
+        for parameter, master in self.pairs:
+            if parameter is not master and parameter.grad is not None:
+                master.grad = parameter.grad.float() if master.grad is None else master.grad.add_(parameter.grad)
+                parameter.grad = None
+
+    def spread(self) -> None:
+        """Copy moved masters back into the model."""
+        with torch.no_grad():
+            for parameter, master in self.pairs:
+                if parameter is not master:
+                    parameter.copy_(master)
+
+    def tensors(self) -> list[torch.Tensor]:
+        """The masters, in a fixed order."""
+        return [m for _, m in self.pairs]
