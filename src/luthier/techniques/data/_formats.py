@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from luthier.core.example import Example, Part, Turn, question
@@ -56,6 +56,19 @@ class Format:
     def used(self) -> frozenset[str]:
         """Every key that is read; others are kept in `meta`."""
         return frozenset({k for group in self.needs for k in group} | {*self.may, "id", "source"})
+
+
+@dataclass
+class Summary:
+    """What a look at every line of a file found."""
+
+    format: str = ""
+    rows: int = 0
+    unused: dict[str, int] = field(default_factory=dict)
+    answers: dict[bytes, bytes] = field(default_factory=dict)  # the first answer to each question, as hashes
+    conflicts: int = 0
+    problems: list[str] = field(default_factory=list)
+    ids: dict[str, int] = field(default_factory=dict)
 
 
 def _texts(*keys: str) -> Callable[[Row, Mapping[str, Any]], list[str]]:

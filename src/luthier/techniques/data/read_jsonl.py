@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -21,26 +20,13 @@ from luthier.core.errors import UserError
 from luthier.core.example import Dropped, Example, SourceFile
 from luthier.core.kinds import DataStep
 from luthier.core.step import Ctx
-from luthier.techniques.data._formats import EXPECTED, FORMATS, Format, FormatName, found_value
+from luthier.techniques.data._formats import EXPECTED, FORMATS, Format, FormatName, Summary, found_value
 from luthier.techniques.data._shared import MEGABYTE, exact_key, near_clusters
 
 SHOWN = 5
 CONFLICT_SHARE = 0.2
 _SPLIT = "jq -c '.[]' FILE > FILE.jsonl"
 _BOM = b"\xef\xbb\xbf"
-
-
-@dataclass
-class Summary:
-    """What a look at every line of a file found."""
-
-    format: str = ""
-    rows: int = 0
-    unused: dict[str, int] = field(default_factory=dict)
-    answers: dict[bytes, bytes] = field(default_factory=dict)  # the first answer to each question, as hashes
-    conflicts: int = 0
-    problems: list[str] = field(default_factory=list)
-    ids: dict[str, int] = field(default_factory=dict)
 
 
 class ReadJsonl(DataStep, name="read-jsonl"):

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import ClassVar
 
 from pydantic import Field
@@ -20,10 +19,10 @@ from luthier.core.errors import UserError
 from luthier.core.example import Dropped, Example, SourceFile
 from luthier.core.kinds import DataStep
 from luthier.core.step import Ctx
-from luthier.techniques.data._formats import raw_text
-from luthier.techniques.data._shared import decode, read_bytes
+from luthier.techniques.data._formats import Summary, raw_text
+from luthier.techniques.data._shared import NotRead, decode, read_bytes
 
-_BLANK = re.compile(r"\n[ \t]*\n\s*")
+_BLANK = re.compile(r"\n(?:[ \t]*\n)+")
 _HEADING = re.compile(r"#{1,6} [^\n]*")
 
 
@@ -43,13 +42,7 @@ class ReadRaw(DataStep, name="read-raw"):
 
     def texts(self, file: SourceFile) -> list[str]:
         """The texts of one file, each at least `text_characters` long but the last."""
-        try:
-            data = read_bytes(file, self.max_megabytes)
-        except OSError as error:
-            raise UserError(f"{Path(file.path)} can't be read: {error.strerror}.") from None
-        paragraphs = [p for p in _BLANK.split(decode(data)[0].strip()) if p.strip()]
-        if not paragraphs:
-            raise UserError(f"{file.path} holds no text.")
+        paragraphs = [p for p in _BLANK.split(self._read(file)) if p.strip()]
         found: list[list[str]] = [[]]
         for paragraph in paragraphs:
             last = found[-1]
@@ -58,3 +51,17 @@ class ReadRaw(DataStep, name="read-raw"):
             else:
                 last.append(paragraph)
         return ["\n\n".join(part) for part in found]
+
+    def validate_file(self, file: SourceFile) -> Summary:
+        """Refuse a file that is no text. Raises UserError."""
+        return Summary("raw-text", len(self.texts(file)))
+
+    def count(self, file: SourceFile) -> int:
+        """Characters of the file that are not white space: what the texts must hold together."""
+        return len("".join(self._read(file).split()))
+
+    def _read(self, file: SourceFile) -> str:
+        try:
+            return decode(read_bytes(file, self.max_megabytes))[0].strip("\n")
+        except NotRead as error:
+            raise UserError(f"{file.path} can't be read as text: {error.reason}, {error.detail}.") from None
