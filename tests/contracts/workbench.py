@@ -129,7 +129,7 @@ def training_data(ctx: Ctx, count: int = 8) -> Artifact:
 
 def short_fit(architecture: str, **changed: Any) -> Fit:
     """A Fit of a few steps over the same few rows, at a rate that moves pico models."""
-    return Fit(**{"tasks": (task_for(architecture),), "length": {"steps": 6}, "batch_rows": 8, "learning_rate": 1e-2,
+    return Fit(**{"tasks": (task_for(architecture),), "length": {"steps": 12}, "batch_rows": 8, "learning_rate": 1e-2,
                   "schedule": "constant", **changed})
 
 

@@ -174,7 +174,8 @@ def test_layers_are_given_when_they_are_asked_for(decoder):
     batch = batch_of(decoder, 2)
     with torch.no_grad():
         out = Forward({"policy": decoder})("policy", batch, layers=True)
-        assert torch.equal(out.hidden(0), decoder.module.get_input_embeddings()(batch.ids))
+        real = batch.mask.bool()
+        assert torch.equal(out.hidden(0)[real], decoder.module.get_input_embeddings()(batch.ids)[real])
         assert out.hidden(-1).shape == (*batch.ids.shape, decoder.width)
         with pytest.raises(LuthierError, match="layers=True"):
             Forward({"policy": decoder})("policy", batch).hidden(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -59,6 +60,8 @@ class TokenBatch:
 
 
 Batch = dict[str, Any]
+# Rows at least this share of the longest one's length go through the model together when they must be padded.
+SIMILAR = 0.7
 
 
 def collate(rows: Sequence[Features], ids: Sequence[str], pad: int, device: torch.device | str = "cpu") -> Batch:
@@ -119,3 +122,40 @@ def narrow(batch: Batch, rows: Sequence[int]) -> Batch:
         else:
             out[name] = [part[i] for i in rows]
     return out
+
+
+def by_length(lengths: Sequence[int], most_rows: int, most_tokens: int) -> list[list[int]]:
+    """Places of rows in groups of similar length, for models that need padding: little work is done on it.
+
+    A group has at most `most_rows` rows and `most_tokens` tokens, padding counted; a longer row goes alone.
+    """
+    groups: list[list[int]] = []
+    for place in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        last = groups[-1] if groups else None
+        if last and len(last) < most_rows and lengths[place] >= SIMILAR * lengths[last[0]] and \
+                lengths[last[0]] * (len(last) + 1) <= most_tokens:
+            last.append(place)
+        else:
+            groups.append([place])
+    return groups
+
+
+def packs_of(lengths: Sequence[int], most_rows: int, most_tokens: int) -> list[list[int]]:
+    """Places of rows in as few groups as the limits allow, of about equally many tokens, for models that pack.
+
+    Longest row first, each to the lightest group that has room; a row longer than `most_tokens` goes alone.
+    """
+    groups: list[list[int]] = []
+    weights: list[int] = []
+    wanted = max(math.ceil(len(lengths) / most_rows), math.ceil(sum(lengths) / most_tokens))
+    for place in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        room = [g for g in range(len(groups))
+                if len(groups[g]) < most_rows and weights[g] + lengths[place] <= most_tokens]
+        if room and len(groups) >= wanted:
+            lightest = min(room, key=lambda g: (weights[g], g))
+            groups[lightest].append(place)
+            weights[lightest] += lengths[place]
+        else:
+            groups.append([place])
+            weights.append(lengths[place])
+    return [sorted(g) for g in groups]

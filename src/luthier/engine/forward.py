@@ -14,7 +14,10 @@ import torch
 from torch import nn
 
 from luthier.core.errors import LuthierError
-from luthier.engine.batches import TokenBatch
+from luthier.core.kinds import Tokens
+from luthier.engine.attention import NAME, no_masks
+from luthier.engine.batches import TokenBatch, collate
+from luthier.engine.packing import SHARED_TOKENS, pack
 
 if TYPE_CHECKING:
     from luthier.engine.models import Model
@@ -92,13 +95,15 @@ def _score_gradient(scores: torch.Tensor, log_sum: torch.Tensor, target: torch.T
 class Output:
     """What one model says to one batch of sequences, computed as far as it is asked for.
 
-    `states` are the last hidden states [batch, tokens, width] of the side that predicts; None when the model only
-    gives scores. `rows` are the batch rows of the learned positions, in the order of `nll`.
+    `flat` are the last hidden states of all tokens [tokens, width] of the side that predicts, and `place` [batch,
+    longest] says where each row's tokens are among them; None when the model only gives scores. `rows` are the batch
+    rows of the learned positions, in the order of `nll`.
     """
 
     model: Model
     inputs: TokenBatch
-    states: torch.Tensor | None
+    flat: torch.Tensor | None
+    place: torch.Tensor | None
     vocabulary: Vocabulary | None
     all_scores: torch.Tensor | None = None
     all_states: tuple[torch.Tensor, ...] | None = None
@@ -108,27 +113,30 @@ class Output:
         """[learned] row number of each learned position."""
         return self.inputs.targets[:, 1:].nonzero()[:, 0]
 
+    @property
+    def states(self) -> torch.Tensor:
+        """[batch, tokens, width] last hidden states; what stands at padding has no meaning."""
+        assert self.flat is not None and self.place is not None
+        return self.flat[self.place]
+
     def nll(self) -> torch.Tensor:
         """[learned] negative log-probability of every learned token, float32, row by row."""
-        at, target = self._learned()
-        if self.states is None:
-            assert self.all_scores is not None
-            return nn.functional.cross_entropy(self.all_scores[:, :-1][at].float(), target, reduction="none")
+        target = self._targets()
+        if self.flat is None:
+            return nn.functional.cross_entropy(self._said().float(), target, reduction="none")
         head, cap = self._head()
-        nll: torch.Tensor = FusedNll.apply(
-            self.states[:, :-1][at], head.weight, getattr(head, "bias", None), target, cap)
+        nll: torch.Tensor = FusedNll.apply(self._predicting(), head.weight, getattr(head, "bias", None), target, cap)
         return nll
 
     def logits(self) -> torch.Tensor:
         """[learned, vocabulary] scores at the learned positions, float32; refused above a stated size."""
-        at, target = self._learned()
-        if self.states is None:
-            assert self.all_scores is not None
-            return self.all_scores[:, :-1][at].float()
+        if self.flat is None:
+            return self._said().float()
         head, cap = self._head()
-        if len(target) * head.weight.shape[0] > LOGITS_LIMIT:
-            raise LuthierError(f"logits() of {len(target)} positions exceed {LOGITS_LIMIT} numbers; use nll() or kl().")
-        return _scores(self.states[:, :-1][at], head.weight, getattr(head, "bias", None), cap)[0]
+        hidden = self._predicting()
+        if len(hidden) * head.weight.shape[0] > LOGITS_LIMIT:
+            raise LuthierError(f"logits() of {len(hidden)} positions exceed {LOGITS_LIMIT} numbers; use nll() or kl().")
+        return _scores(hidden, head.weight, getattr(head, "bias", None), cap)[0]
 
     def kl(self, other: Output) -> torch.Tensor:
         """[learned] KL(other || self) at the learned positions; gradients flow into self only."""
@@ -139,18 +147,32 @@ class Output:
         """[batch, tokens, width] after `layer` layers (0 = embeddings, -1 = last)."""
         if self.all_states is None:
             raise LuthierError("hidden(layer) needs run(role, inputs, layers=True).")
-        return self.all_states[layer]
+        states = self.all_states[layer]
+        return states if self.place is None else states.flatten(0, 1)[self.place]
 
     def pooled(self) -> torch.Tensor:
         """[batch, width]: mean over the tokens, padding left out."""
-        assert self.states is not None
-        mask = self.inputs.mask[:, :, None].to(self.states.dtype)
-        return (self.states * mask).sum(1) / mask.sum(1)
+        assert self.flat is not None and self.place is not None
+        real = self.inputs.mask.bool()
+        rows = real.nonzero()[:, 0]
+        sums = self.flat.new_zeros(len(real), self.flat.shape[1], dtype=torch.float32)
+        means = sums.index_add(0, rows, self.flat[self.place[real]].float()) / real.sum(1, keepdim=True)
+        return means.to(self.flat.dtype)
 
-    def _learned(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def _targets(self) -> torch.Tensor:
+        """[learned] ids of the learned tokens."""
         ids = self.inputs.ids if self.inputs.decoder_ids is None else self.inputs.decoder_ids
-        at = self.inputs.targets[:, 1:]
-        return at, ids[:, 1:][at]
+        return ids[:, 1:][self.inputs.targets[:, 1:]]
+
+    def _predicting(self) -> torch.Tensor:
+        """[learned, width] the hidden states that predict the learned tokens."""
+        assert self.flat is not None and self.place is not None
+        return self.flat[self.place[:, :-1][self.inputs.targets[:, 1:]]]
+
+    def _said(self) -> torch.Tensor:
+        """[learned, vocabulary] the model's own scores of the learned tokens."""
+        assert self.all_scores is not None
+        return self.all_scores[:, :-1][self.inputs.targets[:, 1:]]
 
     def _head(self) -> tuple[Any, float | None]:
         if self.vocabulary is None:
@@ -165,12 +187,13 @@ class Forward:
         self.models = models
         self.task = ""
         self._vocabulary = {role: vocabulary_of(model) for role, model in models.items()}
+        self.packs = {role: packs(model) for role, model in models.items()}
 
     def __call__(self, role: str, inputs: TokenBatch, embeds: torch.Tensor | None = None, layers: bool = False) -> Output:
-        """Compute the hidden states of `role` for `inputs`; `embeds` replaces the embedded ids."""
+        """Compute the hidden states of `role` for `inputs`; `embeds` [batch, tokens, width] replaces the embedded ids."""
         model = self.models[role]
         with torch.set_grad_enabled(torch.is_grad_enabled() and role == "policy"):
-            return hidden_states(model, inputs, self._vocabulary[role], embeds, layers)
+            return hidden_states(model, inputs, self._vocabulary[role], embeds, layers, packed=self.packs[role])
 
     def head(self, features: torch.Tensor) -> torch.Tensor:
         """The current task's head on pooled features."""
@@ -179,9 +202,12 @@ class Forward:
         return scores
 
 
-def hidden_states(model: Model, inputs: TokenBatch, vocabulary: Vocabulary | None,
-                  embeds: torch.Tensor | None = None, layers: bool = False) -> Output:
+def hidden_states(model: Model, inputs: TokenBatch, vocabulary: Vocabulary | None, embeds: torch.Tensor | None = None,
+                  layers: bool = False, packed: bool = False) -> Output:
     """One forward of one model. Without a split vocabulary head, the model's own scores are kept."""
+    split = vocabulary is not None or model.architecture == "encoder"
+    if packed and split and inputs.decoder_ids is None and not inputs.tensors:
+        return _packed(model, inputs, vocabulary, embeds, layers)
     arguments: dict[str, Any] = {"attention_mask": inputs.mask, **inputs.tensors}
     arguments |= {"input_ids": inputs.ids} if embeds is None else {"inputs_embeds": embeds}
     if inputs.decoder_ids is not None:
@@ -190,15 +216,81 @@ def hidden_states(model: Model, inputs: TokenBatch, vocabulary: Vocabulary | Non
         arguments["output_hidden_states"] = True
     if model.architecture != "encoder":
         arguments["use_cache"] = False
-    split = vocabulary is not None or model.architecture == "encoder"
     result = (trunk_of(model) if split else model.module)(**arguments)
-    states = result.last_hidden_state if split else None
-    scores = None if split else result.logits
-    if scores is not None:
-        # Prompt methods answer for their virtual tokens too; the batch's own positions are the last ones.
-        scores = scores[:, -inputs.targets.shape[1]:]
     all_states = getattr(result, "hidden_states", None) if layers else None
-    return Output(model, inputs, states, vocabulary, scores, all_states)
+    if not split:
+        # Prompt methods answer for their virtual tokens too; the batch's own positions are the last ones.
+        scores = result.logits[:, -inputs.targets.shape[1]:]
+        return Output(model, inputs, None, None, None, scores, all_states)
+    states = result.last_hidden_state
+    place = torch.arange(states.shape[0] * states.shape[1], device=states.device).view(states.shape[:2])
+    return Output(model, inputs, states.flatten(0, 1), place, vocabulary, None, all_states)
+
+
+def _packed(model: Model, inputs: TokenBatch, vocabulary: Vocabulary | None, embeds: torch.Tensor | None,
+            layers: bool) -> Output:
+    """The same without work on padding: all rows as one sequence, each seeing itself alone."""
+    packed = pack(inputs.ids, inputs.mask, share=model.architecture == "decoder" and embeds is None)
+    arguments: dict[str, Any] = {"position_ids": packed.positions, "layout": packed.layout}
+    if embeds is None:
+        arguments["input_ids"] = packed.ids
+    else:
+        real = inputs.mask.bool()
+        order = packed.place[real].argsort()
+        arguments["inputs_embeds"] = embeds[real][order][None]
+    if layers:
+        arguments["output_hidden_states"] = True
+    if model.architecture != "encoder":
+        arguments["use_cache"] = False
+    with no_masks():
+        result = trunk_of(model)(**arguments)
+    return Output(model, inputs, result.last_hidden_state[0], packed.place, vocabulary, None,
+                  getattr(result, "hidden_states", None) if layers else None)
+
+
+def packs(model: Model) -> bool:
+    """Whether this model gives the same hidden states for rows in one pack as for the rows padded.
+
+    Found by asking: two rows of different length, one of them twice, go through the model both ways. Models that read
+    more than tokens and positions, or whose attention takes no layout, show up as a difference or as an error.
+    """
+    if model.architecture == "encoder-decoder" or not _takes_layout(model):
+        return False
+    top = int(model.module.config.vocab_size)
+    row = [(7 * i + 5) % top for i in range(2 * SHARED_TOKENS + 3)]
+    rows = [row[:7], row, row[:-2] + [row[0]], row[3:12]]
+    batch = collate([{"input": Tokens(r, [False] * len(r))} for r in rows], [""] * len(rows), 0, model.device)["input"]
+    training = model.module.training
+    model.module.eval()
+    vocabulary = (model.module, None) if model.architecture == "decoder" else None  # only says that there is a trunk
+    try:
+        with torch.no_grad():
+            padded = hidden_states(model, batch, vocabulary).states
+            flat = hidden_states(model, batch, vocabulary, packed=True).states
+    except (TypeError, ValueError, RuntimeError, NotImplementedError, AttributeError):
+        return False
+    finally:
+        model.module.train(training)
+    real = batch.mask.bool()
+    # In a short format two ways of computing differ by its rounding; a wrong neighbour shows up at full size.
+    tolerance = 1e-4 if padded.dtype == torch.float32 else 6e-2
+    distance = (padded[real] - flat[real]).float().norm() / padded[real].float().norm()
+    return bool(distance <= tolerance)
+
+
+def _takes_layout(model: Model) -> bool:
+    """Have the model's attention ask for layouts, where it can be told to; without a layout it computes as before."""
+    inner = model.module.get_base_model() if hasattr(model.module, "get_base_model") else model.module
+    known = getattr(inner.config, "_attn_implementation", None)
+    if known in (NAME, None):
+        return known == NAME
+    if known != "sdpa":
+        return False
+    config = getattr(model.module, "active_peft_config", None)
+    if config is not None and config.is_prompt_learning:
+        return False
+    inner.set_attn_implementation(NAME)
+    return bool(inner.config._attn_implementation == NAME)
 
 
 def trunk_of(model: Model) -> Callable[..., Any]:

@@ -21,15 +21,13 @@ from luthier.core.errors import LuthierError, UserError
 from luthier.core.kinds import Features, Hook, Objective, Optimizer, Schedule
 from luthier.core.rng import Rng, epoch_order, rank_share
 from luthier.core.step import FitCtx
-from luthier.engine.batches import Batch, collate, lengths_of, narrow, tokens_in
+from luthier.engine.batches import Batch, by_length, collate, lengths_of, narrow, packs_of, tokens_in
 from luthier.engine.checkpoints import State
 from luthier.engine.forward import Forward
 from luthier.engine.masters import Masters
 from luthier.engine.models import Model
 
 Parts = dict[str, torch.Tensor]
-# Rows at least this share of the longest one's length go through the model together.
-SIMILAR = 0.7
 
 
 @dataclass
@@ -45,12 +43,17 @@ class Task:
 
 @dataclass(frozen=True)
 class Plan:
-    """How long and how to train. `micro_rows` rows go through the model at once; gradients sum to the same batch."""
+    """How long and how to train.
+
+    At most `micro_rows` rows and about `micro_tokens` tokens go through the model at once; gradients sum to those of
+    the whole batch.
+    """
 
     steps: int
     batch_rows: int
     micro_rows: int
     learning_rate: float
+    micro_tokens: int = 1024
     clip: float = 1.0
     checkpoint_seconds: float = 30.0
 
@@ -71,18 +74,6 @@ def rows_at(rng: Rng, step: int, rows: int, batch: int, rank: int = 0, ranks: in
     per_epoch = math.ceil(rows / batch)
     epoch, place = divmod(step, per_epoch)
     return rank_share(epoch_order(rng, epoch, rows)[place * batch:(place + 1) * batch], rank, ranks)
-
-
-def by_length(lengths: Sequence[int], most: int) -> list[list[int]]:
-    """Places of rows in groups of similar length, at most `most` rows each, so that little work is done on padding."""
-    groups: list[list[int]] = []
-    for place in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        last = groups[-1] if groups else None
-        if last and len(last) < most and lengths[place] >= SIMILAR * lengths[last[0]]:
-            last.append(place)
-        else:
-            groups.append([place])
-    return groups
 
 
 @dataclass
@@ -146,7 +137,9 @@ class Loop:
             batches = [b for given in batches for b in hook.on_batch(given)]
         if any(kind == "coupled" for kind in task.objective.parts.values()):
             return batches  # rows of a coupled part see each other, so they stay together
-        return [narrow(b, rows) for b in batches for rows in by_length(lengths_of(b), self.plan.micro_rows)]
+        cut = packs_of if self.run.packs["policy"] else by_length
+        return [narrow(b, rows) for b in batches
+                for rows in cut(lengths_of(b), self.plan.micro_rows, self.plan.micro_tokens)]
 
     def _collate(self, task: Task, rows: np.ndarray) -> Batch:
         return collate([task.rows[i] for i in rows], [task.ids[i] for i in rows], self.pad, self.model.device)

@@ -70,6 +70,8 @@ class Fit(Step, name="fit"):
     learning_rate: float | None = Field(None, gt=0, description="peak learning rate; the method's own when left out")
     batch_rows: int = Field(8, ge=1, description="rows of each task in one optimizer step")
     micro_rows: int | None = Field(None, ge=1, description="rows that go through the model at once; batch_rows if left out")
+    micro_tokens: int | None = Field(None, ge=1, description="tokens that go through the model at once, about; 1024 on a "
+                                                             "processor and 16384 on a GPU if left out")
     max_tokens_per_example: int = Field(512, ge=8, description="longest row in tokens; longer ones follow over_long")
     over_long: Literal["drop", "truncate"] = Field("drop", description="drop long rows, or cut texts (never targets)")
     clip: float = Field(1.0, ge=0, description="gradient norm above which gradients are scaled down; 0 = never")
@@ -160,6 +162,7 @@ class Fit(Step, name="fit"):
             ]
         else:
             found.append(not_applicable("fit/stop token", "a label task learns no tokens"))
+        found.append(self._packed_is_padded(kept["packed"], ctx.journal.values["dtype"]))
         found.append(self._saved_is_trained(inputs, artifact, ctx, kept))
         return found
 
@@ -206,7 +209,8 @@ class Fit(Step, name="fit"):
 
         per_epoch = math.ceil(len(tasks[0].rows) / self.batch_rows)
         steps = self.length.steps or max(1, round((self.length.epochs or 1) * per_epoch))
-        plan = Plan(steps, self.batch_rows, self.micro_rows or self.batch_rows, rate.value, self.clip,
+        tokens = self.micro_tokens or (1024 if model.device.type == "cpu" else 16384)
+        plan = Plan(steps, self.batch_rows, self.micro_rows or self.batch_rows, rate.value, tokens, self.clip,
                     self.checkpoint_seconds)
 
         def groups() -> list[dict[str, Any]]:
@@ -236,11 +240,21 @@ class Fit(Step, name="fit"):
         ctx.journal.put("probe", {
             "rows_in": sum(len(t.rows) for t in tasks) + self._dropped(ctx, tasks),
             "sequences": bool(learned), "empty": len(sequences) - len(learned) if learned else 0,
-            "stops": sum(ends) / len(ends) if ends else 0.0, "losses": _losses(model, tasks)})
+            "stops": sum(ends) / len(ends) if ends else 0.0, "losses": _losses(model, tasks),
+            "packed": _packed_and_padded(model, tasks)})
 
     def _dropped(self, ctx: Ctx, tasks: list[Task]) -> int:
         # Counted from the data again, not from the ledger: the receipt compares two ways of counting.
         return sum(len(list(ctx.stream(t.name))) for t in tasks) - sum(len(t.rows) for t in tasks)
+
+    def _packed_is_padded(self, losses: list[float], dtype: str) -> Finding:
+        """Rows in one pack see only themselves: their loss is that of each row alone, computed without packing."""
+        if not losses:
+            return not_applicable("fit/packed = unpacked", "this model's rows are padded, or its rows see each other")
+        packed, alone = losses
+        tolerance = 1e-5 if dtype == "float32" else 2e-2
+        return receipt("fit/packed = unpacked", alone, packed, tolerance * max(1.0, abs(alone)), unit="nats",
+                       detail=f"summed loss of {PROBE_ROWS} rows, each alone against all in one pack")
 
     def _saved_is_trained(self, inputs: Mapping[str, Artifact], artifact: Artifact, ctx: Ctx, kept: Any) -> Finding:
         """Load what was saved and compare its losses with the trained model's on the same rows."""
@@ -272,18 +286,44 @@ def _losses(model: Model, tasks: list[Task]) -> list[float]:
     """Mean loss of each probed row of each task, evaluation mode."""
     import torch
 
-    from luthier.engine.batches import collate
+    run = _asking(model, tasks)
+    found = []
+    with torch.no_grad():
+        for task in tasks:
+            for i in range(min(PROBE_ROWS, len(task.rows))):
+                total, count = _loss_of(run, task, slice(i, i + 1))
+                found.append(total / max(count, 1))
+    return found
+
+
+def _packed_and_padded(model: Model, tasks: list[Task]) -> list[float]:
+    """Summed loss of the probed rows in one pack and each alone without packing; nothing where rows aren't packed."""
+    import torch
+
+    run = _asking(model, tasks)
+    alone = [t for t in tasks if "coupled" not in t.objective.parts.values()]
+    if not run.packs["policy"] or not alone:
+        return []
+    with torch.no_grad():
+        packed = sum(_loss_of(run, t, slice(0, PROBE_ROWS))[0] for t in alone)
+        run.packs = dict.fromkeys(run.packs, False)
+        padded = sum(_loss_of(run, t, slice(i, i + 1))[0] for t in alone for i in range(min(PROBE_ROWS, len(t.rows))))
+    return [packed, padded]
+
+
+def _asking(model: Model, tasks: list[Task]) -> Forward:
     from luthier.engine.forward import Forward
 
     for module in (model.module, *model.heads.values()):
         module.eval()
-    run = Forward({role: model for role in ("policy", *{r for t in tasks for r in t.objective.roles})})
-    found = []
-    with torch.no_grad():
-        for task in tasks:
-            run.task = task.name
-            for i in range(min(PROBE_ROWS, len(task.rows))):
-                batch = collate([task.rows[i]], [task.ids[i]], model.tokenizer.pad_token_id or 0, model.device)
-                total = sum(float(p) for p in task.objective.loss(run, batch).values())
-                found.append(total / max(sum(task.objective.count(batch).values()), 1))
-    return found
+    return Forward({role: model for role in ("policy", *{r for t in tasks for r in t.objective.roles})})
+
+
+def _loss_of(run: Forward, task: Task, rows: slice) -> tuple[float, float]:
+    """Summed loss and count of some rows."""
+    from luthier.engine.batches import collate
+
+    model = run.models["policy"]
+    run.task = task.name
+    batch = collate(task.rows[rows], task.ids[rows], model.tokenizer.pad_token_id or 0, model.device)
+    return (sum(float(p) for p in task.objective.loss(run, batch).values()), sum(task.objective.count(batch).values()))

@@ -1,0 +1,280 @@
+"""Packing: the rows of a batch as one sequence without padding, each row seeing itself alone.
+
+The tokens of all rows lie one after another in [1, tokens], so that every linear layer works on real tokens only. In
+the attention each row is a segment; segments of similar length are computed together. Rows that begin alike share one
+segment for the common beginning, which is computed once: a segment with a `parent` sees all of the parent and, of
+itself, what lies before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+# Segments at least this share of the longest one's length are computed together.
+SIMILAR = 0.7
+# A common beginning shorter than this is computed for every row: sharing it costs more than it saves.
+SHARED_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Tokens `start` to `start + length` of a pack, at positions from `position`; `parent` is seen whole."""
+
+    start: int
+    length: int
+    parent: Segment | None = None
+
+    @property
+    def position(self) -> int:
+        """Position of the first token in its row."""
+        return self.parent.position + self.parent.length if self.parent else 0
+
+    @property
+    def seen(self) -> list[int]:
+        """Places of everything that the last token sees, in order of position."""
+        before = self.parent.seen if self.parent else []
+        return [*before, *range(self.start, self.start + self.length)]
+
+
+class _Pad(torch.autograd.Function):
+    """Rows of `flat` [tokens, ...] at `at`; every token of `flat` stands at exactly one place `back` of the result."""
+
+    @staticmethod
+    def forward(ctx: Any, flat: torch.Tensor, at: torch.Tensor, back: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(back)
+        return flat.index_select(0, at)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (back,) = ctx.saved_tensors
+        return upstream.index_select(0, back), None, None
+
+
+class _Unpad(torch.autograd.Function):
+    """Rows of `padded` at `back`, each at most once: the rest gets a zero gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, padded: torch.Tensor, back: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(back)
+        ctx.shape = padded.shape
+        return padded.index_select(0, back)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (back,) = ctx.saved_tensors
+        return upstream.new_zeros(ctx.shape).index_copy_(0, back, upstream), None
+
+
+class Bucket:
+    """Segments of similar length, as places in the pack: `queries` [rows, longest], `keys` [rows, longest seen].
+
+    Both are padded on the right with place 0. Position and validity decide what is seen.
+    """
+
+    def __init__(self, segments: Sequence[Segment], device: torch.device) -> None:
+        self.segments = segments
+        self.shared = any(s.parent for s in segments)
+        self.longest = max(s.length for s in segments)
+        self.reach = max(s.position + s.length for s in segments)
+        self.even = not self.shared and all(s.length == self.longest for s in segments)
+        self.queries = _rectangle([range(s.start, s.start + s.length) for s in segments], device)
+        self.keys = _rectangle([s.seen for s in segments], device) if self.shared else self.queries
+        self.device = device
+        self._masks: dict[tuple[int | None, bool, torch.dtype], torch.Tensor | None] = {}
+
+    def mask(self, window: int | None, causal: bool, dtype: torch.dtype) -> torch.Tensor | None:
+        """[rows, 1, queries, keys] to be added to the scores; None where a causal triangle, or nothing, says it all.
+
+        Padding stands on the right: without a parent no real token sees it in a causal row.
+        """
+        if window is not None and self.reach <= window:
+            window = None
+        key = (window, causal, dtype)
+        if key not in self._masks:
+            plain = window is None and not self.shared and (causal or self.even)
+            self._masks[key] = None if plain else self._mask(window, causal, dtype)
+        return self._masks[key]
+
+    def _mask(self, window: int | None, causal: bool, dtype: torch.dtype) -> torch.Tensor:
+        rows, asked = self.queries.shape
+        at = torch.arange(self.keys.shape[1], device=self.device)
+        first = torch.tensor([s.position for s in self.segments], device=self.device)[:, None]
+        seen = torch.tensor([s.position + s.length for s in self.segments], device=self.device)[:, None]
+        # A query of the padding sees what the last real one sees: no row of the soft-max is empty.
+        query = torch.minimum(first + torch.arange(asked, device=self.device), seen - 1)
+        allowed = (at[None, None, :] < seen[:, :, None]).expand(rows, asked, -1)
+        if causal:
+            allowed = allowed & (at[None, None, :] <= query[:, :, None])
+        if window is not None:
+            allowed = allowed & (query[:, :, None] - at[None, None, :] < window)
+            if not causal:
+                allowed = allowed & (at[None, None, :] - query[:, :, None] < window)
+        return torch.zeros(allowed.shape, dtype=dtype, device=self.device).masked_fill_(~allowed, float("-inf"))[:, None]
+
+
+def _rectangle(rows: Sequence[Sequence[int]], device: torch.device) -> torch.Tensor:
+    longest = max(map(len, rows))
+    return torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=device)
+
+
+class Packed:
+    """The layout of a pack: every segment sees its parent and itself, nothing else."""
+
+    def __init__(self, segments: Sequence[Segment], device: torch.device) -> None:
+        self.segments = segments
+        self.tokens = sum(s.length for s in segments)
+        self.device = device
+
+    @cached_property
+    def buckets(self) -> list[Bucket]:
+        """Segments grouped by whether they have a parent and by length."""
+        groups: list[list[Segment]] = []
+        for segment in sorted(self.segments, key=lambda s: (s.parent is not None, -s.length, s.start)):
+            last = groups[-1] if groups else None
+            if last and bool(last[0].parent) == bool(segment.parent) and segment.length >= SIMILAR * last[0].length:
+                last.append(segment)
+            else:
+                groups.append([segment])
+        return [Bucket(g, self.device) for g in groups]
+
+    @cached_property
+    def order(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """`at` [padded]: the place of each query of all buckets; `back` [tokens]: where each token went."""
+        at = torch.cat([b.queries.flatten() for b in self.buckets])
+        back = torch.empty(self.tokens, dtype=torch.long)
+        offset = 0
+        for bucket in self.buckets:
+            for row, segment in enumerate(bucket.segments):
+                begin = offset + row * bucket.longest
+                back[segment.start:segment.start + segment.length] = torch.arange(begin, begin + segment.length)
+            offset += bucket.queries.numel()
+        return at, back.to(self.device)
+
+    def positions(self) -> torch.Tensor:
+        """[1, tokens] position of each token in its row."""
+        found = torch.empty(self.tokens, dtype=torch.long)
+        for s in self.segments:
+            found[s.start:s.start + s.length] = torch.arange(s.position, s.position + s.length)
+        return found[None].to(self.device)
+
+    def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, scaling: float | None,
+               window: int | None, dropout: float, causal: bool) -> torch.Tensor:
+        """See `Layout.attend`; the batch dimension is 1."""
+        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+        at, back = self.order
+        shared = any(b.shared for b in self.buckets)
+        plain = len(self.buckets) == 1 and self.buckets[0].even and bool(self.tokens == at.numel())
+        padded = q if plain else _Pad.apply(q, at, back)
+        keys, values = (k, v) if plain or shared else (_Pad.apply(k, at, back), _Pad.apply(v, at, back))
+        out, begin = [], 0
+        for bucket in self.buckets:
+            rows, asked = bucket.queries.shape
+            end = begin + rows * asked
+            if shared:
+                places = bucket.keys.flatten()
+                mine, theirs = keys.index_select(0, places), values.index_select(0, places)
+            else:
+                mine, theirs = keys[begin:end], values[begin:end]
+            # A plain pack lies in the order of its tokens, whatever the order of its segments: they are all alike.
+            mask = bucket.mask(window, causal, q.dtype)
+            answer = scaled_dot_product_attention(
+                _heads(padded[begin:end], rows), _heads(mine, rows), _heads(theirs, rows), attn_mask=mask,
+                dropout_p=dropout, is_causal=causal and mask is None, scale=scaling,
+                enable_gqa=k.shape[1] != q.shape[1])
+            out.append(answer.transpose(1, 2).reshape(rows * asked, *q.shape[1:]))
+            begin = end
+        joined = out[0] if len(out) == 1 else torch.cat(out)
+        return (joined if plain else _Unpad.apply(joined, back))[None]
+
+
+def _heads(flat: torch.Tensor, rows: int) -> torch.Tensor:
+    """[rows * tokens, heads, width] -> [rows, heads, tokens, width]."""
+    return flat.reshape(rows, -1, *flat.shape[1:]).transpose(1, 2)
+
+
+@dataclass
+class Pack:
+    """A batch without padding: `ids` and `positions` [1, tokens], and where each token of each row went.
+
+    `place` [rows, longest] is the place in the pack of a row's token (0 for padding).
+    """
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    layout: Packed
+    place: torch.Tensor
+
+
+def pack(ids: torch.Tensor, mask: torch.Tensor, share: bool = True) -> Pack:
+    """Rows padded on the right, ids and mask [rows, longest], as a pack; with `share`, common beginnings once."""
+    rows = [row[:n].tolist() for row, n in zip(ids.cpu(), mask.sum(1).tolist(), strict=True)]
+    shared = shared_beginnings(rows) if share and len(rows) > 1 else [0] * len(rows)
+    segments: list[Segment] = []
+    place = torch.zeros(ids.shape, dtype=torch.long)
+    known: dict[tuple[int, ...], Segment] = {}
+    end = 0
+    for number, (row, common) in enumerate(zip(rows, shared, strict=True)):
+        parent = None
+        if common:
+            beginning = tuple(row[:common])
+            parent = known.get(beginning)
+            if parent is None:
+                known[beginning] = parent = Segment(end, common)
+                segments.append(parent)
+                end += common
+            place[number, :common] = torch.arange(parent.start, parent.start + common)
+        segments.append(Segment(end, len(row) - common, parent))
+        place[number, common:len(row)] = torch.arange(end, end + len(row) - common)
+        end += len(row) - common
+    layout = Packed(segments, ids.device)
+    flat = torch.zeros(end, dtype=torch.long, device=ids.device)
+    place = place.to(ids.device)
+    real = mask.bool()
+    flat[place[real]] = ids[real]
+    return Pack(flat[None], layout.positions(), layout, place)
+
+
+def shared_beginnings(rows: Sequence[Sequence[int]]) -> list[int]:
+    """How many first tokens of each row stand in a segment shared with other rows; 0 where sharing doesn't pay.
+
+    Rows in order of their tokens lie beside those they begin like. A group grows while its common beginning keeps
+    `SHARED_TOKENS` and the tokens saved do not become fewer; every row keeps one token of its own.
+    """
+    order = sorted(range(len(rows)), key=lambda i: list(rows[i]))
+    found = [0] * len(rows)
+    group: list[int] = []
+    common = 0
+
+    def close() -> None:
+        if len(group) > 1 and common >= SHARED_TOKENS:
+            for i in group:
+                found[i] = common
+
+    for i in order:
+        if group:
+            now = min(common, _alike(rows[group[-1]], rows[i])) if len(group) > 1 else _alike(rows[group[-1]], rows[i])
+            now = min(now, len(rows[i]) - 1, min(len(rows[g]) for g in group) - 1)
+            if now >= SHARED_TOKENS and now * len(group) >= common * (len(group) - 1):
+                group.append(i)
+                common = now
+                continue
+            close()
+        group, common = [i], 0
+    close()
+    return found
+
+
+def _alike(one: Sequence[int], other: Sequence[int]) -> int:
+    """Length of the common beginning."""
+    n = 0
+    for a, b in zip(one, other, strict=False):
+        if a != b:
+            break
+        n += 1
+    return n
