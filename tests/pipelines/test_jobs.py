@@ -19,6 +19,7 @@ from luthier.pipelines import jobs
 
 QA = {"question": "What is a clamp?", "answer": "a rail"}
 LABEL = {"text": "a fine film", "label": "good"}
+PAIR = {"prompt": "Which glue?", "chosen": "Hide glue.", "rejected": "Any."}
 ARMS = ["arm-base", "arm-base-retrieval", "arm-tuned", "arm-tuned-retrieval"]
 
 
@@ -93,6 +94,16 @@ def test_the_format_of_the_rows_decides_the_objective(file):
     assert step(labels, "arm-base").info.name == "majority" and wiring(labels, "arm-base") == {"examples": "split"}
     assert [m.info.name for m in step(labels, "arm-tuned").metrics] == ["accuracy"]
     assert step(answers, "arm-base").info.name == "evaluate" and step(answers, "rows").path == file(QA)
+
+
+def test_pairs_of_answers_are_learned_and_judged_as_pairs(file):
+    made = jobs.tune(file(PAIR))
+    assert [t.objective.info.name for t in step(made, "tuned").tasks] == ["dpo"]
+    for arm in ("arm-base", "arm-tuned"):
+        assert [m.info.name for m in step(made, arm).metrics] == ["preference-accuracy"]
+    assert step(made, "arm-base").shots == (0,) and step(made, "comparison").metrics == ("preference-accuracy",)
+    chosen = jobs.tune(file(PAIR), objective="supervised")
+    assert [t.objective.info.name for t in step(chosen, "tuned").tasks] == ["supervised"]
 
 
 def test_a_named_objective_is_taken(file):

@@ -233,9 +233,13 @@ class Decoder(Component, kind="decoder"):
 
 
 class Metric(Component, kind="metric"):
-    """A number with its evidence: one record per example, reduced; rewards, filters and judges are metrics too."""
+    """A number with its evidence: one record per example, reduced; rewards, filters and judges are metrics too.
+
+    A metric that asks the model itself, by the role `policy`, says `needs_answers = False`: nothing is generated for it.
+    """
 
     roles: ClassVar[tuple[str, ...]] = ()
+    needs_answers: ClassVar[bool] = True
     higher_is_better: ClassVar[bool] = True
     unit: ClassVar[str] = ""
 

@@ -40,10 +40,12 @@ def with_constants(rows: Sequence[Features], objective: Objective, run: Callable
             return _constants([rows[i] for i in group], objective, forward[0])
 
         key = digest({"objective": objective.identity_values(), "rows": [_plain(rows[i]) for i in group]})
+        known = f"constants/{key}" in journal
         values = journal.do(f"constants/{key}", make)
         for place, i in enumerate(group):
             found[i] = {**rows[i], **{name: numbers[place] for name, numbers in values.items()}}
-        progress(sum(map(len, groups[:n + 1])), len(rows), "rows seen by the reference")
+        if not known:
+            progress(sum(map(len, groups[:n + 1])), len(rows), "rows seen by the reference")
     return found
 
 

@@ -72,8 +72,11 @@ def tune(data: str, *, recipe: str = "tune", objective: str | None = None) -> Re
     from luthier.pipelines.steps.read import Read
 
     made = load_recipe(recipe).edit(**{"rows.path": data})
-    labels = objective == "classify" if objective else Read(path=data).found_format() == "text-label"
-    if labels:
+    found = Read(path=data).found_format()
+    labels = objective == "classify" if objective else found == "text-label"
+    if found == "preference" and objective != "supervised":
+        made = _preferences(made, objective or "dpo")
+    elif labels:
         text = copy.deepcopy(made.text)
         steps = text["steps"]
         steps["tuned"] |= {"tasks": [{"data": "examples.train", "objective": "classify", "head": "linear"}],
@@ -85,6 +88,14 @@ def tune(data: str, *, recipe: str = "tune", objective: str | None = None) -> Re
     elif objective:
         made = made.edit(**{"tuned.tasks": [{"data": "examples.train", "objective": objective}]})
     return made
+
+
+def _preferences(recipe: Recipe, objective: str) -> Recipe:
+    """Pairs of answers: what is measured is which of the two a model prefers, and nothing is generated."""
+    metrics = ["preference-accuracy"]
+    return recipe.edit(**{
+        "tuned.tasks": [{"data": "examples.train", "objective": objective}], "comparison.metrics": metrics,
+        "arm-base.metrics": metrics, "arm-base.shots": [0], "arm-base.stops": ["token"], "arm-tuned.metrics": metrics})
 
 
 def override(recipe: Recipe, *, base: str | None = None, seed: int | None = None, parts: Mapping[str, Sequence[str]] = {},
@@ -198,10 +209,11 @@ def evaluate(source: Run, data: str) -> Recipe:
         raise UserError(f"{source.folder} has no tuned model. Finish it first: run its command again.")
     labels, found = bool(source.step("tuned").meta.get("heads")), Read(path=data).found_format()
     if labels != (found == "text-label"):
-        wanted = "text-label" if labels else "question-answer or prompt-completion"
+        wanted = "text-label" if labels else "question-answer, prompt-completion or preference"
         raise UserError(f"{data} holds {found} rows; the model of {source.folder} was tuned on {wanted} rows. "
                         "Give a file of that format.")
-    metrics = ["accuracy"] if labels else ["exact-match", "f1", "stops"]
+    pairs = found == "preference"
+    metrics = ["accuracy"] if labels else ["preference-accuracy"] if pairs else ["exact-match", "f1", "stops"]
     place = str(source.folder.resolve() / "steps")
     base_model = source.step("base").meta
     name = base_model["name"] if base_model["name"] in _packaged() else base_model["path"]
@@ -217,9 +229,11 @@ def evaluate(source: Run, data: str) -> Recipe:
     if labels:
         steps["arm-base"] = {"use": "majority", "sets": ["test"], "inputs": {"examples": "test"}}
     else:
-        steps["arm-base"] = {"use": "evaluate", "arm": "base", "sets": ["test"], "metrics": metrics, "shots": [0, 3],
-                             "stops": ["token", "newline"], "inputs": {"base": "base", "examples": "test"}}
-    steps["comparison"] = {"use": "compare-arms", "inputs": {"base": "arm-base", "tuned": "arm-tuned"}}
+        steps["arm-base"] = {"use": "evaluate", "arm": "base", "sets": ["test"], "metrics": metrics,
+                             **({} if pairs else {"shots": [0, 3], "stops": ["token", "newline"]}),
+                             "inputs": {"base": "base", "examples": "test"}}
+    steps["comparison"] = {"use": "compare-arms", "inputs": {"base": "arm-base", "tuned": "arm-tuned"},
+                           **({"metrics": metrics} if pairs else {})}
     return Recipe({"name": "evaluate", "about": "A run's base and tuned model on further rows.",
                    "seed": int(source.record["seed"]), "steps": steps})
 

@@ -1,0 +1,64 @@
+"""preference-accuracy: share of pairs whose chosen answer the model finds likelier than the rejected one.
+
+margin = s(chosen) - s(rejected); value = 1 above 0, 0 below, 0.5 at exactly 0. s is the log-probability of an answer, its
+stop token included: per token with `by: likelihood` (a long answer is not worse for being long), or as a gain over
+the reference with `by: reward` (log π - log ρ summed over the tokens: the reward that DPO learns; the reference itself
+scores 0.5). Nothing is generated. An example without a rejected answer has no value.
+
+When it helps: preferences were trained, or are to be. Source: Rafailov et al. 2023 (reward); Meng et al. 2024 (per token).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from luthier.core.example import Example, with_rejected
+from luthier.core.kinds import Metric, Prediction, Tokens
+from luthier.core.step import Ctx
+from luthier.techniques.evaluation._shared import pairs
+
+if TYPE_CHECKING:
+    from luthier.engine.models import Model
+
+
+class PreferenceAccuracy(Metric, name="preference-accuracy"):
+    """Share of pairs in which the chosen answer is preferred."""
+
+    roles: ClassVar[tuple[str, ...]] = ("policy", "reference")
+    needs_answers: ClassVar[bool] = False
+    by: Literal["likelihood", "reward"] = Field("likelihood", description="own log-probability per token, or its gain "
+                                                                          "over the reference, summed")
+
+    def score(self, examples: Sequence[Example], predictions: Sequence[Prediction], ctx: Ctx) -> list[dict[str, Any]]:
+        """`value` with the `margin` in nats (per token with `by: likelihood`); None without a rejected answer."""
+        asked = [e for e, _ in pairs(examples, predictions) if e.rejected is not None]
+        margins = dict(zip((e.id for e in asked), self._margins(asked, ctx), strict=True))
+        return [{"id": e.id, "value": None} if e.id not in margins else
+                {"id": e.id, "value": (margins[e.id] > 0) + 0.5 * (margins[e.id] == 0), "margin": margins[e.id]}
+                for e in examples]
+
+    def _margins(self, asked: Sequence[Example], ctx: Ctx) -> list[float]:
+        chosen, rejected = (_said(ctx.roles["policy"], rows, ctx) for rows in (asked, [*map(with_rejected, asked)]))
+        if self.by == "likelihood":
+            return [a / n - b / m for (a, n), (b, m) in zip(chosen, rejected, strict=True)]
+        before, after = (_said(ctx.roles["reference"], rows, ctx) for rows in (asked, [*map(with_rejected, asked)]))
+        return [(a[0] - b[0]) - (c[0] - d[0]) for a, b, c, d in zip(chosen, before, rejected, after, strict=True)]
+
+
+def _said(model: Model, rows: Sequence[Example], ctx: Ctx) -> list[tuple[float, int]]:
+    """Log-probability and tokens of the learned answer of each row."""
+    from luthier.engine.rendering import renderer
+
+    render = renderer(model)
+    return ctx.engine.score(model, [_parted(render.tokens(e)) for e in rows])
+
+
+def _parted(tokens: Tokens) -> tuple[list[int], list[int]]:
+    """Prompt and answer ids of a row whose answer stands last."""
+    if tokens.decoder_ids is not None:
+        return tokens.ids, tokens.decoder_ids[1:]
+    start = tokens.targets.index(True)
+    return tokens.ids[:start], tokens.ids[start:]
