@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +26,7 @@ from luthier.engine.checkpoints import State
 from luthier.engine.forward import Forward
 from luthier.engine.masters import Masters
 from luthier.engine.models import Model
+from luthier.engine.validation import Validation
 
 Parts = dict[str, torch.Tensor]
 
@@ -88,7 +89,7 @@ class Loop:
     schedule: Schedule
     ctx: FitCtx
     hooks: list[Hook] = field(default_factory=list)
-    on_epoch: Callable[[int], Mapping[str, float]] | None = None
+    validation: Validation | None = None
     curve: list[dict[str, Any]] = field(default_factory=list)
     # Further parts with a state of their own (`state_dict`, `load_state_dict`), kept in checkpoints by name.
     kept: dict[str, Any] = field(default_factory=dict)
@@ -96,6 +97,8 @@ class Loop:
     def __post_init__(self) -> None:
         if not self.tasks or not all(t.rows for t in self.tasks):
             raise UserError("There is nothing to train on: a task has no rows.")
+        if self.validation:
+            self.kept["validation"] = self.validation
         self.clock = Clock(steps=self.plan.steps)
         self.masters = Masters(self.groups())
         self.torch_optimizer = self.optimizer.make(self.masters.groups, self.plan.learning_rate)
@@ -118,17 +121,27 @@ class Loop:
         saved = began = time.monotonic()
         before = self.clock.seconds
         self._mode(True)
-        while self.clock.step < self.plan.steps:
+        while self.clock.step < self.plan.steps and not self.stopped:
             row = self._step()
             self.clock.seconds = before + time.monotonic() - began
-            if self.clock.step % self.per_epoch == 0:
-                self._round(row)
+            round_ended = self.clock.step % self.per_epoch == 0
+            if round_ended:
+                self._round()
+            self._validate(row, round_ended)
             self.curve.append({**row, "seconds": round(self.clock.seconds, 3)})
             self.ctx.progress(self.clock.step, self.plan.steps, "steps", loss=row["loss"])
-            if time.monotonic() - saved >= self.plan.checkpoint_seconds or self.clock.step == self.plan.steps:
+            if time.monotonic() - saved >= self.plan.checkpoint_seconds or self.clock.step == self.plan.steps \
+                    or self.stopped:
                 self.state.save()
                 saved = time.monotonic()
+        if self.validation and self.validation.spec.keep == "best":
+            self.state.load_best(self.validation.best_step)
         self._mode(False)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the validation has ended the training before its planned length."""
+        return self.validation is not None and self.validation.stopped
 
     def batch(self, task: Task, step: int) -> list[Batch]:
         """The micro-batches of one task at one step; hooks have seen the whole batch."""
@@ -228,15 +241,21 @@ class Loop:
         now = {id(p) for p, _ in self.masters.pairs}
         self.state.moved(was, now)
 
-    def _round(self, row: dict[str, Any]) -> None:
+    def _round(self) -> None:
         self.clock.epoch += 1
         for hook in self.hooks:
             hook.on_round()
-        if self.on_epoch:
-            self._mode(False)
-            with torch.no_grad():
-                row.update(self.on_epoch(self.clock.epoch))
-            self._mode(True)
+
+    def _validate(self, row: dict[str, Any], round_ended: bool) -> None:
+        """Evaluate if it is time; what is found goes to the curve, the best state to a checkpoint of its own."""
+        if self.validation is None or not self.validation.due(self.clock, round_ended):
+            return
+        self._mode(False)
+        with torch.no_grad():
+            row.update(self.validation(self.clock.step))
+        self._mode(True)
+        if self.validation.spec.keep == "best" and self.validation.best_step == self.clock.step:
+            self.state.save_best()
 
     def _mode(self, training: bool) -> None:
         for module in (self.model.module, *self.model.heads.values()):

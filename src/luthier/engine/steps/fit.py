@@ -16,12 +16,14 @@ from luthier.core.finding import Finding, not_applicable, receipt
 from luthier.core.kinds import Default, Head, Method, Objective, Optimizer, Regularizer, Schedule, Tokens
 from luthier.core.step import Ctx, FitCtx, Step
 from luthier.engine.encoding import Encoded, encode, encode_tasks, subset
+from luthier.engine.steps.specs import ValidationSpec
 
 if TYPE_CHECKING:
     from luthier.engine.forward import Forward
     from luthier.engine.loop import Loop, Task
     from luthier.engine.models import Model
     from luthier.engine.rendering import Render
+    from luthier.engine.validation import Metrics
 
 PROBE_ROWS = 4
 
@@ -76,6 +78,8 @@ class Fit(Step, name="fit"):
     clip: float = Field(1.0, ge=0, description="gradient norm above which gradients are scaled down; 0 = never")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="format of the weights while training")
     streams: dict[str, str] = Field({}, description="further data by name; `validation` gives a loss each epoch")
+    validation: ValidationSpec = Field(named({}), description="when the validation stream is evaluated, early stopping, "
+                                                              "and whether the best or the last weights are kept")
     roles: dict[str, str] = Field({}, description="further models an objective needs: role -> input; the base if left out")
     checkpoint_seconds: float = Field(30, ge=0, description="seconds between checkpoints; never changes a result")
 
@@ -84,6 +88,8 @@ class Fit(Step, name="fit"):
         names = [t.data for t in self.tasks]
         if len(set(names)) < len(names):
             raise UserError(f"Two tasks train on the same data ({', '.join(names)}); give each its own subset.")
+        if self.validation.acts and "validation" not in self.streams:
+            raise UserError("validation needs rows to look at: streams: {validation: INPUT.SUBSET}, such as examples.dev.")
         if self.over_long == "truncate" and not all(t.head or t.objective.needs_head for t in self.tasks):
             raise UserError("over_long: truncate cuts texts for label tasks only; an answer is never cut. Use drop.")
 
@@ -123,7 +129,7 @@ class Fit(Step, name="fit"):
         rate = self._learning_rate(model, len(tasks[0].rows))
         objectives = [t.objective for t in tasks]
         fit_ctx.roles, bare = roles.live(objectives, model, self.method.artifact == "adapter")
-        loop = self._loop(model, tasks, rate, fit_ctx, bare, held_out)
+        loop = self._loop(model, tasks, rate, fit_ctx, bare, held_out, self._metrics(render, inputs, fit_ctx))
         hooks = [part.start(model, fit_ctx) for part in (self.method, *self.regularizers)]
         loop.hooks = hooks
         ctx.log(f"{trained:,} of {model.parameters():,} weights, {loop.plan.steps} steps, {dtype}, "
@@ -147,8 +153,9 @@ class Fit(Step, name="fit"):
             fit={"method": self.method.to_dict(), "trained_parameters": trained, "total_parameters": model.parameters(),
                  "seconds": round(clock.seconds, 2), "tokens": clock.tokens,
                  "tokens_per_second": round(clock.tokens / max(clock.seconds, 1e-9), 1),
-                 "peak_mb": round(peak_mb()), "steps": clock.steps, "epochs": clock.epoch,
-                 "learning_rate": {"value": rate.value, "source": rate.source}, "decisions": decisions})
+                 "peak_mb": round(peak_mb()), "steps": clock.step, "epochs": clock.epoch,
+                 "learning_rate": {"value": rate.value, "source": rate.source}, "decisions": decisions,
+                 **({"validation": loop.validation.report()} if loop.validation else {})})
         return artifact
 
     def receipts(self, inputs: Mapping[str, Artifact], artifact: Artifact, ctx: Ctx) -> list[Finding]:
@@ -198,7 +205,17 @@ class Fit(Step, name="fit"):
         objective = self.tasks[0].objective
         data = encode(subset(inputs, self.streams["validation"]), objective, render, ctx.rng)
         data.rows = with_constants(data.rows, objective, before, ctx.journal, ctx.progress)
+        if not data.rows and self.validation.acts:
+            why = data.ledger[0]["detail"] if data.ledger else "it is empty"
+            raise UserError(f"No row of streams.validation ({self.streams['validation']}) can be evaluated: {why}.")
         return data if data.rows else None
+
+    def _metrics(self, render: Render, inputs: Mapping[str, Artifact], ctx: FitCtx) -> Metrics | None:
+        from luthier.engine.validation import Metrics
+
+        if not self.validation.metrics:
+            return None
+        return Metrics(self.validation, list(subset(inputs, self.streams["validation"])), render, ctx)
 
     def _add_head(self, model: Model, task: Task, spec: TaskSpec) -> None:
         if task.objective.needs_head and spec.head is None:
@@ -213,7 +230,7 @@ class Fit(Step, name="fit"):
         return self.method.defaults(model, rows).get("learning_rate", Default(2e-4, "house default"))
 
     def _loop(self, model: Model, tasks: list[Task], rate: Default, ctx: FitCtx, bare: frozenset[str],
-              held_out: Encoded | None) -> Loop:
+              held_out: Encoded | None, metrics: Metrics | None) -> Loop:
         from luthier.engine.forward import Forward
         from luthier.engine.loop import Loop, Plan
         from luthier.engine.validation import Validation
@@ -229,8 +246,9 @@ class Fit(Step, name="fit"):
             return [*self.method.parameter_groups(model), *([{"params": heads}] if heads else [])]
 
         run = Forward({"policy": model, **ctx.roles}, bare)
-        validation = held_out and Validation(run, tasks[0].name, tasks[0].objective, held_out, self.batch_rows)
-        return Loop(run, tasks, plan, groups, self.optimizer, self.schedule, ctx, on_epoch=validation)
+        validation = held_out and Validation(run, tasks[0].name, tasks[0].objective, held_out, self.batch_rows,
+                                             self.validation, metrics)
+        return Loop(run, tasks, plan, groups, self.optimizer, self.schedule, ctx, validation=validation)
 
     def _probe(self, model: Model, tasks: list[Task], ctx: Ctx) -> None:
         """Keep what the receipts compare: counts, and the trained model's loss on a few rows."""
