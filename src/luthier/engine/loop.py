@@ -25,6 +25,7 @@ from luthier.engine.batches import Batch, by_length, collate, lengths_of, narrow
 from luthier.engine.checkpoints import State
 from luthier.engine.forward import Forward
 from luthier.engine.masters import Masters
+from luthier.engine.mixing import Mixture
 from luthier.engine.models import Model
 from luthier.engine.validation import Validation
 
@@ -40,6 +41,7 @@ class Task:
     rows: Sequence[Features]
     ids: Sequence[str]
     weight: float = 1.0
+    mixture: Mixture | None = None
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,9 @@ class Loop:
 
     def batch(self, task: Task, step: int) -> list[Batch]:
         """The micro-batches of one task at one step; hooks have seen the whole batch."""
-        batches = [self._collate(task, rows_at(self.rng.within(task.name), step, len(task.rows), self.plan.batch_rows))]
+        rng, size = self.rng.within(task.name), self.plan.batch_rows
+        rows = task.mixture.rows_at(rng, step, size) if task.mixture else rows_at(rng, step, len(task.rows), size)
+        batches = [self._collate(task, rows)]
         for hook in self.hooks:
             batches = [b for given in batches for b in hook.on_batch(given)]
         if any(kind == "coupled" for kind in task.objective.parts.values()):

@@ -15,7 +15,7 @@ from luthier.core.files import write_json, write_lines
 from luthier.core.finding import Finding, not_applicable, receipt
 from luthier.core.kinds import Default, Head, Method, Objective, Optimizer, Regularizer, Schedule, Tokens
 from luthier.core.step import Ctx, FitCtx, Step
-from luthier.engine.encoding import Encoded, encode, encode_tasks, subset
+from luthier.engine.encoding import Encoded, encode, encode_tasks, of_file, subset
 from luthier.engine.steps.specs import ValidationSpec
 
 if TYPE_CHECKING:
@@ -32,7 +32,9 @@ class TaskSpec(BaseModel):
     """One task of a training."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
-    data: str = Field("examples.train", description="INPUT.SUBSET that is trained on")
+    data: str | dict[str, float] = Field("examples.train", description="INPUT.SUBSET that is trained on, or several with "
+                                         "their weights: {a.train: 3, b.train: 1}; INPUT.SUBSET:FILE takes one file's rows")
+    temperature: float = Field(1.0, gt=0, description="weights of several data sets are raised to 1 / temperature")
     objective: Slot[Objective] = Field(named("supervised"), description="what is minimised")
     head: Slot[Head] | None = Field(None, description="the head of this task, for objectives on labels")
     weight: float = Field(1.0, gt=0, description="weight of this task's loss")
@@ -40,7 +42,21 @@ class TaskSpec(BaseModel):
     @property
     def name(self) -> str:
         """The data's name stands for the task."""
-        return self.data
+        return "+".join(self.sources)
+
+    @property
+    def sources(self) -> dict[str, float]:
+        """Each data set with its weight."""
+        return {self.data: 1.0} if isinstance(self.data, str) else self.data
+
+    @model_validator(mode="after")
+    def _drawable(self) -> TaskSpec:
+        if not self.sources:
+            raise ValueError("data names nothing; give at least one INPUT.SUBSET")
+        for name, weight in self.sources.items():
+            if not (weight > 0 and math.isfinite(weight)):
+                raise ValueError(f"the weight of {name} is {weight:g}; it must be greater than 0")
+        return self
 
 
 class Length(BaseModel):
@@ -85,7 +101,7 @@ class Fit(Step, name="fit"):
 
     def check(self) -> None:
         """Refuse what no data can mend."""
-        names = [t.data for t in self.tasks]
+        names = [t.name for t in self.tasks]
         if len(set(names)) < len(names):
             raise UserError(f"Two tasks train on the same data ({', '.join(names)}); give each its own subset.")
         if self.validation.acts and "validation" not in self.streams:
@@ -143,6 +159,7 @@ class Fit(Step, name="fit"):
         write_lines(ctx.folder / "ledger.jsonl", dropped)
         heads = {t.name: spec.head.to_dict() for t, spec in zip(tasks, self.tasks, strict=True) if spec.head}
         clock = loop.clock
+        mixtures = {t.name: t.mixture.report(clock.step * self.batch_rows) for t in tasks if t.mixture}
         decisions = {**engine.decisions, "dtype": str(dtype).removeprefix("torch.")}
         write_json(ctx.folder / "cost.json", {"seconds": clock.seconds, "tokens": clock.tokens, "peak_mb": peak_mb()})
         artifact = weights.save(
@@ -155,6 +172,7 @@ class Fit(Step, name="fit"):
                  "tokens_per_second": round(clock.tokens / max(clock.seconds, 1e-9), 1),
                  "peak_mb": round(peak_mb()), "steps": clock.step, "epochs": clock.epoch,
                  "learning_rate": {"value": rate.value, "source": rate.source}, "decisions": decisions,
+                 **({"mixtures": mixtures} if mixtures else {}),
                  **({"validation": loop.validation.report()} if loop.validation else {})})
         return artifact
 
@@ -264,7 +282,9 @@ class Fit(Step, name="fit"):
 
     def _dropped(self, ctx: Ctx, tasks: list[Task]) -> int:
         # Counted from the data again, not from the ledger: the receipt compares two ways of counting.
-        return sum(len(list(ctx.stream(t.name))) for t in tasks) - sum(len(t.rows) for t in tasks)
+        named = [name for spec in self.tasks for name in spec.sources]
+        return sum(sum(1 for _ in of_file(ctx.stream(name.partition(":")[0]), name)) for name in named) - sum(
+            len(t.rows) for t in tasks)
 
     def _packed_is_padded(self, losses: list[float], dtype: str) -> Finding:
         """Rows in one pack see only themselves: their loss is that of each row alone, computed without packing."""
