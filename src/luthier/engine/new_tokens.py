@@ -78,6 +78,7 @@ def extend(model: Model, strings: Sequence[str]) -> Model:
         new.rows[name] = nn.Parameter(start, requires_grad=False)
         for module in modules:
             parametrize.register_parametrization(module, "weight", _WithRows(new, name), unsafe=True)
+        model.module.config.vocab_size = max(new.end, weight.shape[0])
     model.new_tokens = new
     return model
 
@@ -90,8 +91,8 @@ def train(model: Model) -> list[nn.Parameter]:
     return rows
 
 
-def settle(model: Model, kind: str) -> None:
-    """Put each extended matrix together for good; `kind` is the artifact's that is to be saved."""
+def settle(model: Model) -> None:
+    """Put each extended matrix together for good."""
     new = model.new_tokens
     if new is None:
         return
@@ -100,8 +101,6 @@ def settle(model: Model, kind: str) -> None:
             for module in modules:
                 parametrize.remove_parametrizations(module, "weight", leave_parametrized=False)
         _set(new, weight, new.rows[name], modules)
-        if kind == "model":  # elsewhere the configuration stays the base's, whose file is not written again
-            model.module.config.vocab_size = max(new.end, weight.shape[0])
 
 
 def save(model: Model, folder: Path, kind: str) -> dict[str, Any]:
@@ -137,6 +136,7 @@ def install(model: Model, artifact: Artifact) -> None:
             raise UserError(f"The new tokens in {artifact.folder} do not fit {model.name}: its {name} embedding is "
                             f"{weight.shape[1]} wide.")
         new.rows[name] = nn.Parameter(tensors[name].to(weight), requires_grad=False)
+        model.module.config.vocab_size = max(new.end, weight.shape[0])
         _set(new, weight, new.rows[name], modules)
 
 

@@ -26,7 +26,9 @@ HEADS_FILE = "heads.safetensors"
 
 
 def _save_adapter(model: Model, folder: Path) -> None:
-    model.module.save_pretrained(folder, safe_serialization=True)
+    # PEFT would save whole embeddings beside the adapter when it sees a larger vocabulary than the base's.
+    options: dict[str, Any] = {"save_embedding_layers": False} if model.new_tokens else {}
+    model.module.save_pretrained(folder, safe_serialization=True, **options)
     # PEFT writes a card that is an empty form and names the local path of the base: ours is luthier.json.
     (folder / "README.md").unlink(missing_ok=True)
     config = read_json(folder / "adapter_config.json")

@@ -146,7 +146,7 @@ class Fit(Step, name="fit"):
         loop.train()
         for part, hook in zip((self.method, *self.regularizers), hooks, strict=True):
             part.finish(model, hook)
-        new_tokens.settle(model, self.method.artifact)
+        new_tokens.settle(model)
         model.template = render.state()
         self._probe(model, tasks, ctx)
         write_lines(ctx.folder / "curve.jsonl", loop.curve)
