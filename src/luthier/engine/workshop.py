@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -88,11 +88,14 @@ class Engine:
         self._models.clear()
 
     def generate(self, model: Model | Mapping[str, Model], prompts: Sequence[list[int]], decoder: Decoder | str, *,
-                 rng: Rng | None = None, stop: Stop = "token",
+                 rng: Rng | None = None, stop: Stop = "token", stop_ids: Collection[int] | None = None,
                  journal: Journal | None = None, progress: Progress = silent) -> list[Generated]:
-        """Continue token ids; batched, and journalled batch by batch when a journal is given."""
+        """Continue token ids; batched, and journalled batch by batch when a journal is given.
+
+        stop_ids: tokens that end an answer (`Render.stop_ids`); the model's own when left out.
+        """
         speakers = {"policy": model} if isinstance(model, Model) else model
-        return generation.generate(speakers, prompts, build("decoder", decoder), rng or Rng(0), stop=stop,
+        return generation.generate(speakers, prompts, build("decoder", decoder), rng or Rng(0), stop=stop, stop_ids=stop_ids,
                                    journal=journal, progress=progress)
 
     def score(self, model: Model, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, int]]:
