@@ -69,6 +69,11 @@ class Example:
         """Text of the last target turn; empty when there is none."""
         return next((t.text for t in reversed(self.turns) if t.target), "")
 
+    @property
+    def spoken(self) -> bool:
+        """Whether it is a conversation: a chat, or messages in another task."""
+        return self.task == "chat" or any(p.name == "content" for t in self.turns for p in t.parts)
+
     def part(self, name: str) -> str:
         """Text of the first part with that name; empty when there is none."""
         return next((p.value for t in self.turns for p in t.parts if p.name == name), "")

@@ -122,6 +122,14 @@ class Render:
             ids += self._piece(segment)
         return ids
 
+    def target_text(self, example: Example) -> str:
+        """What the last learned turn says, as generation would return it. Raises DroppedRow where it can't be shown."""
+        tokens = self.whole(replace(example, turns=tuple(
+            replace(t, target=t.target and not any(later.target for later in example.turns[n + 1:]))
+            for n, t in enumerate(example.turns))))
+        ids = tokens.decoder_ids or tokens.ids
+        return self.decode([i for i, t in zip(ids, tokens.targets, strict=True) if t]).strip()
+
     def text(self, example: Example) -> Tokens:
         """A text for an encoder, with its special tokens; nothing is learned token by token.
 

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -73,10 +74,14 @@ def tune(data: str, *, recipe: str = "tune", objective: str | None = None) -> Re
 
     made = load_recipe(recipe).edit(**{"rows.path": data})
     found = Read(path=data).found_format()
-    labels = objective == "classify" if objective else found == "text-label"
+    if found == "raw-text" and objective in (None, "pretrain"):
+        return _read_on(made)
     if found == "preference" and objective != "supervised":
-        made = _preferences(made, objective or "dpo")
-    elif labels:
+        return _preferences(made, objective or "dpo")
+    if found in ("messages", "conversations"):
+        made = made.edit(**{"arm-base.shots": [0]})  # a conversation within a conversation is no solved example
+    labels = objective == "classify" if objective else found == "text-label"
+    if labels:
         text = copy.deepcopy(made.text)
         steps = text["steps"]
         steps["tuned"] |= {"tasks": [{"data": "examples.train", "objective": "classify", "head": "linear"}],
@@ -96,6 +101,16 @@ def _preferences(recipe: Recipe, objective: str) -> Recipe:
     return recipe.edit(**{
         "tuned.tasks": [{"data": "examples.train", "objective": objective}], "comparison.metrics": metrics,
         "arm-base.metrics": metrics, "arm-base.shots": [0], "arm-base.stops": ["token"], "arm-tuned.metrics": metrics})
+
+
+def _read_on(recipe: Recipe) -> Recipe:
+    """Raw texts: all tokens are learned, long texts become several rows, and arms read the texts kept out."""
+    made = recipe.edit(**{
+        "tuned.tasks": [{"data": "examples.train", "objective": "pretrain"}], "tuned.over_long": "split",
+        "comparison.metrics": ["bits-per-byte"]})
+    for arm in ("arm-base", "arm-tuned"):
+        made = made.edit(**{f"{arm}.metrics": ["bits-per-byte"], f"{arm}.shots": [0], f"{arm}.stops": ["token"]})
+    return made
 
 
 def override(recipe: Recipe, *, base: str | None = None, seed: int | None = None, parts: Mapping[str, Sequence[str]] = {},
@@ -208,12 +223,15 @@ def evaluate(source: Run, data: str) -> Recipe:
     if not source.has("tuned"):
         raise UserError(f"{source.folder} has no tuned model. Finish it first: run its command again.")
     labels, found = bool(source.step("tuned").meta.get("heads")), Read(path=data).found_format()
-    if labels != (found == "text-label"):
-        wanted = "text-label" if labels else "question-answer, prompt-completion or preference"
+    texts = any(e.task == "text" for e in islice(source.step("split").examples("train"), 1))
+    if labels != (found == "text-label") or texts != (found == "raw-text"):
+        wanted = "text-label" if labels else "raw-text" if texts else \
+            "question-answer, prompt-completion, messages or preference"
         raise UserError(f"{data} holds {found} rows; the model of {source.folder} was tuned on {wanted} rows. "
                         "Give a file of that format.")
     pairs = found == "preference"
-    metrics = ["accuracy"] if labels else ["preference-accuracy"] if pairs else ["exact-match", "f1", "stops"]
+    metrics = ["accuracy"] if labels else ["bits-per-byte"] if texts else ["preference-accuracy"] if pairs else \
+        ["exact-match", "f1", "stops"]
     place = str(source.folder.resolve() / "steps")
     base_model = source.step("base").meta
     name = base_model["name"] if base_model["name"] in _packaged() else base_model["path"]
@@ -226,14 +244,16 @@ def evaluate(source: Run, data: str) -> Recipe:
         "arm-tuned": {"use": "evaluate", "arm": "tuned", "sets": ["test"], "metrics": metrics,
                       "inputs": {"base": "base", "tuned": "tuned", "examples": "test"}},
     }
-    if labels:
+    if texts or pairs or found in ("messages", "conversations"):
+        steps["arm-base"] = {"use": "evaluate", "arm": "base", "sets": ["test"], "metrics": metrics,
+                             "inputs": {"base": "base", "examples": "test"}}
+    elif labels:
         steps["arm-base"] = {"use": "majority", "sets": ["test"], "inputs": {"examples": "test"}}
     else:
-        steps["arm-base"] = {"use": "evaluate", "arm": "base", "sets": ["test"], "metrics": metrics,
-                             **({} if pairs else {"shots": [0, 3], "stops": ["token", "newline"]}),
-                             "inputs": {"base": "base", "examples": "test"}}
+        steps["arm-base"] = {"use": "evaluate", "arm": "base", "sets": ["test"], "metrics": metrics, "shots": [0, 3],
+                             "stops": ["token", "newline"], "inputs": {"base": "base", "examples": "test"}}
     steps["comparison"] = {"use": "compare-arms", "inputs": {"base": "arm-base", "tuned": "arm-tuned"},
-                           **({"metrics": metrics} if pairs else {})}
+                           **({"metrics": metrics} if texts or pairs else {})}
     return Recipe({"name": "evaluate", "about": "A run's base and tuned model on further rows.",
                    "seed": int(source.record["seed"]), "steps": steps})
 

@@ -11,7 +11,7 @@ When it helps: preferences were trained, or are to be. Source: Rafailov et al. 2
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -19,9 +19,6 @@ from luthier.core.example import Example, with_rejected
 from luthier.core.kinds import Metric, Prediction, Tokens
 from luthier.core.step import Ctx
 from luthier.techniques.evaluation._shared import pairs
-
-if TYPE_CHECKING:
-    from luthier.engine.models import Model
 
 
 class PreferenceAccuracy(Metric, name="preference-accuracy"):
@@ -41,19 +38,17 @@ class PreferenceAccuracy(Metric, name="preference-accuracy"):
                 for e in examples]
 
     def _margins(self, asked: Sequence[Example], ctx: Ctx) -> list[float]:
-        chosen, rejected = (_said(ctx.roles["policy"], rows, ctx) for rows in (asked, [*map(with_rejected, asked)]))
+        from luthier.engine.encoding import chats
+        from luthier.engine.rendering import renderer
+
+        # The reference reads what the policy reads: the same ids by the policy's own template.
+        render = renderer(ctx.roles["policy"], chats=chats(asked))
+        sides = [[_parted(render.tokens(e)) for e in rows] for rows in (asked, [*map(with_rejected, asked)])]
+        chosen, rejected = (ctx.engine.score(ctx.roles["policy"], side) for side in sides)
         if self.by == "likelihood":
             return [a / n - b / m for (a, n), (b, m) in zip(chosen, rejected, strict=True)]
-        before, after = (_said(ctx.roles["reference"], rows, ctx) for rows in (asked, [*map(with_rejected, asked)]))
+        before, after = (ctx.engine.score(ctx.roles["reference"], side) for side in sides)
         return [(a[0] - b[0]) - (c[0] - d[0]) for a, b, c, d in zip(chosen, before, rejected, after, strict=True)]
-
-
-def _said(model: Model, rows: Sequence[Example], ctx: Ctx) -> list[tuple[float, int]]:
-    """Log-probability and tokens of the learned answer of each row."""
-    from luthier.engine.rendering import renderer
-
-    render = renderer(model)
-    return ctx.engine.score(model, [_parted(render.tokens(e)) for e in rows])
 
 
 def _parted(tokens: Tokens) -> tuple[list[int], list[int]]:

@@ -43,6 +43,9 @@ class Preference(Objective):
                   reference_rejected: torch.Tensor) -> torch.Tensor:
         """[rows] loss of each pair from log-probabilities [rows]."""
 
+    def rows(self, example: Example, render: Render, rng: Rng) -> list[Features]:
+        return [self.encode(example, render, rng)]  # a pair can't be divided, whatever is done with long rows
+
     def encode(self, example: Example, render: Render, rng: Rng) -> Features:
         if example.rejected is None:
             raise DroppedRow(Dropped(example.id, "no rejected answer", "a preference needs chosen and rejected"))
