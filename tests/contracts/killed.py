@@ -1,7 +1,8 @@
 """Trains in child processes that are killed at given steps, then to the end; prints what the last one left.
 
-`python -m tests.contracts.killed FOLDER KILL_AT…`, with further fields of the fit in FOLDER/fit.json: each KILL_AT is `STEP:MILLISECONDS`, the moment after that step of
-that attempt. One process loads the libraries and forks the attempts, since loading takes longer than training.
+`python -m tests.contracts.killed FOLDER KILL_AT…`: each KILL_AT is `STEP:MILLISECONDS`, the moment after that step of
+that attempt; FOLDER/fit.json may hold further fields of the fit. One process loads the libraries and forks the attempts,
+since loading takes longer than training.
 """
 
 from __future__ import annotations

@@ -68,12 +68,51 @@ def _with_questions(recipe: Recipe, path: str, missing: str) -> Recipe:
     return Recipe(text)
 
 
-def tune(data: str, *, recipe: str = "tune", objective: str | None = None) -> Recipe:
-    """The recipe that tunes on a file of examples; its format decides the objective unless one is named."""
+def tune(data: str | Sequence[str], *, recipe: str = "tune", objective: str | None = None) -> Recipe:
+    """The recipe that tunes on one or several files of examples; their format decides the objective unless one is named.
+
+    Several files are one set of rows, unless one of them is written `FILE=WEIGHT`: then each step draws from each file
+    in proportion to its weight, 1 where none is written.
+    """
+    weights = _weighted([data] if isinstance(data, str) else data)
+    made = _tune(list(weights), recipe, objective)
+    if any(weight is not None for weight in weights.values()):
+        made = _mixed(made, {Path(path).name: 1.0 if weight is None else weight for path, weight in weights.items()})
+    return made
+
+
+def _weighted(data: Sequence[str]) -> dict[str, float | None]:
+    """Files by path with the weight that is written behind them."""
+    found: dict[str, float | None] = {}
+    for text in data:
+        path, equals, weight = text.rpartition("=")
+        if not equals or Path(text).exists():
+            path, weight = text, ""
+        try:
+            number = float(weight) if weight else None
+        except ValueError:
+            raise UserError(f"{text}: '{weight}' is not a weight. Write FILE=WEIGHT, such as {path}=3.") from None
+        if number is not None and not 0 < number < float("inf"):
+            raise UserError(f"{text}: a weight is greater than 0.")
+        if path in found:
+            raise UserError(f"{path} is named twice. Name each file once.")
+        found[path] = number
+    return found
+
+
+def _mixed(recipe: Recipe, weights: Mapping[str, float]) -> Recipe:
+    """The training rows of each task drawn from the files in these proportions."""
+    text = copy.deepcopy(recipe.text)
+    for task in text["steps"]["tuned"]["tasks"]:
+        task["data"] = {f"{task['data']}:{name}": weight for name, weight in weights.items()}
+    return Recipe(text)
+
+
+def _tune(paths: Sequence[str], recipe: str, objective: str | None) -> Recipe:
     from luthier.pipelines.steps.read import Read
 
-    made = load_recipe(recipe).edit(**{"rows.path": data})
-    found = Read(path=data).found_format()
+    made = load_recipe(recipe).edit(**{"rows.path": paths[0], **({"rows.also": list(paths[1:])} if paths[1:] else {})})
+    found = Read(path=paths[0], also=tuple(paths[1:])).found_format()
     if found == "raw-text" and objective in (None, "pretrain"):
         return _read_on(made)
     if found == "preference" and objective != "supervised":
