@@ -59,6 +59,8 @@ class Plan:
     micro_tokens: int = 1024
     clip: float = 1.0
     checkpoint_seconds: float = 30.0
+    # Masters and optimizer states in the computer's memory, beside a GPU's.
+    beside: bool = False
 
 
 @dataclass
@@ -102,7 +104,7 @@ class Loop:
         if self.validation:
             self.kept["validation"] = self.validation
         self.clock = Clock(steps=self.plan.steps)
-        self.masters = Masters(self.groups())
+        self.masters = Masters(self.groups(), self.plan.beside)
         self.torch_optimizer = self.optimizer.make(self.masters.groups, self.plan.learning_rate)
         self.rates = [g["lr"] for g in self.torch_optimizer.param_groups]
         self.rng = self.ctx.rng.within("loop")
@@ -236,7 +238,7 @@ class Loop:
         """Choose the trained weights anew from the method's groups; `keep` carries the state of those that stay."""
         old = {id(p): self.torch_optimizer.state.get(m, {}) for p, m in self.masters.pairs}
         was = {id(p) for p, _ in self.masters.pairs}
-        self.masters = Masters(self.groups())
+        self.masters = Masters(self.groups(), self.plan.beside)
         self.torch_optimizer = self.optimizer.make(self.masters.groups, self.plan.learning_rate)
         self.rates = [g["lr"] for g in self.torch_optimizer.param_groups]
         for parameter, master in self.masters.pairs:

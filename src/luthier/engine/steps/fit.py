@@ -100,6 +100,11 @@ class Fit(Step, name="fit"):
     new_tokens: tuple[str, ...] = Field((), description="strings that become one token each; only their rows are trained")
     clip: float = Field(1.0, ge=0, description="gradient norm above which gradients are scaled down; 0 = never")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="format of the weights while training")
+    activation_checkpointing: Literal["auto", "on", "off"] = Field(
+        "auto", description="compute activations again in the backward: less memory, about a third more work, the same "
+                            "gradients; auto: where they would take more than half of the free memory")
+    offload: Literal["none", "optimizer"] = Field("none", description="keep masters and optimizer states in the computer's "
+                                                                      "memory, beside a GPU's")
     streams: dict[str, str] = Field({}, description="further data by name; `validation` gives a loss each epoch")
     validation: ValidationSpec = Field(named({}), description="when the validation stream is evaluated, early stopping, "
                                                               "and whether the best or the last weights are kept")
@@ -132,6 +137,7 @@ class Fit(Step, name="fit"):
         from luthier.engine import new_tokens, weights
         from luthier.engine.memory import peak_mb, require_mb
         from luthier.engine.roles import Roles
+        from luthier.engine.thrift import check_offload, checkpointing, wants_checkpointing
 
         engine = ctx.engine
         engine.forget()
@@ -141,6 +147,7 @@ class Fit(Step, name="fit"):
         dtype = getattr(torch, ctx.journal.do("dtype", lambda: str(dtype).removeprefix("torch.")))
         model = engine.fresh(base, dtype)
         self._check_architecture(model)
+        check_offload(self.offload, model.device)
         if self.new_tokens:
             model = new_tokens.extend(model, self.new_tokens)
         render = self._render(model, inputs)
@@ -168,7 +175,9 @@ class Fit(Step, name="fit"):
         loop.hooks = hooks
         ctx.log(f"{trained:,} of {model.parameters():,} weights, {loop.plan.steps} steps, {dtype}, "
                 f"learning rate {rate.value:g} ({rate.source})")
-        loop.train()
+        with checkpointing(model, ctx.journal.do("activation_checkpointing", lambda: wants_checkpointing(
+                self.activation_checkpointing, model, loop.plan.micro_tokens))):
+            loop.train()
         for part, hook in zip((self.method, *self.regularizers), hooks, strict=True):
             part.finish(model, hook)
         new_tokens.settle(model)
@@ -179,7 +188,8 @@ class Fit(Step, name="fit"):
         heads = {t.name: spec.head.to_dict() for t, spec in zip(tasks, self.tasks, strict=True) if spec.head}
         clock = loop.clock
         mixtures = {t.name: t.mixture.report(clock.step * self.batch_rows) for t in tasks if t.mixture}
-        decisions = {**engine.decisions, "dtype": str(dtype).removeprefix("torch.")}
+        decisions = {**engine.decisions, "dtype": str(dtype).removeprefix("torch."),
+                     "activation_checkpointing": ctx.journal.values["activation_checkpointing"]}
         write_json(ctx.folder / "cost.json", {"seconds": clock.seconds, "tokens": clock.tokens, "peak_mb": peak_mb()})
         artifact = weights.save(
             model, self.method.artifact, ctx.folder, heads,
@@ -283,7 +293,7 @@ class Fit(Step, name="fit"):
         steps = self.length.steps or max(1, round((self.length.epochs or 1) * per_epoch))
         tokens = self.micro_tokens or (1024 if model.device.type == "cpu" else 16384)
         plan = Plan(steps, self.batch_rows, self.micro_rows or self.batch_rows, rate.value, tokens, self.clip,
-                    self.checkpoint_seconds)
+                    self.checkpoint_seconds, self.offload == "optimizer")
 
         def groups() -> list[dict[str, Any]]:
             heads = [p for h in model.heads.values() for p in h.parameters()]
