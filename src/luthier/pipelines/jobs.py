@@ -290,7 +290,7 @@ def evaluate(source: Run, data: str) -> Recipe:
     base_model = source.step("base").meta
     name = base_model["name"] if base_model["name"] in _packaged() else base_model["path"]
     steps: dict[str, Any] = {
-        "base": {"use": "base", "model": name},
+        "base": {"use": "base", "model": name, "quantize": base_model.get("quantize", "none")},
         "rows": {"use": "read", "path": data},
         "trained": {"use": "existing", "path": f"{place}/split", "kind": "examples"},
         "tuned": {"use": "existing", "path": f"{place}/tuned", "kind": source.step("tuned").kind},

@@ -136,6 +136,7 @@ class Fit(Step, name="fit"):
 
         from luthier.engine import new_tokens, weights
         from luthier.engine.memory import peak_mb, require_mb
+        from luthier.engine.quantized import check_method
         from luthier.engine.roles import Roles
         from luthier.engine.thrift import check_offload, checkpointing, wants_checkpointing
 
@@ -148,6 +149,7 @@ class Fit(Step, name="fit"):
         model = engine.fresh(base, dtype)
         self._check_architecture(model)
         check_offload(self.offload, model.device)
+        check_method(base.meta.get("quantize", "none"), self.method.info.name, self.method.artifact)
         if self.new_tokens:
             model = new_tokens.extend(model, self.new_tokens)
         render = self._render(model, inputs)
