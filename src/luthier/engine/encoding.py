@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from luthier.engine.loop import Task
     from luthier.engine.models import Model
     from luthier.engine.rendering import Render
-    from luthier.engine.steps.fit import TaskSpec
+    from luthier.engine.steps.specs import TaskSpec
 
 
 @dataclass

@@ -8,8 +8,8 @@ gradients go down and weights up once a step (Ren et al. 2021, ZeRO-Offload).
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -32,10 +32,10 @@ ROOM = 0.5
 def activation_mb(model: Model, tokens: int) -> float:
     """Megabytes that the activations of so many tokens take in the forward, estimated from the layers' width."""
     config = model.module.config
-    layers = int(getattr(config, "num_hidden_layers", None) or getattr(config, "num_layers", 1))
+    layers = int(getattr(config, "num_hidden_layers", 0) or getattr(config, "num_layers", 1))
     if model.architecture == "encoder-decoder":
         layers *= 2
-    size = next(p for p in model.module.parameters() if p.is_floating_point()).element_size()
+    size = int(next(p for p in model.module.parameters() if p.is_floating_point()).element_size())
     return tokens * layers * model.width * BYTES_A_UNIT * size / 2 / 1e6
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field
 
 from luthier.core.artifact import Artifact, open_artifact
 from luthier.core.component import Slot, named
@@ -15,11 +15,11 @@ from luthier.core.errors import UserError
 from luthier.core.files import write_json, write_lines
 from luthier.core.finding import Finding, not_applicable, receipt
 from luthier.core.identity import hash_file
-from luthier.core.kinds import Default, Head, Method, Objective, Optimizer, Regularizer, Schedule, Tokens
+from luthier.core.kinds import Default, Method, Optimizer, Regularizer, Schedule, Tokens
 from luthier.core.step import Ctx, FitCtx, Step
 from luthier.engine.chat import CHOICES, check_choice
 from luthier.engine.encoding import Encoded, chats, counted, encode, encode_tasks, of_file, subset
-from luthier.engine.steps.specs import ValidationSpec
+from luthier.engine.steps.specs import Length, TaskSpec, ValidationSpec
 
 if TYPE_CHECKING:
     from luthier.engine.forward import Forward
@@ -29,51 +29,6 @@ if TYPE_CHECKING:
     from luthier.engine.validation import Metrics
 
 PROBE_ROWS = 4
-
-
-class TaskSpec(BaseModel):
-    """One task of a training."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
-    data: str | dict[str, float] = Field("examples.train", description="INPUT.SUBSET that is trained on, or several with "
-                                         "their weights: {a.train: 3, b.train: 1}; INPUT.SUBSET:FILE takes one file's rows")
-    temperature: float = Field(1.0, gt=0, description="weights of several data sets are raised to 1 / temperature")
-    objective: Slot[Objective] = Field(named("supervised"), description="what is minimised")
-    head: Slot[Head] | None = Field(None, description="the head of this task, for objectives on labels")
-    weight: float = Field(1.0, gt=0, description="weight of this task's loss")
-
-    @property
-    def name(self) -> str:
-        """The data's name stands for the task."""
-        return "+".join(self.sources)
-
-    @property
-    def sources(self) -> dict[str, float]:
-        """Each data set with its weight."""
-        return {self.data: 1.0} if isinstance(self.data, str) else self.data
-
-    @model_validator(mode="after")
-    def _drawable(self) -> TaskSpec:
-        if not self.sources:
-            raise ValueError("data names nothing; give at least one INPUT.SUBSET")
-        for name, weight in self.sources.items():
-            if not (weight > 0 and math.isfinite(weight)):
-                raise ValueError(f"the weight of {name} is {weight:g}; it must be greater than 0")
-        return self
-
-
-class Length(BaseModel):
-    """How long to train: epochs of the first task, or optimizer steps."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    epochs: float | None = Field(None, gt=0, description="passes over the rows of the first task")
-    steps: int | None = Field(None, gt=0, description="optimizer steps")
-
-    @model_validator(mode="after")
-    def _one(self) -> Length:
-        if (self.epochs is None) == (self.steps is None):
-            raise ValueError("give either epochs or steps")
-        return self
 
 
 class Fit(Step, name="fit"):
@@ -134,8 +89,8 @@ class Fit(Step, name="fit"):
         """Encode, train from the last checkpoint, save."""
         import torch
 
-        from luthier.engine import new_tokens, weights
-        from luthier.engine.memory import peak_mb, require_mb
+        from luthier.engine import new_tokens
+        from luthier.engine.memory import require_mb
         from luthier.engine.quantized import check_method
         from luthier.engine.roles import Roles
         from luthier.engine.thrift import check_offload, checkpointing, wants_checkpointing
@@ -185,27 +140,7 @@ class Fit(Step, name="fit"):
         new_tokens.settle(model)
         model.template = render.state()
         self._probe(model, tasks, ctx)
-        write_lines(ctx.folder / "curve.jsonl", loop.curve)
-        write_lines(ctx.folder / "ledger.jsonl", (entry for e in encoded.values() for entry in e.ledger))
-        heads = {t.name: spec.head.to_dict() for t, spec in zip(tasks, self.tasks, strict=True) if spec.head}
-        clock = loop.clock
-        mixtures = {t.name: t.mixture.report(clock.step * self.batch_rows) for t in tasks if t.mixture}
-        decisions = {**engine.decisions, "dtype": str(dtype).removeprefix("torch."),
-                     "activation_checkpointing": ctx.journal.values["activation_checkpointing"]}
-        write_json(ctx.folder / "cost.json", {"seconds": clock.seconds, "tokens": clock.tokens, "peak_mb": peak_mb()})
-        artifact = weights.save(
-            model, self.method.artifact, ctx.folder, heads,
-            base={"name": base.meta["name"], "note": base.meta["note"], "identity": base.identity,
-                  "step": base.folder.name},
-            rows={name: e.used for name, e in encoded.items()}, **counted(encoded.values()),
-            fit={"method": self.method.to_dict(), "trained_parameters": trained, "total_parameters": model.parameters(),
-                 "seconds": round(clock.seconds, 2), "tokens": clock.tokens,
-                 "tokens_per_second": round(clock.tokens / max(clock.seconds, 1e-9), 1),
-                 "peak_mb": round(peak_mb()), "steps": clock.step, "epochs": clock.epoch,
-                 "learning_rate": {"value": rate.value, "source": rate.source}, "decisions": decisions,
-                 **({"mixtures": mixtures} if mixtures else {}),
-                 **({"validation": loop.validation.report()} if loop.validation else {})})
-        return artifact
+        return self._save(model, loop, encoded, base, rate, ctx)
 
     def receipts(self, inputs: Mapping[str, Artifact], artifact: Artifact, ctx: Ctx) -> list[Finding]:
         """Rows in = out + ledger; something is learned and the stop token is; saved = trained."""
@@ -305,9 +240,36 @@ class Fit(Step, name="fit"):
             return [*made, *([{"params": rows}] if rows else [])]
 
         run = Forward({"policy": model, **ctx.roles}, bare)
-        validation = held_out and Validation(run, tasks[0].name, tasks[0].objective, held_out, self.batch_rows,
-                                             self.validation, metrics)
+        validation = Validation(run, tasks[0].name, tasks[0].objective, held_out, self.batch_rows, self.validation,
+                                metrics) if held_out else None
         return Loop(run, tasks, plan, groups, self.optimizer, self.schedule, ctx, validation=validation)
+
+    def _save(self, model: Model, loop: Loop, encoded: Mapping[str, Encoded], base: Artifact, rate: Default, ctx: Ctx
+              ) -> Artifact:
+        """Curve, ledger and cost as files, and the artifact with the record of how it was made."""
+        from luthier.engine import weights
+        from luthier.engine.memory import peak_mb
+
+        clock, kept = loop.clock, ctx.journal.values
+        write_lines(ctx.folder / "curve.jsonl", loop.curve)
+        write_lines(ctx.folder / "ledger.jsonl", (entry for e in encoded.values() for entry in e.ledger))
+        write_json(ctx.folder / "cost.json", {"seconds": clock.seconds, "tokens": clock.tokens, "peak_mb": peak_mb()})
+        heads = {t.name: spec.head.to_dict() for t, spec in zip(loop.tasks, self.tasks, strict=True) if spec.head}
+        mixtures = {t.name: t.mixture.report(clock.step * self.batch_rows) for t in loop.tasks if t.mixture}
+        decisions = {**ctx.engine.decisions, **{n: kept[n] for n in ("dtype", "activation_checkpointing")}}
+        return weights.save(
+            model, self.method.artifact, ctx.folder, heads,
+            base={"name": base.meta["name"], "note": base.meta["note"], "identity": base.identity,
+                  "step": base.folder.name},
+            rows={name: e.used for name, e in encoded.items()}, **counted(encoded.values()),
+            fit={"method": self.method.to_dict(), "trained_parameters": sum(p.numel() for p in _trained(model)),
+                 "total_parameters": model.parameters(),
+                 "seconds": round(clock.seconds, 2), "tokens": clock.tokens,
+                 "tokens_per_second": round(clock.tokens / max(clock.seconds, 1e-9), 1),
+                 "peak_mb": round(peak_mb()), "steps": clock.step, "epochs": clock.epoch,
+                 "learning_rate": {"value": rate.value, "source": rate.source}, "decisions": decisions,
+                 **({"mixtures": mixtures} if mixtures else {}),
+                 **({"validation": loop.validation.report()} if loop.validation else {})})
 
     def _probe(self, model: Model, tasks: list[Task], ctx: Ctx) -> None:
         """Keep what the receipts compare: counts, and the trained model's loss on a few rows."""

@@ -2,12 +2,58 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from luthier.core.component import Slot, named
-from luthier.core.kinds import Decoder, Metric
+from luthier.core.kinds import Decoder, Head, Metric, Objective
+
+
+class TaskSpec(BaseModel):
+    """One task of a training."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    data: str | dict[str, float] = Field("examples.train", description="INPUT.SUBSET that is trained on, or several with "
+                                         "their weights: {a.train: 3, b.train: 1}; INPUT.SUBSET:FILE takes one file's rows")
+    temperature: float = Field(1.0, gt=0, description="weights of several data sets are raised to 1 / temperature")
+    objective: Slot[Objective] = Field(named("supervised"), description="what is minimised")
+    head: Slot[Head] | None = Field(None, description="the head of this task, for objectives on labels")
+    weight: float = Field(1.0, gt=0, description="weight of this task's loss")
+
+    @property
+    def name(self) -> str:
+        """The data's name stands for the task."""
+        return "+".join(self.sources)
+
+    @property
+    def sources(self) -> dict[str, float]:
+        """Each data set with its weight."""
+        return {self.data: 1.0} if isinstance(self.data, str) else self.data
+
+    @model_validator(mode="after")
+    def _drawable(self) -> TaskSpec:
+        if not self.sources:
+            raise ValueError("data names nothing; give at least one INPUT.SUBSET")
+        for name, weight in self.sources.items():
+            if not (weight > 0 and math.isfinite(weight)):
+                raise ValueError(f"the weight of {name} is {weight:g}; it must be greater than 0")
+        return self
+
+
+class Length(BaseModel):
+    """How long to train: epochs of the first task, or optimizer steps."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    epochs: float | None = Field(None, gt=0, description="passes over the rows of the first task")
+    steps: int | None = Field(None, gt=0, description="optimizer steps")
+
+    @model_validator(mode="after")
+    def _one(self) -> Length:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give either epochs or steps")
+        return self
 
 
 class ValidationSpec(BaseModel):

@@ -115,7 +115,8 @@ class Read(Step, name="read"):
         counted = getattr(self._reader(), "count", None)
         if counted is not None:
             texts = sum(len("".join(t.text.split())) for e in artifact.examples(SUBSET) for t in e.turns)
-            return [receipt("characters", sum(counted(one._file()) for one in self._each()), texts, unit="characters", evidence="examples",
+            found = sum(counted(one._file()) for one in self._each())
+            return [receipt("characters", found, texts, unit="characters", evidence="examples",
                             detail="characters of the file and of its texts, white space left out")]
         found = sum(one._rows() for one in self._each())
         kept, left_out = sum(1 for _ in artifact.examples(SUBSET)), len(artifact.ledger())

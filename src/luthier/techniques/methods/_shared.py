@@ -18,8 +18,8 @@ def linear_names(model: Model) -> dict[str, tuple[int, int]]:
     for name, module in model.module.named_modules():
         if module is not head and isinstance(module, (nn.Linear, Conv1D)):
             # A weight in 4 bits is packed: its shape is not that of the layer.
-            found[name] = tuple(module.weight.shape) if isinstance(module, Conv1D) else (
-                module.in_features, module.out_features)
+            rows, columns = module.weight.shape
+            found[name] = (rows, columns) if isinstance(module, Conv1D) else (module.in_features, module.out_features)
     return found
 
 
