@@ -166,7 +166,11 @@ def test_an_interrupted_training_stops_at_the_same_step_with_the_same_weights(ma
         {k: v for k, v in r.items() if k != "seconds"} for r in curve]
 
 
-def test_early_stopping_and_the_best_weights_survive_kill_9(tmp_path, pico):
+PAIRS = {"data": {"examples.train": 1, "examples.dev": 2}, "objective": "dpo"}
+
+
+@pytest.mark.parametrize("fields", [{}, {"tasks": [PAIRS], "activation_checkpointing": "on"}], ids=["answers", "pairs-mixed"])
+def test_early_stopping_and_the_best_weights_survive_kill_9(tmp_path, pico, fields):
     import shutil
 
     shutil.copytree(pico.folder, tmp_path / "base")
@@ -174,7 +178,7 @@ def test_early_stopping_and_the_best_weights_survive_kill_9(tmp_path, pico):
     write_examples(tmp_path / "examples", {"train": made[:6], "dev": made[6:]})
     (tmp_path / "fit.json").write_text(json.dumps({
         "streams": {"validation": "examples.dev"}, "schedule": "constant",
-        "validation": {"every_steps": 1, "keep": "best", "patience": 11}}))
+        "validation": {"every_steps": 1, "keep": "best", "patience": 11}, **fields}))
     chance = random.Random(11)
     kills = [f"{chance.randint(1, 3)}:{chance.randint(0, 30)}" for _ in range(3)]
     done = subprocess.run([sys.executable, "-m", "tests.contracts.killed", str(tmp_path), *kills], cwd=ROOT, text=True,

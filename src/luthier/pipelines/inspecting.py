@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from luthier.core.artifact import Artifact
-from luthier.core.example import Example
+from luthier.core.example import Example, with_rejected
 from luthier.core.files import Journal
 from luthier.core.kinds import DroppedRow
 from luthier.core.rng import Rng
@@ -86,7 +87,14 @@ def _examples(artifact: Artifact, base: str, rows: int, max_tokens: int, said: l
         about["labels"] = dict(Counter(str(e.label) for e in examples))
     if said:
         about["said while reading"] = "; ".join(said)
-    return {"about": about, "shown": [_shown(e, render, labelled) for e in examples[:rows]]}
+    return {"about": about, "shown": [_shown(side, render, labelled) for e in examples[:rows] for side in _sides(e)]}
+
+
+def _sides(example: Example) -> list[Example]:
+    """Both answers of a preference, one after the other; any other example as it is."""
+    if example.rejected is None:
+        return [example]
+    return [replace(example, id=f"{example.id}, chosen"), replace(with_rejected(example), id=f"{example.id}, rejected")]
 
 
 def _shown(example: Example, render: Any, labelled: bool) -> dict[str, Any]:

@@ -72,3 +72,15 @@ def test_pairs_of_one_prompt_share_a_cluster_and_do_not_contradict(tmp_path, mak
     path.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
     found = list(ReadJsonl().apply(iter([SourceFile(path.name, str(path))]), ctx))
     assert len({e.cluster for e in found}) == 1 and not said
+
+
+def test_both_answers_are_shown_before_training(tmp_path):
+    from luthier.pipelines.inspecting import inspect_data
+
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(json.dumps({"prompt": "Which glue?", "chosen": "Hide glue.", "rejected": "Any."}) + "\n")
+    found = inspect_data(str(path), "pico", 5, 128)
+    assert found["about"]["format"] == "preference"
+    assert [s["id"] for s in found["shown"]] == ["pairs.jsonl:1, chosen", "pairs.jsonl:1, rejected"]
+    assert ["".join(p["text"] for p in s["segments"] if p["learned"]) for s in found["shown"]] == [
+        "Hide glue.<eos>", "Any.<eos>"]

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from luthier.core.component import build
+from luthier.core.errors import UserError
 from luthier.core.example import with_rejected
 from luthier.core.kinds import Prediction
 from luthier.engine.models import load_base
@@ -67,6 +68,19 @@ def test_the_reference_prefers_nothing_by_reward(asked, make_ctx):
     assert {r["value"] for r in records} == {0.5}
 
 
+def test_a_reward_without_a_reference_is_refused(asked, make_ctx):
+    with pytest.raises(UserError, match="by=reward compares with a reference, and none is at hand"):
+        scored("preference-accuracy:by=reward", examples(2), make_ctx("alone", roles={"policy": asked[0]}))
+
+
 def test_a_row_without_a_pair_has_no_value(asked):
     rows = [replace(e, rejected=None) if i else e for i, e in enumerate(examples(3))]
     assert [r["value"] is None for r in scored("preference-accuracy", rows, asked[2])] == [False, True, True]
+
+
+def test_a_pair_that_is_too_long_to_read_says_so(asked):
+    lengths = sorted(len(renderer(asked[0]).tokens(e).ids) for e in examples(6))
+    asked[0].limit = lengths[3]
+    records = scored("preference-accuracy", examples(6), asked[2])
+    out = [r for r in records if r["value"] is None]
+    assert 0 < len(out) < 6 and all("at most max_tokens_per_example" in r["left_out"] for r in out)
