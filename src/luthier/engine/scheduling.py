@@ -250,7 +250,7 @@ def beginnings(prompts: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
     """
     if len(prompts) < LANE_REQUESTS:
         return [() for _ in prompts]
-    first, last = min(prompts), max(prompts)
+    first, last = min(map(list, prompts)), max(map(list, prompts))
     everyone = 0
     while everyone < min(map(len, prompts)) - 1 and first[everyone] == last[everyone]:
         everyone += 1
@@ -274,4 +274,4 @@ def _bytes_per_token(model: Model) -> float:
     groups = getattr(config, "num_key_value_heads", None) or heads
     width = getattr(config, "head_dim", None) or model.width // heads
     size = next(model.module.parameters()).element_size()
-    return 2.0 * layers * groups * width * size
+    return float(2 * layers * groups * width * size)
