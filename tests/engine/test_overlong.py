@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -154,5 +155,5 @@ def test_blocks_of_a_text_learn_every_token_once(tokenizer, words, max_tokens):
     document = [tokenizer.bos_token_id, *made.encode(text), tokenizer.eos_token_id]
     learned = [i for b in blocks for i, t in zip(b.ids, b.targets, strict=True) if t]
     assert learned == document[1:] and all(len(b.ids) <= max_tokens for b in blocks)
-    for before, after in zip(blocks, blocks[1:], strict=False):
+    for before, after in pairwise(blocks):
         assert after.ids[0] == before.ids[-1] and not after.targets[0]

@@ -148,6 +148,8 @@ class Fit(Step, name="fit"):
             part.finish(model, hook)
         new_tokens.settle(model)
         model.template = render.state()
+        if render.chat:
+            model.tokenizer.chat_template = render.chat.jinja  # where the tokenizer is saved, other tools read it there
         self._probe(model, tasks, ctx)
         write_lines(ctx.folder / "curve.jsonl", loop.curve)
         write_lines(ctx.folder / "ledger.jsonl", (entry for e in encoded.values() for entry in e.ledger))
