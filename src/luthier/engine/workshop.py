@@ -39,12 +39,13 @@ class Engine:
         self._models: dict[tuple[str, str, torch.dtype], Model] = {}
         _quiet()
 
-    def dtype(self, model: Artifact) -> torch.dtype:
-        """bfloat16 where its matrix products are measured faster than float32 and the model is a language model.
+    def dtype(self, model: Artifact, training: bool = False) -> torch.dtype:
+        """bfloat16 where its matrix products are measured faster than float32; embeddings are made in float32.
 
-        The measurement is made once a process; what was decided is in `decisions` and in each artifact's record.
+        An encoder is only trained in bfloat16 (its masters are float32). The measurement is made once a process; what
+        was decided is in `decisions` and in each artifact's record.
         """
-        if self.exact or model.meta["architecture"] == "encoder":
+        if self.exact or (model.meta["architecture"] == "encoder" and not training):
             return torch.float32
         if "bfloat16_speedup" not in self.decisions:
             self.decisions["bfloat16_speedup"] = round(_bfloat16_speedup(), 2)

@@ -114,7 +114,7 @@ class Fit(Step, name="fit"):
         engine = ctx.engine
         engine.forget()
         base = inputs["base"]
-        dtype = engine.dtype(base) if self.dtype == "auto" else getattr(torch, self.dtype)
+        dtype = engine.dtype(base, training=True) if self.dtype == "auto" else getattr(torch, self.dtype)
         # Decided once, before step 1: a resumed run must not measure again and decide otherwise.
         dtype = getattr(torch, ctx.journal.do("dtype", lambda: str(dtype).removeprefix("torch.")))
         model = engine.fresh(base, dtype)
