@@ -107,7 +107,8 @@ class ChatTemplate:
         ends = [i for i, token in enumerate(ids) if token in self.ends]
         if not ends:
             raise Unfit(f"it ends in {_shown(target[-SHOWN:])} without the end of turn {_shown(self.tail.strip())}")
-        if str(self.tokenizer.decode(ids[ends[0] + 1:])).strip():
+        # Some templates close a finished conversation with further marks of their own; text would be the turn's.
+        if str(self.tokenizer.decode([i for i in ids[ends[0] + 1:] if i not in self._marks])).strip():
             raise Unfit(f"its text holds the end of turn {_shown(self.tail.strip())} itself")
         return Learned(number, prompt, ids[:ends[0] + 1])
 
@@ -182,6 +183,11 @@ class ChatTemplate:
         return self._probed[1]
 
     @cached_property
+    def _marks(self) -> frozenset[int]:
+        """Tokens that text is not cut into: special and added ones."""
+        return frozenset({*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder})
+
+    @cached_property
     def ends(self) -> frozenset[int]:
         """Ids of the tokens that end a turn: of a text and, where the template shows tool calls, of a call.
 
@@ -192,8 +198,7 @@ class ChatTemplate:
     def _end(self, tail: str) -> int:
         mark = tail.strip()
         first = self.encode(mark)[0]
-        own = {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder}
-        if first not in own:
+        if first not in self._marks:
             pieces = len(self.encode(mark))
             raise UserError(f"{self._named} ends a turn with {_shown(mark)}, which is {pieces} tokens of this tokenizer; "
                             f"generation stops at one. Make it one: new_tokens: ['{mark}'].")
@@ -208,13 +213,12 @@ class ChatTemplate:
         except Unfit:
             return []
         added = whole[len(prompt):] if whole.startswith(prompt) else ""
-        if "look_up" not in added:
+        if "look_up" not in added or added.endswith(self.tail):
             return []
-        own = {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder}
         tokens = self.encode(added)
         while tokens and not str(self.tokenizer.decode(tokens[-1:])).strip():
             tokens.pop()
-        return tokens[-1:] if tokens and tokens[-1] in own else []
+        return [i for i in tokens[-1:] if i in self._marks]
 
     def state(self) -> dict[str, Any]:
         """What a model artifact keeps of it."""

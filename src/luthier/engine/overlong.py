@@ -35,8 +35,7 @@ def pieces(example: Example, render: Render) -> list[Example]:
     if render.over_long == "split":
         divided, lost = _divided(found, render)
         if len(divided) > len(found) or lost:
-            detail = f"divided into {len(divided)} rows" + (f"; {lost} tokens of turns too long by themselves" if lost else "")
-            render.cuts.append(Cut(example.id, lost, len(divided), detail))
+            render.divided(example, len(divided), lost)
         if not divided:
             raise DroppedRow(Dropped(example.id, "too long", f"no learned turn fits with the message before it, at most "
                                                              f"max_tokens_per_example={render.max_tokens}"))

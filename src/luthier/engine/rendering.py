@@ -160,6 +160,12 @@ class Render:
             part = ids[start:start + self.max_tokens]
             yield Tokens(part, [False] + [True] * (len(part) - 1))
 
+    def divided(self, example: Example, rows: int, lost: int = 0) -> None:
+        """Note that an example became so many rows, and how many learned tokens none of them could hold."""
+        if rows > 1 or lost:
+            detail = f"divided into {rows} rows" + (f"; {lost} tokens of turns too long by themselves" if lost else "")
+            self.cuts.append(Cut(example.id, lost, rows, detail))
+
     def label_id(self, label: Any) -> int:
         """Number of a label."""
         return list(self.labels).index(str(label))

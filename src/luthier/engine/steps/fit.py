@@ -95,6 +95,9 @@ class Fit(Step, name="fit"):
         if self.over_long == "truncate" and not all(t.head or t.objective.needs_head for t in self.tasks):
             raise UserError("over_long: truncate cuts texts for label tasks only; an answer is never cut. Use drop, split "
                             "or truncate-context.")
+        if self.over_long in ("split", "truncate-context") and any(t.head or t.objective.needs_head for t in self.tasks):
+            raise UserError(f"over_long: {self.over_long} is for rows with answers or raw texts; texts with labels take drop "
+                            "or truncate.")
         check_choice(self.template)
         strange = [s for s in self.new_tokens if not s or self.new_tokens.count(s) > 1]
         if strange:
