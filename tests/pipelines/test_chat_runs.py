@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from luthier.core.errors import UserError
 from luthier.core.files import read_lines
@@ -215,3 +216,21 @@ def test_policies_that_a_label_task_can_not_follow_are_refused():
     for policy in ("split", "truncate-context"):
         with pytest.raises(UserError, match="texts with labels take drop or truncate"):
             Fit(tasks=(task,), over_long=policy).check()
+
+
+def test_generation_stops_at_the_end_of_a_turn(chatty):
+    from luthier.core.component import build
+    from luthier.core.rng import Rng
+    from luthier.engine.generation import generate
+
+    model = load_base(chatty)
+    render = renderer(model, template="chat")
+    decoder = build("decoder", "greedy:max_new_tokens=6")
+    prompts = [render.prompt(TALK)]
+    (free,) = generate({"policy": model}, prompts, decoder, Rng(0), stop_ids=[])
+    first = model.module.generate(
+        input_ids=torch.tensor(prompts), max_new_tokens=1, do_sample=False)[0, -1].item()
+    (stopped,) = generate({"policy": model}, prompts, decoder, Rng(0), stop_ids=[first])
+    assert not free.stopped and free.tokens == 6 and stopped.stopped and stopped.text == ""
+    assert render.stop_ids == {model.tokenizer.eos_token_id, model.tokenizer.convert_tokens_to_ids("<|im_end|>")}
+    assert model.stop_ids == {model.tokenizer.eos_token_id}, "an untuned base has no template of its own"
