@@ -206,6 +206,7 @@ def test_raw_texts_are_read_on_and_compared_in_bits(tmp_path):
     assert 0 < table["tuned"] < table["base"]
     tuned = done.step("tuned").meta
     assert tuned["shortened"] == tuned["rows"]["examples.train"] and tuned["tokens_cut"] == 0
+    assert ask(done, "What is a module?")["arm"] == "tuned"
     again = jobs.run(jobs.evaluate(done, write(tmp_path / "new.jsonl", [{"text": f"the {w} of {w}"} for w in WORDS])),
                      tmp_path / "e", exact=True)
     assert again.has("comparison")
