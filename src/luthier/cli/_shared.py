@@ -116,7 +116,7 @@ def finish(run: Run, as_json: bool) -> None:
     for row in table:
         if row["metric"] in ("f1", "accuracy", "exact-match", "abstains", "bits-per-byte"):
             interval = "" if row["low"] is None else f"  [{row['low']:.3f}, {row['high']:.3f}]"
-            print(f"{row['set']:<13}{row['arm']:<17}{row['metric']:<12}{row['value']:.3f}{interval}  "
+            print(f"{row['set']:<13}{row['arm']:<17}{row['metric'] + ' ':<12}{row['value']:.3f}{interval}  "
                   f"({row['questions']} questions, {row['clusters']} sections)")
     for f in findings:
         if f.name.startswith(("compare/f1", "compare/accuracy", "compare/bits-per-byte")) and f.verdict in ("better", "worse"):

@@ -88,10 +88,10 @@ def tune(data: str, *, recipe: str = "tune", objective: str | None = None) -> Re
     from luthier.pipelines.steps.read import Read
 
     made = load_recipe(recipe).edit(**{"rows.path": data})
-    found = Read(path=data).found_format()
+    found = next((n.step for n in made.nodes if isinstance(n.step, Read)), Read(path=data)).found_format()
     if found == "raw-text" and objective in (None, "pretrain"):
         return _read_on(made)
-    if found in ("messages", "conversations"):
+    if found in ("messages", "conversations") and "arm-base" in made.text["steps"]:
         made = made.edit(**{"arm-base.shots": [0]})  # a conversation within a conversation is no solved example
     labels = objective == "classify" if objective else found == "text-label"
     if labels:

@@ -95,6 +95,9 @@ class Fit(Step, name="fit"):
         if self.over_long == "truncate" and not all(t.head or t.objective.needs_head for t in self.tasks):
             raise UserError("over_long: truncate cuts texts for label tasks only; an answer is never cut. Use drop, split "
                             "or truncate-context.")
+        if self.over_long in ("split", "truncate-context") and any(t.head or t.objective.needs_head for t in self.tasks):
+            raise UserError(f"over_long: {self.over_long} is for rows with answers or raw texts; texts with labels take drop "
+                            "or truncate.")
         check_choice(self.template)
         strange = [s for s in self.new_tokens if not s or self.new_tokens.count(s) > 1]
         if strange:
@@ -119,8 +122,7 @@ class Fit(Step, name="fit"):
         dtype = getattr(torch, ctx.journal.do("dtype", lambda: str(dtype).removeprefix("torch.")))
         model = engine.fresh(base, dtype)
         self._check_architecture(model)
-        if self.new_tokens:
-            model = new_tokens.extend(model, self.new_tokens)
+        model = new_tokens.extend(model, self.new_tokens)
         render = self._render(model, inputs)
         fit_ctx = FitCtx(**ctx.__dict__)
         fit_ctx.roles = self._roles(model, inputs, ctx)
@@ -155,7 +157,7 @@ class Fit(Step, name="fit"):
         clock = loop.clock
         decisions = {**engine.decisions, "dtype": str(dtype).removeprefix("torch.")}
         write_json(ctx.folder / "cost.json", {"seconds": clock.seconds, "tokens": clock.tokens, "peak_mb": peak_mb()})
-        artifact = weights.save(
+        return weights.save(
             model, self.method.artifact, ctx.folder, heads,
             base={"name": base.meta["name"], "note": base.meta["note"], "identity": base.identity,
                   "step": base.folder.name},
@@ -165,7 +167,6 @@ class Fit(Step, name="fit"):
                  "tokens_per_second": round(clock.tokens / max(clock.seconds, 1e-9), 1),
                  "peak_mb": round(peak_mb()), "steps": clock.steps, "epochs": clock.epoch,
                  "learning_rate": {"value": rate.value, "source": rate.source}, "decisions": decisions})
-        return artifact
 
     def receipts(self, inputs: Mapping[str, Artifact], artifact: Artifact, ctx: Ctx) -> list[Finding]:
         """Rows in = out + ledger; something is learned and the stop token is; saved = trained."""
@@ -191,7 +192,10 @@ class Fit(Step, name="fit"):
         from luthier.engine.rendering import renderer
 
         talks = any(chats(subset(inputs, task.data)) for task in self.tasks)
-        return renderer(model, self.max_tokens_per_example, over_long=self.over_long, template=self.template, chats=talks)
+        render = renderer(model, self.max_tokens_per_example, over_long=self.over_long, template=self.template, chats=talks)
+        if render.chat:
+            model.tokenizer.chat_template = render.chat.jinja  # where the tokenizer is saved, other tools read it there
+        return render
 
     def _check_architecture(self, model: Model) -> None:
         for task in self.tasks:
