@@ -115,6 +115,8 @@ class Loop:
     def train(self) -> None:
         """All steps from the last checkpoint to the end."""
         self.state.resume()
+        if self.run.frozen:
+            self.run.frozen.ready()
         saved = began = time.monotonic()
         before = self.clock.seconds
         self._mode(True)
@@ -226,6 +228,8 @@ class Loop:
                 self.torch_optimizer.state[master] = old[id(parameter)]
         now = {id(p) for p, _ in self.masters.pairs}
         self.state.moved(was, now)
+        if self.run.frozen:
+            self.run.frozen.changed()
 
     def _round(self, row: dict[str, Any]) -> None:
         self.clock.epoch += 1

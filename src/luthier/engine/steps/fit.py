@@ -75,6 +75,8 @@ class Fit(Step, name="fit"):
     max_tokens_per_example: int = Field(512, ge=8, description="longest row in tokens; longer ones follow over_long")
     over_long: Literal["drop", "truncate"] = Field("drop", description="drop long rows, or cut texts (never targets)")
     clip: float = Field(1.0, ge=0, description="gradient norm above which gradients are scaled down; 0 = never")
+    cache_frozen: Literal["auto", "on", "off"] = Field(
+        "auto", description="compute what lies below the lowest trained layer once and keep it on disk while training")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="format of the weights while training")
     streams: dict[str, str] = Field({}, description="further data by name; `validation` gives a loss each epoch")
     roles: dict[str, str] = Field({}, description="further models an objective needs: role -> input; the base if left out")
@@ -93,6 +95,7 @@ class Fit(Step, name="fit"):
         import torch
 
         from luthier.engine import weights
+        from luthier.engine.frozen import Frozen
         from luthier.engine.memory import peak_mb, require_mb
         from luthier.engine.rendering import renderer
 
@@ -123,9 +126,13 @@ class Fit(Step, name="fit"):
         loop = self._loop(model, tasks, rate, fit_ctx, inputs, render)
         hooks = [part.start(model, fit_ctx) for part in (self.method, *self.regularizers)]
         loop.hooks = hooks
+        loop.run.frozen = frozen = Frozen(loop.run, tasks, fit_ctx, self.cache_frozen,
+                                          loop.plan.steps / loop.per_epoch, lambda: hooks)
         ctx.log(f"{trained:,} of {model.parameters():,} weights, {loop.plan.steps} steps, {dtype}, "
                 f"learning rate {rate.value:g} ({rate.source})")
         loop.train()
+        loop.run.frozen = None
+        frozen.close()
         for part, hook in zip((self.method, *self.regularizers), hooks, strict=True):
             part.finish(model, hook)
         model.template = render.state()
@@ -134,7 +141,7 @@ class Fit(Step, name="fit"):
         write_lines(ctx.folder / "ledger.jsonl", dropped)
         heads = {t.name: spec.head.to_dict() for t, spec in zip(tasks, self.tasks, strict=True) if spec.head}
         clock = loop.clock
-        decisions = {**engine.decisions, "dtype": str(dtype).removeprefix("torch.")}
+        decisions = {**engine.decisions, "dtype": str(dtype).removeprefix("torch."), **frozen.record()}
         write_json(ctx.folder / "cost.json", {"seconds": clock.seconds, "tokens": clock.tokens, "peak_mb": peak_mb()})
         artifact = weights.save(
             model, self.method.artifact, ctx.folder, heads,
@@ -162,6 +169,7 @@ class Fit(Step, name="fit"):
             ]
         else:
             found.append(not_applicable("fit/stop token", "a label task learns no tokens"))
+        found.append(_cached_is_computed(artifact.meta["fit"]["decisions"]["cache_frozen"]))
         found.append(self._packed_is_padded(kept["packed"], ctx.journal.values["dtype"]))
         found.append(self._saved_is_trained(inputs, artifact, ctx, kept))
         return found
@@ -275,6 +283,14 @@ class Fit(Step, name="fit"):
         return receipt("fit/saved = trained", kept["losses"][worst], again[worst],
                        tolerance * max(1.0, abs(kept["losses"][worst])), unit="nats",
                        detail=f"loss of the loaded {artifact.kind} on {PROBE_ROWS} rows against the trained model's")
+
+
+def _cached_is_computed(decision: Mapping[str, Any]) -> Finding:
+    """What the kept states of the frozen layers lead to is what the whole model computes."""
+    if not decision["use"]:
+        return not_applicable("fit/cached = computed", f"nothing is kept of frozen layers: {decision['why']}")
+    return receipt("fit/cached = computed", 0.0, decision["distance"], decision["tolerance"], unit="relative",
+                   detail="distance of the last hidden states of the first rows from the whole model's")
 
 
 def _trained(model: Model) -> list[Any]:
