@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -87,7 +88,7 @@ class _Watch:
             return False
         return all(self.entered[one] < self.entered[other] and
                    any(t is hidden_of(self.said[one]) for t in self.given[other])
-                   for one, other in zip(members, members[1:], strict=False))
+                   for one, other in pairwise(members))
 
 
 def hidden_of(answer: Any) -> Any:

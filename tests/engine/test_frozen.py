@@ -1,0 +1,456 @@
+"""Training above kept states is training: same losses, same weights, nothing below computed, recorded or moved."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import signal
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
+
+from luthier.core.component import build
+from luthier.core.errors import UserError
+from luthier.core.files import read_lines
+from luthier.core.kinds import Hook, Optimizer
+from luthier.engine import frozen as frozen_module
+from luthier.engine import kept_states
+from luthier.engine.activation_cache import ActivationCache
+from luthier.engine.frozen import Frozen
+from luthier.engine.kept_states import KeptStates, laid_out
+from luthier.engine.layers import layer_stacks
+from luthier.engine.models import Model
+from tests.contracts import dummies
+from tests.contracts.workbench import encode, examples, make_loop, short_fit, training_data
+
+
+class Descent(Optimizer, name="dummy-descent"):
+    """Plain descent: a weight moves as its gradient says. (Adam divides by its size, and so shows rounding alone where
+    a gradient is nothing but rounding, as that of a key's bias.)"""
+
+    def make(self, groups, learning_rate):
+        return torch.optim.SGD(groups, lr=10 * learning_rate)
+
+
+SIZE = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "pad_token_id": 0}
+
+
+def llama(words):
+    return LlamaForCausalLM(LlamaConfig(vocab_size=words, num_hidden_layers=4, num_key_value_heads=2, **SIZE))
+
+
+def gemma3(words):
+    """Windows shorter than the rows, scaled embeddings, tied vocabulary."""
+    return Gemma3ForCausalLM(Gemma3TextConfig(
+        vocab_size=words, num_hidden_layers=6, num_key_value_heads=1, head_dim=16, sliding_window=8,
+        layer_types=["sliding_attention", "full_attention"] * 3, **SIZE))
+
+
+def bert(words):
+    return BertModel(BertConfig(vocab_size=words, num_hidden_layers=4, hidden_dropout_prob=0.0,
+                                attention_probs_dropout_prob=0.0, **SIZE))
+
+
+MODELS = {"llama": (llama, "decoder"), "gemma3": (gemma3, "decoder"), "bert": (bert, "encoder")}
+
+
+@pytest.fixture
+def fresh(bases):
+    """`fresh(name)`: the model with its last quarter trained, the same numbers at each call."""
+    def make(name: str, last: int = 2) -> Model:
+        build_module, architecture = MODELS[name]
+        base = bases[architecture]
+        tokenizer = AutoTokenizer.from_pretrained(base.meta["path"])
+        torch.manual_seed(7)
+        module = build_module(len(tokenizer)).eval().requires_grad_(False)
+        model = Model(module, tokenizer, architecture, "test", "test", 256, base)
+        return build("method", f"layer-freezing:train_last={last}").prepare(model, None)
+
+    return make
+
+
+def loop_of(model, ctx, mode, *, count=10, steps=6, epochs=2.0, packed=None, hooks=(), objective=None):
+    """Two epochs over ten rows in batches of four."""
+    torch.manual_seed(1)
+    if model.architecture == "encoder":
+        objective = objective or build("objective", "classify")
+        model.heads["task"] = build("head", "linear:dropout=0").build(model, ["thing", "word"])
+    objective = objective or build("objective", "supervised")
+    features = encode(objective, model, examples(count))
+    loop = make_loop(model, objective, features, ctx, steps=steps, hooks=hooks, checkpoint_seconds=99,
+                     optimizer="dummy-descent")
+    if packed is not None:
+        loop.run.packs = dict.fromkeys(loop.run.packs, packed)
+    loop.run.frozen = Frozen(loop.run, loop.tasks, ctx, mode, epochs, lambda: loop.hooks)
+    return loop
+
+
+def trained(model):
+    return {n: p.detach().clone() for n, p in model.module.named_parameters()}
+
+
+def losses(loop):
+    return [r["loss"] for r in loop.curve]
+
+
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "padded"])
+@pytest.mark.parametrize("name", MODELS)
+def test_training_above_kept_states_is_training(name, packed, fresh, make_ctx):
+    left = {}
+    for mode in ("on", "off"):
+        model = fresh(name)
+        before = trained(model)
+        loop = loop_of(model, make_ctx(f"{mode}/fit"), mode, packed=packed)
+        loop.train()
+        left[mode] = losses(loop), trained(model), {n for n, p in trained(model).items() if not torch.equal(p, before[n])}
+        decision = loop.run.frozen.decision
+        assert decision.use == (mode == "on") and decision.distance in (0.0, None), "the same operations, the same numbers"
+    assert left["on"][0] == pytest.approx(left["off"][0], abs=1e-6)
+    for weight, other in zip(left["on"][1].values(), left["off"][1].values(), strict=True):
+        assert (weight - other).abs().max() <= 1e-6
+    top = {"llama": ("layers.2.", "layers.3.", "model.norm"), "gemma3": ("layers.4.", "layers.5.", "model.norm"),
+           "bert": ("layer.2.", "layer.3.")}[name]
+    assert left["on"][2] == left["off"][2] and all(any(t in n for t in top) for n in left["on"][2])
+    assert {t for t in top if any(t in n for n in left["on"][2])} == set(top)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_lies_below_is_computed_once_a_row(name, fresh, make_ctx):
+    model = fresh(name)
+    tokens = {"below": 0, "above": 0}
+    loop = loop_of(model, make_ctx("fit"), "on")
+    (stack,) = layer_stacks(model)
+    for place, layer in (("below", stack.layers[0]), ("above", stack.layers[-1])):
+        def count(module, arguments, answer, place=place):
+            tokens[place] += answer.shape[0] * answer.shape[1]
+        layer.register_forward_hook(count)
+    loop.run.frozen.ready()
+    after_filling = dict(tokens)
+    loop.train()
+    assert tokens["below"] == after_filling["below"] > 0
+    assert tokens["above"] > after_filling["above"]
+
+
+@pytest.mark.parametrize("last", [0, 1, 3])
+def test_any_number_of_layers_may_be_trained(last, fresh, make_ctx):
+    found = {}
+    for mode in ("on", "off"):
+        loop = loop_of(fresh("llama", last), make_ctx(f"{mode}/fit"), mode)
+        loop.train()
+        found[mode] = losses(loop)
+        assert loop.run.frozen.decision.below == 4 - last
+    assert found["on"] == pytest.approx(found["off"], abs=1e-6)
+
+
+def test_short_formats_keep_their_own_states(fresh, make_ctx):
+    found = {}
+    for mode in ("on", "off"):
+        model = fresh("gemma3")
+        model.module.to(torch.bfloat16)
+        loop = loop_of(model, make_ctx(f"{mode}/fit"), mode)
+        loop.train()
+        found[mode] = losses(loop)
+        decision = loop.run.frozen.decision
+    assert found["on"] == pytest.approx(found["off"], abs=2e-2)
+    header = json.loads((make_ctx("on/fit").folder / "activations" / "header.json").read_text())
+    assert header["dtype"] == "bfloat16" and header["width"] == 64 and not decision.use
+
+
+# --- mutants: the proof sees each of them ----------------------------------------------------------------------------
+
+def one_layer_too_low(monkeypatch):
+    own = KeptStates._compute
+
+    def compute(self, rows):
+        self.below -= 1
+        try:
+            return own(self, rows)
+        finally:
+            self.below += 1
+
+    monkeypatch.setattr(KeptStates, "_compute", compute)
+
+
+def one_token_off(monkeypatch):
+    own = ActivationCache.read
+    monkeypatch.setattr(ActivationCache, "read", lambda self, rows: own(self, rows).roll(1, 0))
+
+
+def rows_mixed_up(monkeypatch):
+    own = kept_states.laid_out
+    monkeypatch.setattr(kept_states, "laid_out", lambda s, where, shape: own(s, where.flip(0), shape))
+
+
+def scaled(monkeypatch):
+    own = ActivationCache.read
+    monkeypatch.setattr(ActivationCache, "read", lambda self, rows: own(self, rows) * 1.05)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("mutant", [one_layer_too_low, one_token_off, rows_mixed_up, scaled])
+def test_wrong_states_are_seen_and_not_used(name, mutant, fresh, make_ctx, monkeypatch):
+    mutant(monkeypatch)
+    auto = loop_of(fresh(name), make_ctx("auto/fit"), "auto").run.frozen
+    auto.ready()
+    assert not auto.decision.use and "other results" in auto.decision.why and auto.decision.distance > 9e-6
+    with pytest.raises(UserError, match=r"cache_frozen: on, but states from the file .* Use cache_frozen: auto"):
+        loop_of(fresh(name), make_ctx("on/fit"), "on").run.frozen.ready()
+
+
+# --- when it is decided against --------------------------------------------------------------------------------------
+
+class Changing(Hook):
+    def on_batch(self, batch):
+        return [batch]
+
+
+@pytest.mark.parametrize(("case", "why"), [
+    ({"epochs": 1.0}, "no row is seen twice"), ({"last": 4}, "everything is trained"),
+    ({"last": 5, "name": "gemma3"}, "only 1 of 6 layers are frozen"), ({"hooks": (Changing(),)}, "Changing may change"),
+    ({"listen": True}, "something listens to the frozen"), ({"disk": 1}, "MB free disk"), ({"room": False}, "no room"),
+    ({"mode": "off"}, "it is off")])
+def test_auto_says_why_not(case, why, fresh, make_ctx, monkeypatch):
+    name, last = case.get("name", "llama"), case.get("last", 2)
+    model = fresh(name, last)
+    if "listen" in case:
+        layer_stacks(model)[0].layers[1].register_forward_hook(lambda m, a, o: None)
+    if "last" in case and last == 4:
+        model.module.get_input_embeddings().requires_grad_(True)
+    if "disk" in case:
+        monkeypatch.setattr(frozen_module.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": case["disk"]}))
+    if "room" in case:
+        monkeypatch.setattr("os.posix_fallocate", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    loop = loop_of(model, make_ctx("fit"), case.get("mode", "auto"), epochs=case.get("epochs", 2.0),
+                   hooks=case.get("hooks", ()))
+    loop.run.frozen.ready()
+    assert not loop.run.frozen.decision.use and why in loop.run.frozen.decision.why
+    assert not (make_ctx("fit").folder / "activations").exists()
+
+
+def test_a_weight_that_acts_below_through_a_hook_is_found(fresh, make_ctx):
+    model = fresh("llama")
+    shift = nn.Parameter(torch.zeros(64))
+    layer_stacks(model)[0].layers[0].register_forward_hook(lambda m, a, answer: answer + shift)
+    frozen = loop_of(model, make_ctx("fit"), "auto").run.frozen
+    frozen.ready()
+    assert "something trained acts below layer 3" in frozen.decision.why
+
+
+def test_two_stacks_fall_back(make_ctx, pico_encoder_decoder):
+    inputs = {"base": pico_encoder_decoder, "examples": training_data(make_ctx("examples"))}
+    artifact = short_fit("encoder-decoder", method="layer-freezing").run(inputs, make_ctx("fit", inputs))
+    decision = artifact.meta["fit"]["decisions"]["cache_frozen"]
+    assert not decision["use"] and "two stacks" in decision["why"]
+    with pytest.raises(UserError, match="cache_frozen: on, but the model has two stacks"):
+        short_fit("encoder-decoder", method="layer-freezing", cache_frozen="on").run(inputs, make_ctx("on/fit", inputs))
+
+
+# --- rows that are not known -----------------------------------------------------------------------------------------
+
+def test_rows_that_changed_on_the_way_are_computed_whole(fresh, make_ctx):
+    class Changed(Hook):
+        def on_batch(self, batch):
+            ids = batch["input"].ids.clone()
+            ids[:, 1] = 9
+            return [{**batch, "input": replace(batch["input"], ids=ids)}]
+
+    found = {}
+    for mode in ("on", "off"):
+        loop = loop_of(fresh("llama"), make_ctx(f"{mode}/fit"), mode, hooks=(Changed(),))
+        loop.train()
+        found[mode] = losses(loop)
+    assert found["on"] == found["off"], "nothing was known, so nothing differs"
+
+
+def test_other_embeddings_and_all_layers_are_computed_whole(fresh, make_ctx):
+    model = fresh("llama")
+    loop = loop_of(model, make_ctx("fit"), "on")
+    (batch, *_) = loop.batch(loop.tasks[0], 0)
+    loop.run.frozen.ready()
+    with torch.no_grad():
+        plain = loop.run("policy", batch["input"])
+        embeds = model.module.get_input_embeddings()(batch["input"].ids)
+        other = loop.run("policy", batch["input"], embeds=embeds * 2)
+        layers = loop.run("policy", batch["input"], layers=True)
+    assert (other.nll() - plain.nll()).abs().max() > 1e-4
+    assert len(layers.all_states) == 5
+    assert (layers.nll() - plain.nll()).abs().max() <= 1e-5
+
+
+def test_a_shared_place_has_the_first_rows_states_and_padding_none():
+    states = torch.tensor([[1.0], [2.0], [3.0], [4.0]])
+    where = torch.tensor([0, 1, 0, 3])
+    assert laid_out(states, where, torch.Size([1, 5])).flatten().tolist() == [1, 2, 0, 4, 0]
+    assert laid_out(states, torch.arange(4), torch.Size([2, 2]))[1, 0] == 3
+
+
+# --- gradients stop --------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("asked", [False, True], ids=["plain", "embeddings ask for gradients"])
+@pytest.mark.parametrize("mode", ["on", "off"])
+def test_autograd_keeps_nothing_of_what_lies_below(mode, asked, fresh, make_ctx):
+    model = fresh("llama")
+    if asked:
+        model.module.enable_input_require_grads()
+    loop = loop_of(model, make_ctx("fit"), mode)
+    loop.run.frozen.ready()
+    stack, kept, inside = layer_stacks(model)[0], [], []
+    for layer in stack.layers[:2]:
+        layer.register_forward_pre_hook(lambda m, a: inside.append(m))
+        layer.register_forward_hook(lambda m, a, o: inside.pop() and None)
+    (batch, *_) = loop.batch(loop.tasks[0], 0)
+    model.module.train()
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(bool(inside)) or t, lambda t: t):
+        loss = loop.run("policy", batch["input"]).nll().sum()
+    assert kept and not any(kept)
+    loss.backward()
+    assert all(p.grad is not None for p in stack.layers[2].parameters())
+
+
+def test_dropout_below_is_off_while_states_are_kept(fresh, make_ctx):
+    model = fresh("bert")
+    for module in model.module.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.5
+    loop = loop_of(model, make_ctx("fit"), "on")
+    (batch, *_) = loop.batch(loop.tasks[0], 0)
+    model.module.train()
+    loop.run.frozen.ready()
+    entering = []
+    layer_stacks(model)[0].layers[2].register_forward_pre_hook(lambda m, a: entering.append(a[0]))
+    for known in (True, False):
+        if not known:
+            loop.run.frozen._kept._slots = {}
+        for _ in range(2):
+            loop.run("policy", batch["input"])
+    assert torch.equal(entering[0], entering[1]) and torch.equal(entering[2], entering[3])
+    assert (entering[0] - entering[2]).abs().max() <= 1e-5
+    assert model.module.training and all(m.training for m in model.module.modules())
+
+
+# --- kills and changes -----------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("at", [0, 3, 7])
+def test_a_filling_that_was_stopped_goes_on_with_the_same_numbers(at, fresh, make_ctx, monkeypatch):
+    monkeypatch.setattr(kept_states, "GROUP_ROWS", 3)
+    monkeypatch.setattr("luthier.engine.activation_cache.FLUSH_BYTES", 1)
+    whole = loop_of(fresh("llama"), make_ctx("whole/fit"), "on")
+    whole.train()
+    own, written = ActivationCache.write, []
+
+    def write(self, row, states):
+        if len(written) == at:
+            raise dummies.Killed
+        written.append(row)
+        own(self, row, states)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ActivationCache, "write", write)
+        with pytest.raises(dummies.Killed):
+            loop_of(fresh("llama"), make_ctx("again/fit"), "on").run.frozen.ready()
+    again = loop_of(fresh("llama"), make_ctx("again/fit"), "on")
+    with monkeypatch.context() as patch:
+        rewritten = []
+        patch.setattr(ActivationCache, "write", lambda self, row, s: rewritten.append(row) or own(self, row, s))
+        again.train()
+    assert sorted(written + rewritten) == list(range(10)), "what was safe is not computed again"
+    assert losses(again) == losses(whole)
+    assert all(torch.equal(a, b) for a, b in zip(trained(again.model).values(), trained(whole.model).values(), strict=True))
+
+
+@pytest.mark.parametrize("after", [1, 4])
+def test_a_training_that_was_killed_goes_on_bit_for_bit(after, make_ctx, pico):
+    """A child process trains until it is killed; another training in the same folder ends as an undisturbed one."""
+    inputs = {"base": pico, "examples": training_data(make_ctx("examples"))}
+
+    def run(name, report=""):
+        fit = short_fit("decoder", method="layer-freezing", cache_frozen="on", batch_rows=3, checkpoint_seconds=0,
+                        regularizers=({"use": "dummy-memory", "report": report, "pause": 0.02},))
+        return fit.run(inputs, make_ctx(f"{name}/fit", inputs))
+
+    whole = run("whole")
+    steps = make_ctx("report").folder / "steps"
+    child = os.fork()
+    if child == 0:
+        try:
+            run("killed", str(steps))
+        finally:
+            os._exit(0)
+    while not steps.exists() or len(steps.read_text().splitlines()) < after:
+        assert os.waitpid(child, os.WNOHANG)[0] == 0, "it ended before it could be killed"
+        time.sleep(0.001)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert (make_ctx("killed/fit").folder / "activations" / "header.json").exists()
+    assert run("killed").identity == whole.identity
+
+
+def test_other_frozen_weights_have_other_states(fresh, make_ctx):
+    loop = loop_of(fresh("llama"), make_ctx("fit"), "on")
+    loop.run.frozen.ready()
+    loop.run.frozen.close(remove=False)
+    model = fresh("llama")
+    with torch.no_grad():
+        next(layer_stacks(model)[0].layers[0].parameters()).mul_(1.5)
+    other = loop_of(model, make_ctx("fit"), "on")
+    own = copy.copy(other.run.frozen)
+    own.ready()
+    assert own._kept.file.missing(range(10)) == []
+    (batch, *_) = other.batch(other.tasks[0], 0)
+    with torch.no_grad():
+        kept = other.run("policy", batch["input"]).nll()
+        other.run.frozen = None
+        whole = other.run("policy", batch["input"]).nll()
+    assert (kept - whole).abs().max() <= 1e-5
+
+
+def test_a_change_of_what_is_trained_is_followed(make_ctx, pico):
+    found = {}
+    for mode in ("auto", "off"):
+        inputs = {"base": pico, "examples": training_data(make_ctx(f"{mode}/examples"))}
+        fit = short_fit("decoder", method="dummy-thaw", cache_frozen=mode, length={"steps": 8})
+        ctx = make_ctx(f"{mode}/fit", inputs)
+        artifact = fit.run(inputs, ctx)
+        found[mode] = [r["loss"] for r in read_lines(artifact.folder / "curve.jsonl")]
+        decision = artifact.meta["fit"]["decisions"]["cache_frozen"]
+        assert decision["use"] == (mode == "auto") and decision["below"] == 1
+    assert ctx.journal.values["frozen layers/0"]["why"].startswith("everything is trained")
+    assert found["auto"] == pytest.approx(found["off"], abs=1e-6)
+
+
+# --- through the step ------------------------------------------------------------------------------------------------
+
+def test_the_step_proves_records_and_cleans_up(make_ctx, pico):
+    inputs = {"base": pico, "examples": training_data(make_ctx("examples"))}
+    fit = short_fit("decoder", method="layer-freezing")
+    ctx = make_ctx("fit", inputs)
+    artifact = fit.run(inputs, ctx)
+    (proof,) = [r for r in fit.receipts(inputs, artifact, ctx) if r.name == "fit/cached = computed"]
+    assert proof.verdict == "agrees" and proof.right <= proof.tolerance == 1e-6
+    decisions = artifact.meta["fit"]["decisions"]
+    assert decisions["cache_frozen"]["use"] and decisions["dropout_below"] == "off"
+    assert not (ctx.folder / "activations").exists()
+
+
+def test_the_step_says_when_nothing_is_kept(make_ctx, pico):
+    inputs = {"base": pico, "examples": training_data(make_ctx("examples"))}
+    ctx = make_ctx("fit", inputs)
+    fit = short_fit("decoder", method="lora")
+    artifact = fit.run(inputs, ctx)
+    (proof,) = [r for r in fit.receipts(inputs, artifact, ctx) if r.name == "fit/cached = computed"]
+    assert proof.verdict == "not applicable" and "down to the first layer" in proof.detail
+    with pytest.raises(UserError, match="cache_frozen: on, but everything is trained"):
+        short_fit("decoder", method="lora", cache_frozen="on").run(inputs, make_ctx("on/fit", inputs))
