@@ -427,6 +427,7 @@ def test_a_change_of_what_is_trained_is_followed(make_ctx, pico):
         found[mode] = [r["loss"] for r in read_lines(artifact.folder / "curve.jsonl")]
         decision = artifact.meta["fit"]["decisions"]["cache_frozen"]
         assert decision["use"] == (mode == "auto") and decision["below"] == 1
+        assert not (ctx.folder / "activations").exists()
     assert ctx.journal.values["frozen layers/0"]["why"].startswith("everything is trained")
     assert found["auto"] == pytest.approx(found["off"], abs=1e-6)
 

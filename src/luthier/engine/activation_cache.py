@@ -101,12 +101,10 @@ class ActivationCache:
             at += end - begin
         return found.view(self.dtype).view(-1, self.width)
 
-    def close(self, remove: bool = True) -> None:
-        """Unmap the files, and remove them."""
+    def close(self) -> None:
+        """Unmap the files; rows that were not flushed don't count as written."""
         self._states.close()
         self._written.close()
-        if remove:
-            shutil.rmtree(self.folder, ignore_errors=True)
 
     @property
     def bytes(self) -> int:

@@ -14,6 +14,8 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -73,13 +75,20 @@ class Frozen:
         self._below = 0
         self._stops = False
         self._kept: KeptStates | None = None
-        self._rows = sequences_of(self.tasks)
-        self._stale, self._busy, self._first = True, False, True
+        self._stale, self._busy, self._looks = True, False, 0
 
     @property
     def model(self) -> Model:
         """The model being trained."""
         return self.run.models["policy"]
+
+    @property
+    def _folder(self) -> Path:
+        return self.ctx.folder / "activations"
+
+    @cached_property
+    def _rows(self) -> dict[bytes, list[int]]:
+        return sequences_of(self.tasks)
 
     # --- what the loop and the forward call ---------------------------------------------------------------------
 
@@ -87,8 +96,8 @@ class Frozen:
         """What is trained has changed: look again before the next forward."""
         self._stale = True
 
-    def ready(self) -> None:
-        """Find the lowest trained layer, decide, and compute the states that are missing.
+    def ready(self, fill: bool = True) -> None:
+        """Find the lowest trained layer, decide, and `fill`: compute the states that are missing.
 
         Raises:
             UserError: `on`, but states can't be kept here.
@@ -101,12 +110,14 @@ class Frozen:
         with torch.random.fork_rng(devices=[]):
             why = self._look()
             # Decided once: a resumed training must not decide otherwise.
-            kept = self.ctx.journal.do(f"frozen layers/{self._below}", lambda: asdict(self._decide(why)))
-            self.decision = Decision(**kept)
-            if self.decision.use:
+            name = f"frozen layers/{self._below}"
+            self.decision = Decision(**self.ctx.journal.do(name, lambda: asdict(self._decide(why))))
+            if self.decision.use and fill:
+                # Where several processes share a journal the first one computes, and the others wait for its word.
+                self.ctx.journal.do(f"{name}/filled {self._looks}", lambda: len(self._open().fill()))
                 self._open().fill()
-        first, self._first = self._first, False
-        if self.mode == "on" and first and not self.decision.use:
+        self._looks += 1
+        if self.mode == "on" and self._looks == 1 and not self.decision.use:
             raise UserError(f"cache_frozen: on, but {self.decision.why}. Use cache_frozen: auto.")
         self._say()
 
@@ -141,8 +152,10 @@ class Frozen:
     def close(self, remove: bool = True) -> None:
         """Let go of the file; at the end of a training it is removed."""
         if self._kept:
-            self._kept.file.close(remove)
+            self._kept.file.close()
         self._kept = None
+        if remove:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def record(self) -> dict[str, Any]:
         """For the run's decisions."""
@@ -189,9 +202,9 @@ class Frozen:
         stack = self._stack
         layers = len(stack.layers) if stack else 0
         why = why or ("it is off" if self.mode == "off" else "")
-        why = why or ("" if self._rows else "no row is one sequence of tokens")
         if not why and self.mode == "auto":
             why = self._not_worth(layers)
+        why = why or ("" if self._rows else "no row is one sequence of tokens")
         if why:
             return Decision(False, why, self._below, layers)
         try:
@@ -236,7 +249,7 @@ class Frozen:
         if self._kept is None:
             assert self._stack is not None
             self._kept = KeptStates(self.model, self._stack, self._below, self._rows, self._ask,
-                                    self.run.packs["policy"], self.ctx.folder / "activations", self.ctx.progress)
+                                    self.run.packs["policy"], self._folder, self.ctx.progress)
         return self._kept
 
     def _prove(self, kept: KeptStates) -> tuple[float, float]:

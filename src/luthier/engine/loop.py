@@ -116,7 +116,7 @@ class Loop:
         """All steps from the last checkpoint to the end."""
         self.state.resume()
         if self.run.frozen:
-            self.run.frozen.ready()
+            self.run.frozen.ready(fill=self.clock.step < self.plan.steps)
         saved = began = time.monotonic()
         before = self.clock.seconds
         self._mode(True)
