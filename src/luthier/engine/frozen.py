@@ -211,7 +211,7 @@ class Frozen:
             kept = self._open()
         except OSError as error:
             return Decision(False, f"there is no room for the states: {error.strerror}", self._below, layers)
-        megabytes = round(kept.file.bytes / 1e6, 1)
+        megabytes = round(kept.file.bytes / 1e6, 3)
         distance, tolerance = self._prove(kept)
         if not distance <= tolerance:
             self.close()

@@ -2,7 +2,7 @@
 
     k = ceil(share · L);   frozen: embeddings and layers 1..L-k;   trained: layers L-k+1..L, final norm, pooler, heads
 
-No gradient goes below the lowest trained layer, and what is computed there can be kept (`fit.cache_frozen`). When it
+No gradient goes below the lowest trained layer, and what is computed there can be kept (`cache_frozen` of the training step). When it
 helps: little data or little time; a quarter of the layers reached 90 % of the quality of full tuning on most tasks of
 the source. The vocabulary head stays frozen: in many models it is the embedding. With `train_last` = L the embeddings
 are still frozen; `--method full` trains them too. An encoder-decoder trains the last k layers of both sides.
