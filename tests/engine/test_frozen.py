@@ -25,7 +25,7 @@ from transformers import (
 from luthier.core.component import build
 from luthier.core.errors import UserError
 from luthier.core.files import read_lines
-from luthier.core.kinds import Hook, Optimizer
+from luthier.core.kinds import Hook, Optimizer, Tokens
 from luthier.engine import frozen as frozen_module
 from luthier.engine import kept_states
 from luthier.engine.activation_cache import ActivationCache
@@ -82,14 +82,15 @@ def fresh(bases):
     return make
 
 
-def loop_of(model, ctx, mode, *, count=10, steps=6, epochs=2.0, packed=None, hooks=(), objective=None):
+def loop_of(model, ctx, mode, *, count=10, steps=6, epochs=2.0, packed=None, hooks=(), objective=None,
+            features=None):
     """Two epochs over ten rows in batches of four."""
     torch.manual_seed(1)
     if model.architecture == "encoder":
         objective = objective or build("objective", "classify")
         model.heads["task"] = build("head", "linear:dropout=0").build(model, ["thing", "word"])
     objective = objective or build("objective", "supervised")
-    features = encode(objective, model, examples(count))
+    features = features or encode(objective, model, examples(count))
     loop = make_loop(model, objective, features, ctx, steps=steps, hooks=hooks, checkpoint_seconds=99,
                      optimizer="dummy-descent")
     if packed is not None:
@@ -167,6 +168,21 @@ def test_short_formats_keep_their_own_states(fresh, make_ctx):
     assert found["on"] == pytest.approx(found["off"], abs=2e-2)
     header = json.loads((make_ctx("on/fit").folder / "activations" / "header.json").read_text())
     assert header["dtype"] == "bfloat16" and header["width"] == 64 and not decision.use
+
+
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "padded"])
+def test_rows_that_begin_alike_and_rows_that_are_alike(packed, fresh, make_ctx):
+    common = list(range(20, 60))
+    ids = [[*common, 7 + i, 8] for i in range(4)] + [[*common, 7, 8]] * 2 + [[5, 6, 7, 9], [*common[:30], 9, 9, 9]]
+    features = [{"input": Tokens(r, [False] * (len(r) - 2) + [True, True])} for r in ids]
+    found = {}
+    for mode in ("on", "off"):
+        loop = loop_of(fresh("llama"), make_ctx(f"{mode}/fit"), mode, packed=packed, steps=4, features=features)
+        loop.train()
+        found[mode] = losses(loop)
+    assert found["on"] == pytest.approx(found["off"], abs=1e-6)
+    rows = json.loads((make_ctx("on/fit").folder / "activations" / "header.json").read_text())["rows"]
+    assert rows == 6, "what is alike is kept once"
 
 
 # --- mutants: the proof sees each of them ----------------------------------------------------------------------------
@@ -454,4 +470,4 @@ def test_the_step_says_when_nothing_is_kept(make_ctx, pico):
     (proof,) = [r for r in fit.receipts(inputs, artifact, ctx) if r.name == "fit/cached = computed"]
     assert proof.verdict == "not applicable" and "down to the first layer" in proof.detail
     with pytest.raises(UserError, match="cache_frozen: on, but everything is trained"):
-        short_fit("decoder", method="lora", cache_frozen="on").run(inputs, make_ctx("on/fit", inputs))
+        short_fit("decoder", method="lora", cache_frozen=True).run(inputs, make_ctx("on/fit", inputs))

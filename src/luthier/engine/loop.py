@@ -115,10 +115,10 @@ class Loop:
     def train(self) -> None:
         """All steps from the last checkpoint to the end."""
         self.state.resume()
-        if self.run.frozen:
-            self.run.frozen.ready(fill=self.clock.step < self.plan.steps)
         saved = began = time.monotonic()
         before = self.clock.seconds
+        if self.run.frozen:
+            self.run.frozen.ready(fill=self.clock.step < self.plan.steps)
         self._mode(True)
         while self.clock.step < self.plan.steps:
             row = self._step()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from luthier.core.artifact import Artifact, open_artifact
 from luthier.core.component import Slot, named
@@ -88,6 +88,12 @@ class Fit(Step, name="fit"):
     streams: dict[str, str] = Field({}, description="further data by name; `validation` gives a loss each epoch")
     roles: dict[str, str] = Field({}, description="further models an objective needs: role -> input; the base if left out")
     checkpoint_seconds: float = Field(30, ge=0, description="seconds between checkpoints; never changes a result")
+
+    @field_validator("cache_frozen", mode="before")
+    @classmethod
+    def _on_is_yes(cls, value: Any) -> Any:
+        """YAML reads a bare `on` or `off` as true or false."""
+        return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
     def check(self) -> None:
         """Refuse what no data can mend."""

@@ -2,10 +2,10 @@
 
     k = ceil(share · L);   frozen: embeddings and layers 1..L-k;   trained: layers L-k+1..L, final norm, pooler, heads
 
-No gradient goes below the lowest trained layer, and what is computed there can be kept (`cache_frozen` of the training step). When it
-helps: little data or little time; a quarter of the layers reached 90 % of the quality of full tuning on most tasks of
-the source. The vocabulary head stays frozen: in many models it is the embedding. With `train_last` = L the embeddings
-are still frozen; `--method full` trains them too. An encoder-decoder trains the last k layers of both sides.
+No gradient goes below the lowest trained layer, and what is computed there can be kept (`cache_frozen` of the training
+step). When it helps: little data or little time; a quarter of the layers reached 90 % of the quality of full tuning on
+most tasks of the source. The vocabulary head stays frozen: in many models it is the embedding. With `train_last` = L the
+embeddings are still frozen; `--method full` trains them too. An encoder-decoder trains the last k layers of both sides.
 
 Source: Lee, Tang, Lin 2019, "What Would Elsa Do?", arXiv 1911.03090 (seed 11).
 """
