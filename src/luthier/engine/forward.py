@@ -7,6 +7,7 @@ each learned token comes from a fused function that never keeps [tokens, vocabul
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from luthier.engine.batches import TokenBatch, collate
 from luthier.engine.packing import SHARED_TOKENS, pack
 
 if TYPE_CHECKING:
+    from luthier.engine.frozen import Frozen
     from luthier.engine.models import Model
 
 CHUNK = 256
@@ -188,12 +190,21 @@ class Forward:
         self.task = ""
         self._vocabulary = {role: vocabulary_of(model) for role, model in models.items()}
         self.packs = {role: packs(model) for role, model in models.items()}
+        # What is known of the policy's frozen layers while it is trained; set by the training step.
+        self.frozen: Frozen | None = None
 
     def __call__(self, role: str, inputs: TokenBatch, embeds: torch.Tensor | None = None, layers: bool = False) -> Output:
         """Compute the hidden states of `role` for `inputs`; `embeds` [batch, tokens, width] replaces the embedded ids."""
         model = self.models[role]
         with torch.set_grad_enabled(torch.is_grad_enabled() and role == "policy"):
-            return hidden_states(model, inputs, self._vocabulary[role], embeds, layers, packed=self.packs[role])
+            return hidden_states(model, inputs, self._vocabulary[role], embeds, layers, packed=self.packs[role],
+                                 frozen=self.frozen if role == "policy" else None)
+
+    @property
+    def splits(self) -> dict[str, bool]:
+        """By role: can the trunk be asked without the vocabulary head?"""
+        return {role: v is not None or self.models[role].architecture == "encoder" for role, v in
+                self._vocabulary.items()}
 
     def head(self, features: torch.Tensor) -> torch.Tensor:
         """The current task's head on pooled features."""
@@ -203,11 +214,11 @@ class Forward:
 
 
 def hidden_states(model: Model, inputs: TokenBatch, vocabulary: Vocabulary | None, embeds: torch.Tensor | None = None,
-                  layers: bool = False, packed: bool = False) -> Output:
+                  layers: bool = False, packed: bool = False, frozen: Frozen | None = None) -> Output:
     """One forward of one model. Without a split vocabulary head, the model's own scores are kept."""
     split = vocabulary is not None or model.architecture == "encoder"
     if packed and split and inputs.decoder_ids is None and not inputs.tensors:
-        return _packed(model, inputs, vocabulary, embeds, layers)
+        return _packed(model, inputs, vocabulary, embeds, layers, frozen)
     arguments: dict[str, Any] = {"attention_mask": inputs.mask, **inputs.tensors}
     arguments |= {"input_ids": inputs.ids} if embeds is None else {"inputs_embeds": embeds}
     if inputs.decoder_ids is not None:
@@ -216,19 +227,21 @@ def hidden_states(model: Model, inputs: TokenBatch, vocabulary: Vocabulary | Non
         arguments["output_hidden_states"] = True
     if model.architecture != "encoder":
         arguments["use_cache"] = False
-    result = (trunk_of(model) if split else model.module)(**arguments)
+    side = inputs.ids if inputs.decoder_ids is None else inputs.decoder_ids
+    place = torch.arange(side.numel(), device=side.device).view(side.shape)
+    with frozen.around(inputs if embeds is None and not layers else None, place, side.shape) if frozen and split \
+            else nullcontext():
+        result = (trunk_of(model) if split else model.module)(**arguments)
     all_states = getattr(result, "hidden_states", None) if layers else None
     if not split:
         # Prompt methods answer for their virtual tokens too; the batch's own positions are the last ones.
         scores = result.logits[:, -inputs.targets.shape[1]:]
         return Output(model, inputs, None, None, None, scores, all_states)
-    states = result.last_hidden_state
-    place = torch.arange(states.shape[0] * states.shape[1], device=states.device).view(states.shape[:2])
-    return Output(model, inputs, states.flatten(0, 1), place, vocabulary, None, all_states)
+    return Output(model, inputs, result.last_hidden_state.flatten(0, 1), place, vocabulary, None, all_states)
 
 
 def _packed(model: Model, inputs: TokenBatch, vocabulary: Vocabulary | None, embeds: torch.Tensor | None,
-            layers: bool) -> Output:
+            layers: bool, frozen: Frozen | None = None) -> Output:
     """The same without work on padding: all rows as one sequence, each seeing itself alone."""
     packed = pack(inputs.ids, inputs.mask, share=model.architecture == "decoder" and embeds is None)
     arguments: dict[str, Any] = {"position_ids": packed.positions, "layout": packed.layout}
@@ -242,7 +255,8 @@ def _packed(model: Model, inputs: TokenBatch, vocabulary: Vocabulary | None, emb
         arguments["output_hidden_states"] = True
     if model.architecture != "encoder":
         arguments["use_cache"] = False
-    with no_masks():
+    known = inputs if embeds is None and not layers else None
+    with no_masks(), frozen.around(known, packed.place, packed.ids.shape) if frozen else nullcontext():
         result = trunk_of(model)(**arguments)
     return Output(model, inputs, result.last_hidden_state[0], packed.place, vocabulary, None,
                   getattr(result, "hidden_states", None) if layers else None)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from luthier.core.artifact import Artifact, open_artifact
 from luthier.core.component import Slot, named
@@ -82,10 +82,18 @@ class Fit(Step, name="fit"):
     template: str = Field("auto", description="auto (the model's own for chats, else plain), plain, chat, or a Jinja file")
     new_tokens: tuple[str, ...] = Field((), description="strings that become one token each; only their rows are trained")
     clip: float = Field(1.0, ge=0, description="gradient norm above which gradients are scaled down; 0 = never")
+    cache_frozen: Literal["auto", "on", "off"] = Field(
+        "auto", description="compute what lies below the lowest trained layer once and keep it on disk while training")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="format of the weights while training")
     streams: dict[str, str] = Field({}, description="further data by name; `validation` gives a loss each epoch")
     roles: dict[str, str] = Field({}, description="further models an objective needs: role -> input; the base if left out")
     checkpoint_seconds: float = Field(30, ge=0, description="seconds between checkpoints; never changes a result")
+
+    @field_validator("cache_frozen", mode="before")
+    @classmethod
+    def _on_is_yes(cls, value: Any) -> Any:
+        """YAML reads a bare `on` or `off` as true or false."""
+        return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
     def check(self) -> None:
         """Refuse what no data can mend."""
@@ -112,6 +120,7 @@ class Fit(Step, name="fit"):
         import torch
 
         from luthier.engine import new_tokens, weights
+        from luthier.engine.frozen import Frozen
         from luthier.engine.memory import peak_mb, require_mb
 
         engine = ctx.engine
@@ -143,9 +152,13 @@ class Fit(Step, name="fit"):
         loop = self._loop(model, tasks, rate, fit_ctx, inputs, render)
         hooks = [part.start(model, fit_ctx) for part in (self.method, *self.regularizers)]
         loop.hooks = hooks
+        loop.run.frozen = frozen = Frozen(loop.run, tasks, fit_ctx, self.cache_frozen,
+                                          loop.plan.steps / loop.per_epoch, lambda: hooks)
         ctx.log(f"{trained:,} of {model.parameters():,} weights, {loop.plan.steps} steps, {dtype}, "
                 f"learning rate {rate.value:g} ({rate.source})")
         loop.train()
+        loop.run.frozen = None
+        frozen.close()
         for part, hook in zip((self.method, *self.regularizers), hooks, strict=True):
             part.finish(model, hook)
         new_tokens.settle(model)
@@ -155,7 +168,7 @@ class Fit(Step, name="fit"):
         write_lines(ctx.folder / "ledger.jsonl", (entry for e in encoded.values() for entry in e.ledger))
         heads = {t.name: spec.head.to_dict() for t, spec in zip(tasks, self.tasks, strict=True) if spec.head}
         clock = loop.clock
-        decisions = {**engine.decisions, "dtype": str(dtype).removeprefix("torch.")}
+        decisions = {**engine.decisions, "dtype": str(dtype).removeprefix("torch."), **frozen.record()}
         write_json(ctx.folder / "cost.json", {"seconds": clock.seconds, "tokens": clock.tokens, "peak_mb": peak_mb()})
         return weights.save(
             model, self.method.artifact, ctx.folder, heads,
@@ -181,6 +194,7 @@ class Fit(Step, name="fit"):
                                  detail="share of probed rows whose last learned token ends generation"))
         else:
             found.append(not_applicable("fit/stop token", "nothing here learns to answer: labels, or texts to be read on"))
+        found.append(_cached_is_computed(artifact.meta["fit"]["decisions"]["cache_frozen"]))
         found.append(self._packed_is_padded(kept["packed"], ctx.journal.values["dtype"]))
         found.append(self._saved_is_trained(inputs, artifact, ctx, kept))
         return found
@@ -306,6 +320,14 @@ class Fit(Step, name="fit"):
         return receipt("fit/saved = trained", kept["losses"][worst], again[worst],
                        tolerance * max(1.0, abs(kept["losses"][worst])), unit="nats",
                        detail=f"loss of the loaded {artifact.kind} on {PROBE_ROWS} rows against the trained model's")
+
+
+def _cached_is_computed(decision: Mapping[str, Any]) -> Finding:
+    """What the kept states of the frozen layers lead to is what the whole model computes."""
+    if not decision["use"]:
+        return not_applicable("fit/cached = computed", f"nothing is kept of frozen layers: {decision['why']}")
+    return receipt("fit/cached = computed", 0.0, decision["distance"], decision["tolerance"], unit="relative",
+                   detail="distance of the last hidden states of the first rows from the whole model's")
 
 
 def _trained(model: Model) -> list[Any]:
