@@ -154,7 +154,8 @@ def _scan_chunk(found: Scan, rows: slice, hidden: torch.Tensor, head: Head, give
         elif picked.shape[1]:
             _keep_best(picked, ids, raw, columns.start, head.cap)
         before = top
-        masses, top, total = one_pass(raw, top, total, cap)
+        # A size of 1 would be compiled once more.
+        masses, top, total = (one_pass if min(raw.shape) > 1 else absorb_in_place)(raw, top, total, cap)
         if mean is not None:
             if given:
                 masses[row, column] = 0
