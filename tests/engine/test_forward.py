@@ -14,6 +14,7 @@ from luthier.engine.forward import Forward, hidden_states, vocabulary_of
 from luthier.engine.models import Model, load_base
 from tests.contracts.workbench import examples, make_batch
 
+
 @pytest.fixture(scope="module")
 def decoder(pico):
     return load_base(pico)

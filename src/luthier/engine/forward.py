@@ -221,7 +221,14 @@ def _packed(model: Model, inputs: TokenBatch, vocabulary: Vocabulary | None, emb
 
 
 def packs(model: Model) -> bool:
-    """Whether this model gives the same hidden states for rows in one pack as for the rows padded.
+    """Whether this model gives the same hidden states for rows in one pack as for the rows padded; asked once a module."""
+    if model.packing is None or model.packing[0] is not model.module:
+        model.packing = (model.module, _packs(model))
+    return model.packing[1]
+
+
+def _packs(model: Model) -> bool:
+    """Compare packed and padded.
 
     Found by asking: two rows of different length, one of them twice, go through the model both ways. Models that read
     more than tokens and positions, or whose attention takes no layout, show up as a difference or as an error.

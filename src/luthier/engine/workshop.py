@@ -16,7 +16,7 @@ from luthier.core.files import Journal
 from luthier.core.kinds import Decoder, Metric, Prediction
 from luthier.core.rng import Rng
 from luthier.core.step import Ctx, Progress, silent
-from luthier.engine import compiling, fused, generation, models
+from luthier.engine import compiling, fused, generation, models, scoring
 from luthier.engine.generation import Generated, Stop
 from luthier.engine.models import Model
 
@@ -111,11 +111,11 @@ class Engine:
 
     def score(self, model: Model, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, int]]:
         """Log-probability and length of given continuations (ids) of given prompts (ids)."""
-        return generation.score(model, pairs)
+        return scoring.score(model, pairs)
 
     def embed(self, model: Model, texts: Sequence[str], max_tokens: int = 256) -> Any:
         """[texts, width] float32 embeddings of length 1 from an encoder, as a NumPy array."""
-        return generation.embed(model, texts, max_tokens).numpy()
+        return scoring.embed(model, texts, max_tokens).numpy()
 
     def fit(self, fit: Any, inputs: Mapping[str, Artifact], ctx: Ctx) -> Artifact:
         """Run a Fit step in a folder of its own within another step's; the same fit is not run twice."""
