@@ -16,6 +16,7 @@ from torch import nn
 
 from luthier.core.errors import LuthierError
 from luthier.core.kinds import Tokens
+from luthier.engine import fused
 from luthier.engine.attention import NAME, no_masks
 from luthier.engine.batches import TokenBatch, collate
 from luthier.engine.packing import SHARED_TOKENS, pack
@@ -24,73 +25,8 @@ if TYPE_CHECKING:
     from luthier.engine.frozen import Frozen
     from luthier.engine.models import Model
 
-CHUNK = 256
 LOGITS_LIMIT = 1 << 27
 Vocabulary = tuple[nn.Module, float | None]
-
-
-class FusedNll(torch.autograd.Function):
-    """-log softmax(cap(h Wᵀ + b))[target] per position, in chunks; exact gradients for h, W and b.
-
-    With frozen W the gradient of h is made in the forward, from the soft-max that is there anyway; with W trained the
-    chunk's scores are made again in the backward. h [n, width], W [vocabulary, width], target [n] -> [n] in float32.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None,
-                target: torch.Tensor, cap: float | None) -> torch.Tensor:
-        trained = weight.requires_grad or (bias is not None and bias.requires_grad)
-        ahead = hidden.requires_grad and not trained
-        out = torch.empty(len(target), dtype=torch.float32, device=hidden.device)
-        grad = torch.empty_like(hidden) if ahead else None
-        for i in range(0, len(target), CHUNK):
-            h, t = hidden[i:i + CHUNK], target[i:i + CHUNK]
-            scores, slope = _scores(h, weight, bias, cap)
-            log_sum = scores.logsumexp(-1)
-            out[i:i + CHUNK] = log_sum - scores.gather(1, t[:, None])[:, 0]
-            if grad is not None:
-                grad[i:i + CHUNK] = _score_gradient(scores, log_sum, t, slope).to(weight.dtype) @ weight
-        ctx.save_for_backward(*([grad] if ahead else [hidden, weight, target, *([bias] if bias is not None else [])]))
-        ctx.ahead, ctx.cap, ctx.has_bias = ahead, cap, bias is not None
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        if ctx.ahead:
-            (grad,) = ctx.saved_tensors
-            return grad * upstream[:, None].to(grad.dtype), None, None, None, None
-        hidden, weight, target, *rest = ctx.saved_tensors
-        bias = rest[0] if ctx.has_bias else None
-        d_hidden = torch.empty_like(hidden)
-        d_weight = torch.zeros_like(weight, dtype=torch.float32)
-        d_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None else None
-        for i in range(0, len(target), CHUNK):
-            h, t = hidden[i:i + CHUNK], target[i:i + CHUNK]
-            scores, slope = _scores(h, weight, bias, ctx.cap)
-            d = _score_gradient(scores, scores.logsumexp(-1), t, slope) * upstream[i:i + CHUNK, None]
-            low = d.to(weight.dtype)
-            d_hidden[i:i + CHUNK] = low @ weight
-            d_weight += low.T @ h
-            if d_bias is not None:
-                d_bias += d.sum(0)
-        return d_hidden, d_weight.to(weight.dtype), None if d_bias is None else d_bias.to(weight.dtype), None, None
-
-
-def _scores(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, cap: float | None
-            ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Scores in float32 and, when they are capped, d(capped)/d(raw)."""
-    scores = (hidden @ weight.T if bias is None else torch.addmm(bias, hidden, weight.T)).float()
-    if cap is None:
-        return scores, None
-    scores = torch.tanh(scores / cap)
-    return scores * cap, 1 - scores * scores
-
-
-def _score_gradient(scores: torch.Tensor, log_sum: torch.Tensor, target: torch.Tensor, slope: torch.Tensor | None
-                    ) -> torch.Tensor:
-    gradient = (scores - log_sum[:, None]).exp_()
-    gradient[torch.arange(len(target), device=target.device), target] -= 1
-    return gradient if slope is None else gradient * slope
 
 
 @dataclass
@@ -121,29 +57,60 @@ class Output:
         assert self.flat is not None and self.place is not None
         return self.flat[self.place]
 
-    def nll(self) -> torch.Tensor:
-        """[learned] negative log-probability of every learned token, float32, row by row."""
-        target = self._targets()
+    def nll(self, weights: torch.Tensor | None = None, z: float = 0.0) -> torch.Tensor:
+        """[learned] weight x (-log-probability + z log_sum²) of every learned token, float32, row by row."""
+        if self.flat is not None:
+            return fused.nll(self._predicting(), self._head(), self._targets(), weights, z)
+        scores = self._said().float()
+        losses = nn.functional.cross_entropy(scores, self._targets(), reduction="none")
+        losses = losses + z * scores.logsumexp(-1).square() if z else losses
+        return losses if weights is None else losses * weights
+
+    def log_sum(self) -> torch.Tensor:
+        """[learned] log of the sum of exp(scores)."""
+        return self._said().float().logsumexp(-1) if self.flat is None else fused.log_sum(self._predicting(), self._head())
+
+    def log_probabilities(self, ids: torch.Tensor) -> torch.Tensor:
+        """[learned, k] log-probabilities of the given ids [learned, k]."""
         if self.flat is None:
-            return nn.functional.cross_entropy(self._said().float(), target, reduction="none")
-        head, cap = self._head()
-        nll: torch.Tensor = FusedNll.apply(self._predicting(), head.weight, getattr(head, "bias", None), target, cap)
-        return nll
+            return self._logs().gather(1, ids)
+        return fused.log_probabilities(self._predicting(), self._head(), ids)
+
+    def topk(self, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """([learned, k] highest log-probabilities, falling; their ids); gradients flow through the former."""
+        if self.flat is None:
+            values, ids = self._logs().topk(k, -1)
+            return values, ids
+        return fused.topk(self._predicting(), self._head(), k)
+
+    def entropy(self) -> torch.Tensor:
+        """[learned] entropy of the distribution at each learned position, in nats."""
+        if self.flat is None:
+            logs = self._logs()
+            return -(logs.exp() * logs).sum(-1)
+        return fused.entropy(self._predicting(), self._head())
+
+    def kl(self, other: Output) -> torch.Tensor:
+        """[learned] KL(other || self) at the learned positions; gradients flow into self only."""
+        if self.flat is None or other.flat is None:
+            theirs = other.logits().detach().log_softmax(-1)
+            return (theirs.exp() * (theirs - self.logits().log_softmax(-1))).sum(-1)
+        return fused.kl(self._predicting(), self._head(), other._predicting(), other._head())
+
+    def mse(self, other: Output) -> torch.Tensor:
+        """[learned] mean squared difference of the scores; gradients flow into self only."""
+        if self.flat is None or other.flat is None:
+            return (self.logits() - other.logits().detach()).square().mean(-1)
+        return fused.mse(self._predicting(), self._head(), other._predicting(), other._head())
 
     def logits(self) -> torch.Tensor:
         """[learned, vocabulary] scores at the learned positions, float32; refused above a stated size."""
         if self.flat is None:
             return self._said().float()
-        head, cap = self._head()
-        hidden = self._predicting()
-        if len(hidden) * head.weight.shape[0] > LOGITS_LIMIT:
+        head, hidden = self._head(), self._predicting()
+        if len(hidden) * head.size > LOGITS_LIMIT:
             raise LuthierError(f"logits() of {len(hidden)} positions exceed {LOGITS_LIMIT} numbers; use nll() or kl().")
-        return _scores(hidden, head.weight, getattr(head, "bias", None), cap)[0]
-
-    def kl(self, other: Output) -> torch.Tensor:
-        """[learned] KL(other || self) at the learned positions; gradients flow into self only."""
-        theirs = other.logits().detach().log_softmax(-1)
-        return (theirs.exp() * (theirs - self.logits().log_softmax(-1))).sum(-1)
+        return head.scores(hidden)
 
     def hidden(self, layer: int) -> torch.Tensor:
         """[batch, tokens, width] after `layer` layers (0 = embeddings, -1 = last)."""
@@ -176,10 +143,15 @@ class Output:
         assert self.all_scores is not None
         return self.all_scores[:, :-1][self.inputs.targets[:, 1:]]
 
-    def _head(self) -> tuple[Any, float | None]:
+    def _logs(self) -> torch.Tensor:
+        """[learned, vocabulary] log-probabilities by the model's own scores."""
+        return self._said().float().log_softmax(-1)
+
+    def _head(self) -> fused.Head:
         if self.vocabulary is None:
             raise LuthierError(f"{self.model.name} has no vocabulary head: this objective needs a language model.")
-        return self.vocabulary
+        module, cap = self.vocabulary
+        return fused.Head(module.weight, getattr(module, "bias", None), cap)
 
 
 class Forward:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from luthier.core.files import Journal
 from luthier.core.kinds import Decoder, Metric, Prediction
 from luthier.core.rng import Rng
 from luthier.core.step import Ctx, Progress, silent
-from luthier.engine import generation, models, scoring
+from luthier.engine import compiling, fused, generation, models, scoring
 from luthier.engine.generation import Generated, Stop
 from luthier.engine.models import Model
 
@@ -55,9 +56,19 @@ class Engine:
         """What a run decided at its first start holds for every later one; only what is missing is measured."""
         self.decisions.update(kept)
         torch.set_num_threads(self.decisions["threads"])
+        self._decide_fused()
         if not self.exact and "bfloat16_speedup" not in self.decisions:
             self.decisions["bfloat16_speedup"] = round(_bfloat16_speedup(), 2)
         return self.decisions
+
+    def _decide_fused(self) -> None:
+        """How the vocabulary is cut. What was decided to be compiled is not where there is no compiler any more."""
+        kept = self.decisions.get("fused")
+        chosen = fused.Settings(**kept) if kept else fused.Settings() if self.exact else fused.measure()
+        if chosen.compiled and not compiling.available():
+            chosen = fused.Settings(chosen.chunk)
+        fused.use(chosen)
+        self.decisions["fused"] = asdict(chosen)
 
     def tokenizer(self, base: Artifact) -> Any:
         """The tokenizer of a base, without its weights."""
