@@ -158,7 +158,7 @@ PHI = """{% for m in messages %}
 {{ '<|' + m.role + '|>\\n' + m.content + '<|end|>\\n' }}
 {% endif %}
 {% endfor %}
-{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"""
+{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% else %}{{ eos_token }}{% endif %}"""
 
 # Strips the thinking of every turn, and opens it in the generation prompt.
 REASONER = """{{- bos_token }}

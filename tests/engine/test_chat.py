@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import groupby
-from types import SimpleNamespace
 
 import pytest
 
@@ -173,42 +172,47 @@ def test_an_encoder_decoder_has_a_row_for_each_turn(renders):
 def model(own: str = "", trained=None):
     tokenizer = tokenizer_with(IM)
     tokenizer.chat_template = own or None
-    return SimpleNamespace(tokenizer=tokenizer, name="some-model", template=trained or {})
+    return tokenizer, "some-model", trained or {}
+
+
+def chosen(model, template, chats, other=False):
+    tokenizer, name, state = model
+    return choose(tokenizer, name, template, chats, state, other)
 
 
 def test_auto_is_the_own_template_for_chats_and_plain_for_the_rest():
     jinja = CASES["chatml"].jinja
-    assert choose(model(jinja), "auto", chats=True).jinja == jinja
-    assert choose(model(jinja), "auto", chats=False) is None
-    assert choose(model(), "auto", chats=True) is None
-    assert choose(model(jinja), "plain", chats=True) is None
-    assert choose(model(jinja), "chat", chats=False).jinja == jinja
+    assert chosen(model(jinja), "auto", chats=True).jinja == jinja
+    assert chosen(model(jinja), "auto", chats=False) is None
+    assert chosen(model(), "auto", chats=True) is None
+    assert chosen(model(jinja), "plain", chats=True) is None
+    assert chosen(model(jinja), "chat", chats=False).jinja == jinja
     with pytest.raises(UserError, match="has no chat template"):
-        choose(model(), "chat", chats=True)
+        chosen(model(), "chat", chats=True)
 
 
 def test_a_file_is_used_and_a_missing_one_refused(tmp_path):
     path = tmp_path / "mine.jinja"
     path.write_text(CASES["chatml"].jinja)
-    found = choose(model(), str(path), chats=True)
+    found = chosen(model(), str(path), chats=True)
     assert (found.jinja, found.name) == (CASES["chatml"].jinja, "the template mine.jinja")
     with pytest.raises(UserError, match="no such file. Legal: auto, plain, chat, or the path"):
-        choose(model(), str(tmp_path / "other.jinja"), chats=True)
+        chosen(model(), str(tmp_path / "other.jinja"), chats=True)
 
 
 def test_a_tuned_model_keeps_its_template_and_refuses_another(tmp_path):
     jinja = CASES["chatml"].jinja
     tuned = model("{{ own }}", {"name": "chat", "chat": {"source": "the template mine.jinja", "jinja": jinja}})
     for chats in (True, False):
-        assert choose(tuned, "auto", chats).jinja == jinja
+        assert chosen(tuned, "auto", chats).jinja == jinja
     path = tmp_path / "other.jinja"
     path.write_text(CASES["forgetful"].jinja)
     for asked in ("plain", str(path)):
         with pytest.raises(UserError, match="was trained with 'the template mine.jinja'.*other_template: true"):
-            choose(tuned, asked, chats=True)
-    assert choose(tuned, "plain", chats=True, other=True) is None
-    assert choose(tuned, str(path), chats=True, other=True).jinja == CASES["forgetful"].jinja
+            chosen(tuned, asked, chats=True)
+    assert chosen(tuned, "plain", chats=True, other=True) is None
+    assert chosen(tuned, str(path), chats=True, other=True).jinja == CASES["forgetful"].jinja
     plain = model("{{ own }}", {"name": "plain"})
-    assert choose(plain, "auto", chats=True) is None
+    assert chosen(plain, "auto", chats=True) is None
     with pytest.raises(UserError, match="was trained with the plain template"):
-        choose(plain, "chat", chats=True)
+        chosen(plain, "chat", chats=True)

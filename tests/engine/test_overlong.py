@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -121,6 +122,27 @@ def test_early_turns_are_cut_before_the_last_message_and_the_system_prompt(token
     assert len(short.turns[1].text) < len(example.turns[1].text) and example.turns[1].text.endswith(short.turns[1].text)
 
 
+@settings(max_examples=60, deadline=None)
+@given(sizes=sizes, max_tokens=st.integers(24, 120))
+def test_early_exchanges_go_first_and_whole(tokenizer, sizes, max_tokens):
+    example = talk(sizes)
+    example = replace(example, turns=tuple(replace(t, target=n == len(example.turns) - 1)
+                                           for n, t in enumerate(example.turns)))
+    made = render(tokenizer, "truncate-context", max_tokens)
+    try:
+        (short,) = made.pieces(example)
+    except DroppedRow:
+        return
+    assert len(made.tokens(short).ids) <= max_tokens and short.turns[-1] == example.turns[-1]
+    kept = len(short.turns)
+    assert short.turns[0].role == "system" and short.turns[1].role == "user"
+    changed = [(a, b) for a, b in zip(example.turns[-kept + 1:], short.turns[1:], strict=True) if a != b]
+    assert all(a.text.endswith(b.text) for a, b in changed)
+    if kept < len(example.turns):  # with the last exchange that was left out, and nothing cut, it would be too long
+        longer = replace(example, turns=(example.turns[0], *example.turns[-kept - 1:]))
+        assert len(made.whole(longer).ids) > max_tokens
+
+
 def test_a_prompt_alone_is_cut_on_the_left(tokenizer):
     row = Example("r", (Turn("user", (Part(" ".join(WORDS * 9), name="prompt"),)),
                         Turn("assistant", (Part(" the end"),), target=True)), task="completion")
@@ -154,5 +176,5 @@ def test_blocks_of_a_text_learn_every_token_once(tokenizer, words, max_tokens):
     document = [tokenizer.bos_token_id, *made.encode(text), tokenizer.eos_token_id]
     learned = [i for b in blocks for i, t in zip(b.ids, b.targets, strict=True) if t]
     assert learned == document[1:] and all(len(b.ids) <= max_tokens for b in blocks)
-    for before, after in zip(blocks, blocks[1:], strict=False):
+    for before, after in pairwise(blocks):
         assert after.ids[0] == before.ids[-1] and not after.targets[0]

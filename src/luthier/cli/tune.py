@@ -12,8 +12,8 @@ from luthier.cli import _shared as shared
 
 def command(
     data: Annotated[list[str], typer.Argument(
-        metavar="DATA…", help="JSON lines: question/answer, prompt/completion, text/label, messages or chosen/rejected. "
-                              "Several files: FILE=WEIGHT draws from them in these proportions")],
+        help="JSON lines: question/answer, prompt/completion, text/label, messages, chosen/rejected or text; or .txt and .md "
+             "files to be read on. Several files: FILE=WEIGHT draws from them in these proportions")],
     base: shared.Base = None, out: shared.Out = None, recipe: shared.RecipeOption = None, seed: shared.Seed = None,
     method: shared.Method = None, objective: shared.Objective = None, regularizer: shared.Regularizer = None,
     optimizer: shared.Optimizer = None, decoder: shared.Decoder = None, metric: shared.Metric = None,

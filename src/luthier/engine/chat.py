@@ -12,8 +12,7 @@ that is to be learned, while its generation prompt opens one, the turn's own tex
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,8 +24,6 @@ from luthier.core.kinds import DroppedRow
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from luthier.engine.models import Model
 
 Message = dict[str, Any]
 OWN = "the tokenizer's own chat template"
@@ -110,7 +107,8 @@ class ChatTemplate:
         ends = [i for i, token in enumerate(ids) if token in self.ends]
         if not ends:
             raise Unfit(f"it ends in {_shown(target[-SHOWN:])} without the end of turn {_shown(self.tail.strip())}")
-        if self.tokenizer.decode(ids[ends[0] + 1:]).strip():
+        # Some templates close a finished conversation with further marks of their own; text would be the turn's.
+        if str(self.tokenizer.decode([i for i in ids[ends[0] + 1:] if i not in self._marks])).strip():
             raise Unfit(f"its text holds the end of turn {_shown(self.tail.strip())} itself")
         return Learned(number, prompt, ids[:ends[0] + 1])
 
@@ -156,7 +154,7 @@ class ChatTemplate:
             except Unfit as unfit:
                 raise UserError(f"{self._named}, {where} of a short conversation: {unfit}.") from None
             if not whole.startswith(asked):
-                shared = len(os.path.commonprefix([asked, whole]))
+                shared = _shared(asked, whole)
                 opening = asked[shared:]
                 if said not in whole[shared:] or whole[shared:].index(said) or not opening.strip():
                     raise UserError(f"{self._named} is not prefix-stable at {where}: {_difference(asked, whole)}. "
@@ -185,6 +183,11 @@ class ChatTemplate:
         return self._probed[1]
 
     @cached_property
+    def _marks(self) -> frozenset[int]:
+        """Tokens that text is not cut into: special and added ones."""
+        return frozenset({*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder})
+
+    @cached_property
     def ends(self) -> frozenset[int]:
         """Ids of the tokens that end a turn: of a text and, where the template shows tool calls, of a call.
 
@@ -195,8 +198,7 @@ class ChatTemplate:
     def _end(self, tail: str) -> int:
         mark = tail.strip()
         first = self.encode(mark)[0]
-        own = {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder}
-        if first not in own:
+        if first not in self._marks:
             pieces = len(self.encode(mark))
             raise UserError(f"{self._named} ends a turn with {_shown(mark)}, which is {pieces} tokens of this tokenizer; "
                             f"generation stops at one. Make it one: new_tokens: ['{mark}'].")
@@ -211,13 +213,12 @@ class ChatTemplate:
         except Unfit:
             return []
         added = whole[len(prompt):] if whole.startswith(prompt) else ""
-        if "look_up" not in added:
+        if "look_up" not in added or added.endswith(self.tail):
             return []
-        own = {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder}
         tokens = self.encode(added)
-        while tokens and not self.tokenizer.decode(tokens[-1:]).strip():
+        while tokens and not str(self.tokenizer.decode(tokens[-1:])).strip():
             tokens.pop()
-        return tokens[-1:] if tokens and tokens[-1] in own else []
+        return [i for i in tokens[-1:] if i in self._marks]
 
     def state(self) -> dict[str, Any]:
         """What a model artifact keeps of it."""
@@ -271,8 +272,13 @@ def _headed(messages: list[Message], instruction: str) -> list[Message]:
     return [{**first, "content": f"{instruction}\n\n{first['content']}"}, *rest]
 
 
+def _shared(one: str, two: str) -> int:
+    """How many characters two texts have in common at their beginning."""
+    return next((i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), min(len(one), len(two)))
+
+
 def _difference(asked: str, whole: str) -> str:
-    at = len(os.path.commonprefix([asked, whole]))
+    at = _shared(asked, whole)
     return (f"asked for, it begins after {_shown(asked[max(0, at - SHOWN // 2):at])} with {_shown(asked[at:at + SHOWN])}, "
             f"rendered with {_shown(whole[at:at + SHOWN])}")
 
@@ -289,49 +295,42 @@ def check_choice(template: str) -> None:
         raise UserError(f"template = {template!r}: no such file. Legal: {', '.join(CHOICES)}, or the path of a Jinja file.")
 
 
-def choose(model: Model, template: str, chats: bool, other: bool = False) -> ChatTemplate | None:
-    """The chat template of a model, or None for the plain one.
+def choose(tokenizer: PreTrainedTokenizerBase, name: str, template: str, chats: bool, state: Mapping[str, Any] = {},
+           other: bool = False) -> ChatTemplate | None:
+    """The chat template of a model called `name`, or None for the plain one.
 
     template: auto, plain, chat or a file. Auto is what a tuned model was trained with; of a base, its own template
-    where rows are chats and it has one. other: a template other than the trained one is wanted on purpose.
+    where rows are chats and it has one. state: what a tuned model's artifact keeps of its template (`Render.state`).
+    other: a template other than the trained one is wanted on purpose.
 
     Raises:
         UserError: no such template, or not the trained one.
     """
     check_choice(template)
-    trained = _trained(model)
+    kept = state.get("chat")
+    trained = ChatTemplate(tokenizer, kept["jinja"], kept["source"]) if kept else None
+    jinja = own_jinja(tokenizer)
+    own = ChatTemplate(tokenizer, jinja) if jinja else None
     if template == "auto":
-        if model.template:
-            return trained
-        return _own(model) if chats and own_jinja(model) else None
+        return trained if state else own if chats else None
     if template == "plain":
         asked = None
     elif template == "chat":
-        asked = trained or _own(model)
+        asked = trained or own
         if asked is None:
-            raise UserError(f"template = chat: the tokenizer of {model.name} has no chat template. Give a file: "
+            raise UserError(f"template = chat: the tokenizer of {name} has no chat template. Give a file: "
                             "template: path/to/template.jinja.")
     else:
         path = Path(template).expanduser()
-        asked = ChatTemplate(model.tokenizer, path.read_text(encoding="utf-8"), f"the template {path.name}")
-    if model.template and not other and (asked.jinja if asked else "") != (trained.jinja if trained else ""):
+        asked = ChatTemplate(tokenizer, path.read_text(encoding="utf-8"), f"the template {path.name}")
+    if state and not other and (asked.jinja if asked else "") != (trained.jinja if trained else ""):
         was, now = (f"'{t.name}'" if t else "the plain template" for t in (trained, asked))
-        raise UserError(f"{model.name} was trained with {was}; {now} is asked for. Scores would measure the template. "
+        raise UserError(f"{name} was trained with {was}; {now} is asked for. Scores would measure the template. "
                         "Leave template out, or say other_template: true.")
     return asked
 
 
-def own_jinja(model: Model) -> str:
+def own_jinja(tokenizer: PreTrainedTokenizerBase) -> str:
     """The tokenizer's own chat template; empty when it has none."""
-    found = getattr(model.tokenizer, "chat_template", None)
+    found = getattr(tokenizer, "chat_template", None)
     return str(found.get("default", "")) if isinstance(found, dict) else str(found or "")
-
-
-def _own(model: Model) -> ChatTemplate | None:
-    jinja = own_jinja(model)
-    return ChatTemplate(model.tokenizer, jinja) if jinja else None
-
-
-def _trained(model: Model) -> ChatTemplate | None:
-    kept = model.template.get("chat")
-    return ChatTemplate(model.tokenizer, kept["jinja"], kept["source"]) if kept else None

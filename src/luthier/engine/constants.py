@@ -17,7 +17,7 @@ from luthier.core.identity import digest
 from luthier.core.kinds import Features, Objective, Tokens
 from luthier.core.step import Progress, silent
 from luthier.engine.batches import collate
-from luthier.engine.generation import batches_of
+from luthier.engine.scoring import batches_of
 
 if TYPE_CHECKING:
     from luthier.engine.forward import Forward

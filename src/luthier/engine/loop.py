@@ -124,6 +124,8 @@ class Loop:
         self.state.resume()
         saved = began = time.monotonic()
         before = self.clock.seconds
+        if self.run.frozen:
+            self.run.frozen.ready(fill=self.clock.step < self.plan.steps)
         self._mode(True)
         while self.clock.step < self.plan.steps and not self.stopped:
             row = self._step()
@@ -246,6 +248,8 @@ class Loop:
                 self.torch_optimizer.state[master] = old[id(parameter)]
         now = {id(p) for p, _ in self.masters.pairs}
         self.state.moved(was, now)
+        if self.run.frozen:
+            self.run.frozen.changed()
 
     def _round(self) -> None:
         self.clock.epoch += 1

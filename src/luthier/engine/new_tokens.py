@@ -60,11 +60,13 @@ class _WithRows(nn.Module):
 
 
 def extend(model: Model, strings: Sequence[str]) -> Model:
-    """Give a fresh model new tokens: its tokenizer reads each string as one, its embedding has rows for them.
+    """Give a fresh model new tokens, if any: its tokenizer reads each string as one, its embedding has rows for them.
 
     Raises:
         UserError: a string that is a token already, or one that can't become a token.
     """
+    if not strings:
+        return model
     tokenizer = model.tokenizer
     known = tokenizer.get_vocab()
     for string in strings:

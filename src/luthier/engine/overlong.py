@@ -3,7 +3,8 @@
 `split` divides an example with several learned turns into rows that each fit: every learned turn is learned in exactly
 one of them, behind as much of the conversation before it as there is room for. `truncate-context` cuts what is not
 learned, from the left of its longest part: passages and earlier turns first, a system prompt or the last message only
-when nothing else is left; never a question, its cue or a target. What each did stands in `render.cuts`.
+when nothing else is left; never a question, its cue or a target. An exchange at the beginning that is shorter than what
+must go is left out whole. What each did stands in `render.cuts`.
 """
 
 from __future__ import annotations
@@ -35,8 +36,7 @@ def pieces(example: Example, render: Render) -> list[Example]:
     if render.over_long == "split":
         divided, lost = _divided(found, render)
         if len(divided) > len(found) or lost:
-            detail = f"divided into {len(divided)} rows" + (f"; {lost} tokens of turns too long by themselves" if lost else "")
-            render.cuts.append(Cut(example.id, lost, len(divided), detail))
+            render.divided(example, len(divided), lost)
         if not divided:
             raise DroppedRow(Dropped(example.id, "too long", f"no learned turn fits with the message before it, at most "
                                                              f"max_tokens_per_example={render.max_tokens}"))
@@ -109,13 +109,29 @@ def _shortened(example: Example, render: Render) -> tuple[Example, int]:
     before = size = _size(example, render)
     short = example
     while size > render.max_tokens:
+        later = _without_first(short)
+        if later is not None and (rest := _size(later, render)) >= render.max_tokens:
+            short, size = later, rest
+            continue
         place = _longest(short, render)
+        if place is None and later is not None:
+            short, size = later, rest
+            continue
         if place is None:
             raise DroppedRow(Dropped(example.id, "too long", f"{size} tokens are left when all context is cut, at most "
                                                              f"max_tokens_per_example={render.max_tokens}"))
         short = _cut(short, place, size - render.max_tokens, render)
         size = _size(short, render)
     return short, before - size
+
+
+def _without_first(example: Example) -> Example | None:
+    """The example without its first exchange; None when that is learned from, or the only one."""
+    users = [n for n, turn in enumerate(example.turns) if turn.role == "user"]
+    if len(users) < 2 or any(turn.target for turn in example.turns[:users[1]]):
+        return None
+    kept = tuple(turn for turn in example.turns[:users[1]] if turn.role == "system")
+    return replace(example, turns=(*kept, *example.turns[users[1]:]))
 
 
 def _longest(example: Example, render: Render) -> tuple[int, int] | None:

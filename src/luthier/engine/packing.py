@@ -168,15 +168,21 @@ class Packed:
             end = begin + rows * bucket.longest
             q, k, v = (_heads(x[begin:end], rows) for x in padded)
             if bucket.parent:
-                first, last = bucket.parent.start, bucket.parent.start + bucket.parent.length
-                k, v = (torch.cat([_heads(x[first:last], 1).expand(rows, -1, -1, -1), own], 2)
-                        for x, own in ((flat[1], k), (flat[2], v)))
+                k, v = (torch.cat([seen.expand(rows, -1, -1, -1), own], 2) for seen, own in zip(
+                    self.beginning(bucket, layer, flat[1], flat[2]), (k, v), strict=True))
             mask = bucket.mask(window, causal, q.dtype)
             answer = attention(q, k, v, mask, causal and mask is None, scaling, dropout)
             out.append(answer.transpose(1, 2).reshape(rows * bucket.longest, *flat[0].shape[1:]))
             begin = end
         joined = out[0] if len(out) == 1 else torch.cat(out)
         return (joined if self.order is None else _Unpad.apply(joined, self.order[1]))[None]
+
+    def beginning(self, bucket: Bucket, layer: int, key: torch.Tensor, value: torch.Tensor
+                  ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of a bucket's parent, [key heads, tokens, width] each, from those of the pack."""
+        assert bucket.parent
+        first, last = bucket.parent.start, bucket.parent.start + bucket.parent.length
+        return key[first:last].transpose(0, 1), value[first:last].transpose(0, 1)
 
 
 def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, causal: bool,

@@ -160,6 +160,12 @@ class Render:
             part = ids[start:start + self.max_tokens]
             yield Tokens(part, [False] + [True] * (len(part) - 1))
 
+    def divided(self, example: Example, rows: int, lost: int = 0) -> None:
+        """Note that an example became so many rows, and how many learned tokens none of them could hold."""
+        if rows > 1 or lost:
+            detail = f"divided into {rows} rows" + (f"; {lost} tokens of turns too long by themselves" if lost else "")
+            self.cuts.append(Cut(example.id, lost, rows, detail))
+
     def label_id(self, label: Any) -> int:
         """Number of a label."""
         return list(self.labels).index(str(label))
@@ -169,8 +175,8 @@ class Render:
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids without special tokens."""
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+        """Text of ids without special tokens and ends of turns."""
+        return str(self.tokenizer.decode([i for i in ids if i not in self.stop_ids], skip_special_tokens=True))
 
     @property
     def stop_id(self) -> int:
@@ -272,7 +278,7 @@ def renderer(model: Model, max_tokens: int | None = None, *, template: str = "au
     if model.architecture == "encoder-decoder":
         options.setdefault("decoder_start", model.decoder_start)
     if model.architecture != "encoder":
-        options.setdefault("chat", choose(model, template, chats, other_template))
+        options.setdefault("chat", choose(model.tokenizer, model.name, template, chats, model.template, other_template))
     render = Render(model.tokenizer, model.architecture, max_tokens or model.limit, **options)
     if model.architecture != "encoder":
         check_invariants(render, model.name)

@@ -127,12 +127,12 @@ def _tune(paths: Sequence[str], recipe: str, objective: str | None) -> Recipe:
     from luthier.pipelines.steps.read import Read
 
     made = load_recipe(recipe).edit(**{"rows.path": paths[0], **({"rows.also": list(paths[1:])} if paths[1:] else {})})
-    found = Read(path=paths[0], also=tuple(paths[1:])).found_format()
+    found = next((n.step for n in made.nodes if isinstance(n.step, Read)), Read(path=paths[0])).found_format()
     if found == "raw-text" and objective in (None, "pretrain"):
         return _read_on(made)
     if found == "preference" and objective != "supervised":
         return _preferences(made, objective or "dpo")
-    if found in ("messages", "conversations"):
+    if found in ("messages", "conversations") and "arm-base" in made.text["steps"]:
         made = made.edit(**{"arm-base.shots": [0]})  # a conversation within a conversation is no solved example
     labels = objective == "classify" if objective else found == "text-label"
     if labels:

@@ -85,7 +85,7 @@ def test_loss_rewards_and_gradients_are_trl_s(pair, record):
 def test_log_probabilities_of_answers_are_trl_s(pair, record):
     run, batch = Forward({"policy": pair[0]}), sides(record)
     for side in ("chosen", "rejected"):
-        found = float(run("policy", batch[side]).log_probabilities().mean().detach())
+        found = float(run("policy", batch[side]).row_log_probabilities().mean().detach())
         assert found == pytest.approx(record["measured"][f"logps/{side}"], abs=1e-4)
 
 
@@ -101,8 +101,8 @@ def test_mutants_are_seen_by_the_recorded_loss(pair, record, monkeypatch):
     assert abs(ours(pair, {**record, "batch": turned})[0] - wanted) > 1e-3
     from luthier.engine.forward import Output
 
-    summed = Output.log_probabilities
-    monkeypatch.setattr(Output, "log_probabilities", lambda self: summed(self) / self.inputs.targets.sum(1))
+    summed = Output.row_log_probabilities
+    monkeypatch.setattr(Output, "row_log_probabilities", lambda self: summed(self) / self.inputs.targets.sum(1))
     assert abs(ours(pair, record)[0] - wanted) > 1e-3
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from luthier.core.artifact import Artifact, open_artifact
 from luthier.core.component import Slot, named
@@ -54,6 +54,8 @@ class Fit(Step, name="fit"):
     template: str = Field("auto", description="auto (the model's own for chats, else plain), plain, chat, or a Jinja file")
     new_tokens: tuple[str, ...] = Field((), description="strings that become one token each; only their rows are trained")
     clip: float = Field(1.0, ge=0, description="gradient norm above which gradients are scaled down; 0 = never")
+    cache_frozen: Literal["auto", "on", "off"] = Field(
+        "auto", description="compute what lies below the lowest trained layer once and keep it on disk while training")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="format of the weights while training")
     activation_checkpointing: Literal["auto", "on", "off"] = Field(
         "auto", description="compute activations again in the backward: less memory, about a third more work, the same "
@@ -66,6 +68,12 @@ class Fit(Step, name="fit"):
     roles: dict[str, str] = Field({}, description="further models an objective needs: role -> input; the base if left out")
     checkpoint_seconds: float = Field(30, ge=0, description="seconds between checkpoints; never changes a result")
 
+    @field_validator("cache_frozen", mode="before")
+    @classmethod
+    def _on_is_yes(cls, value: Any) -> Any:
+        """YAML reads a bare `on` or `off` as true or false."""
+        return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
     def check(self) -> None:
         """Refuse what no data can mend."""
         names = [t.name for t in self.tasks]
@@ -76,6 +84,9 @@ class Fit(Step, name="fit"):
         if self.over_long == "truncate" and not all(t.head or t.objective.needs_head for t in self.tasks):
             raise UserError("over_long: truncate cuts texts for label tasks only; an answer is never cut. Use drop, split "
                             "or truncate-context.")
+        if self.over_long in ("split", "truncate-context") and any(t.head or t.objective.needs_head for t in self.tasks):
+            raise UserError(f"over_long: {self.over_long} is for rows with answers or raw texts; texts with labels take drop "
+                            "or truncate.")
         check_choice(self.template)
         strange = [s for s in self.new_tokens if not s or self.new_tokens.count(s) > 1]
         if strange:
@@ -90,6 +101,7 @@ class Fit(Step, name="fit"):
         import torch
 
         from luthier.engine import new_tokens
+        from luthier.engine.frozen import Frozen
         from luthier.engine.memory import require_mb
         from luthier.engine.quantized import check_method
         from luthier.engine.roles import Roles
@@ -105,8 +117,7 @@ class Fit(Step, name="fit"):
         self._check_architecture(model)
         check_offload(self.offload, model.device)
         check_method(base.meta.get("quantize", "none"), self.method.info.name, self.method.artifact)
-        if self.new_tokens:
-            model = new_tokens.extend(model, self.new_tokens)
+        model = new_tokens.extend(model, self.new_tokens)
         render = self._render(model, inputs)
         fit_ctx = FitCtx(**ctx.__dict__)
         roles = Roles.named([t.objective for t in self.tasks], self.roles, inputs, engine)
@@ -130,17 +141,21 @@ class Fit(Step, name="fit"):
         loop = self._loop(model, tasks, rate, fit_ctx, bare, held_out, self._metrics(render, inputs, fit_ctx))
         hooks = [part.start(model, fit_ctx) for part in (self.method, *self.regularizers)]
         loop.hooks = hooks
+        loop.run.frozen = frozen = Frozen(loop.run, tasks, fit_ctx, self.cache_frozen,
+                                          loop.plan.steps / loop.per_epoch, lambda: hooks)
         ctx.log(f"{trained:,} of {model.parameters():,} weights, {loop.plan.steps} steps, {dtype}, "
                 f"learning rate {rate.value:g} ({rate.source})")
         with checkpointing(model, ctx.journal.do("activation_checkpointing", lambda: wants_checkpointing(
                 self.activation_checkpointing, model, loop.plan.micro_tokens))):
             loop.train()
+        loop.run.frozen = None
+        frozen.close()
         for part, hook in zip((self.method, *self.regularizers), hooks, strict=True):
             part.finish(model, hook)
         new_tokens.settle(model)
         model.template = render.state()
         self._probe(model, tasks, ctx)
-        return self._save(model, loop, encoded, base, rate, ctx)
+        return self._save(model, loop, encoded, base, rate, ctx, frozen.record())
 
     def receipts(self, inputs: Mapping[str, Artifact], artifact: Artifact, ctx: Ctx) -> list[Finding]:
         """Rows in = out + ledger; something is learned and the stop token is; saved = trained."""
@@ -155,6 +170,7 @@ class Fit(Step, name="fit"):
                                  detail="share of probed rows whose last learned token ends generation"))
         else:
             found.append(not_applicable("fit/stop token", "nothing here learns to answer: labels, or texts to be read on"))
+        found.append(_cached_is_computed(artifact.meta["fit"]["decisions"]["cache_frozen"]))
         found.append(self._packed_is_padded(kept["packed"], ctx.journal.values["dtype"]))
         found.append(self._saved_is_trained(inputs, artifact, ctx, kept))
         return found
@@ -166,7 +182,10 @@ class Fit(Step, name="fit"):
         from luthier.engine.rendering import renderer
 
         talks = any(chats(subset(inputs, name)) for task in self.tasks for name in task.sources)
-        return renderer(model, self.max_tokens_per_example, over_long=self.over_long, template=self.template, chats=talks)
+        render = renderer(model, self.max_tokens_per_example, over_long=self.over_long, template=self.template, chats=talks)
+        if render.chat:
+            model.tokenizer.chat_template = render.chat.jinja  # where the tokenizer is saved, other tools read it there
+        return render
 
     def _check_architecture(self, model: Model) -> None:
         for task in self.tasks:
@@ -244,8 +263,8 @@ class Fit(Step, name="fit"):
                                 metrics) if held_out else None
         return Loop(run, tasks, plan, groups, self.optimizer, self.schedule, ctx, validation=validation)
 
-    def _save(self, model: Model, loop: Loop, encoded: Mapping[str, Encoded], base: Artifact, rate: Default, ctx: Ctx
-              ) -> Artifact:
+    def _save(self, model: Model, loop: Loop, encoded: Mapping[str, Encoded], base: Artifact, rate: Default, ctx: Ctx,
+              found: Mapping[str, Any]) -> Artifact:
         """Curve, ledger and cost as files, and the artifact with the record of how it was made."""
         from luthier.engine import weights
         from luthier.engine.memory import peak_mb
@@ -256,7 +275,7 @@ class Fit(Step, name="fit"):
         write_json(ctx.folder / "cost.json", {"seconds": clock.seconds, "tokens": clock.tokens, "peak_mb": peak_mb()})
         heads = {t.name: spec.head.to_dict() for t, spec in zip(loop.tasks, self.tasks, strict=True) if spec.head}
         mixtures = {t.name: t.mixture.report(clock.step * self.batch_rows) for t in loop.tasks if t.mixture}
-        decisions = {**ctx.engine.decisions, **{n: kept[n] for n in ("dtype", "activation_checkpointing")}}
+        decisions = {**ctx.engine.decisions, **{n: kept[n] for n in ("dtype", "activation_checkpointing")}, **found}
         return weights.save(
             model, self.method.artifact, ctx.folder, heads,
             base={"name": base.meta["name"], "note": base.meta["note"], "identity": base.identity,
@@ -317,6 +336,14 @@ class Fit(Step, name="fit"):
         return receipt("fit/saved = trained", kept["losses"][worst], again[worst],
                        tolerance * max(1.0, abs(kept["losses"][worst])), unit="nats",
                        detail=f"loss of the loaded {artifact.kind} on {PROBE_ROWS} rows against the trained model's")
+
+
+def _cached_is_computed(decision: Mapping[str, Any]) -> Finding:
+    """What the kept states of the frozen layers lead to is what the whole model computes."""
+    if not decision["use"]:
+        return not_applicable("fit/cached = computed", f"nothing is kept of frozen layers: {decision['why']}")
+    return receipt("fit/cached = computed", 0.0, decision["distance"], decision["tolerance"], unit="relative",
+                   detail="distance of the last hidden states of the first rows from the whole model's")
 
 
 def _trained(model: Model) -> list[Any]:

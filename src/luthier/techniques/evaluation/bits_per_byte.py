@@ -27,7 +27,7 @@ class BitsPerByte(Metric, name="bits-per-byte"):
 
     def score(self, examples: Sequence[Example], predictions: Sequence[Prediction], ctx: Ctx) -> list[dict[str, Any]]:
         """`value` bits a byte with `bits` and `bytes`; None for a prediction without a log-probability."""
-        found = []
+        found: list[dict[str, Any]] = []
         for example, prediction in pairs(examples, predictions):
             size = len("\n\n".join(t.text for t in example.turns).encode())
             if prediction.log_probability is None or not size:

@@ -25,7 +25,7 @@ class Perplexity(Metric, name="perplexity"):
 
     def score(self, examples: Sequence[Example], predictions: Sequence[Prediction], ctx: Ctx) -> list[dict[str, Any]]:
         """`value` the text's perplexity with `nats` and `tokens`; None for a prediction without a log-probability."""
-        found = []
+        found: list[dict[str, Any]] = []
         for example, prediction in pairs(examples, predictions):
             if prediction.log_probability is None or not prediction.tokens:
                 found.append({"id": example.id, "value": None})

@@ -47,7 +47,8 @@ class PreferenceAccuracy(Metric, name="preference-accuracy"):
                     left_out[example.id] = drop.dropped.detail
         margins = dict(zip(read, self._margins([*zip(*read.values(), strict=True)], ctx), strict=True)) if read else {}
         return [{"id": e.id, "value": (margins[e.id] > 0) + 0.5 * (margins[e.id] == 0), "margin": margins[e.id]}
-                if e.id in margins else {"id": e.id, "value": None, **({"left_out": left_out[e.id]} if e.id in left_out else {})}
+                if e.id in margins else
+                {"id": e.id, "value": None, **({"left_out": left_out[e.id]} if e.id in left_out else {})}
                 for e in examples]
 
     def _margins(self, sides: Sequence[Sequence[tuple[list[int], list[int]]]], ctx: Ctx) -> list[float]:

@@ -76,4 +76,4 @@ def _said(run: Forward, role: str, batch: Mapping[str, Any]) -> tuple[torch.Tens
     """Log-probabilities [rows] of both answers; one forward, so that a prompt that they share is read once."""
     from luthier.engine.batches import join
 
-    return run(role, join(*(batch[side] for side in SIDES))).log_probabilities().chunk(2)
+    return run(role, join(*(batch[side] for side in SIDES))).row_log_probabilities().chunk(2)

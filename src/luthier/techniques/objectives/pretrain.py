@@ -41,7 +41,9 @@ class Pretrain(Objective, name="pretrain"):
     def rows(self, example: Example, render: Render, rng: Rng) -> list[Features]:
         if render.over_long != "split":
             return [self.encode(example, render, rng)]
-        return [{"input": block} for block in render.blocks(example)]
+        blocks = list(render.blocks(example))
+        render.divided(example, len(blocks))
+        return [{"input": block} for block in blocks]
 
     def count(self, batch: Mapping[str, Any]) -> dict[str, float]:
         return {"nll": batch["input"].learned}
