@@ -126,3 +126,8 @@ def test_offload_on_a_gpu_trains_as_without(pico, make_ctx):
         artifact = short_fit("decoder", offload=choice).run(inputs, ctx)
         found.append([r["loss"] for r in read_lines(artifact.folder / "curve.jsonl")])
     assert found[0] == pytest.approx(found[1], abs=1e-4)
+
+
+def test_a_bare_on_or_off_of_yaml_is_read():
+    assert short_fit("decoder", activation_checkpointing=True).activation_checkpointing == "on"
+    assert short_fit("decoder", activation_checkpointing=False).activation_checkpointing == "off"

@@ -68,7 +68,7 @@ class Fit(Step, name="fit"):
     roles: dict[str, str] = Field({}, description="further models an objective needs: role -> input; the base if left out")
     checkpoint_seconds: float = Field(30, ge=0, description="seconds between checkpoints; never changes a result")
 
-    @field_validator("cache_frozen", mode="before")
+    @field_validator("cache_frozen", "activation_checkpointing", mode="before")
     @classmethod
     def _on_is_yes(cls, value: Any) -> Any:
         """YAML reads a bare `on` or `off` as true or false."""
