@@ -150,8 +150,8 @@ class Output:
     def _head(self) -> fused.Head:
         if self.vocabulary is None:
             raise LuthierError(f"{self.model.name} has no vocabulary head: this objective needs a language model.")
-        module, cap = self.vocabulary
-        return fused.Head(module.weight, getattr(module, "bias", None), cap)
+        module: Any = self.vocabulary[0]
+        return fused.Head(module.weight, getattr(module, "bias", None), self.vocabulary[1])
 
 
 class Forward:
