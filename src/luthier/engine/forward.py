@@ -306,6 +306,8 @@ def vocabulary_of(model: Model) -> Vocabulary | None:
     cap = getattr(inner.config, "final_logit_softcapping", None)
     if inner.base_model is inner:
         return None
+    if head is not None and any(name != "parametrizations" for name, _ in head.named_children()):
+        return None  # an adapter on the head itself: its weight alone does not say what it computes
     if head is None or (getattr(model.module, "active_peft_config", None) is not None and \
             model.module.active_peft_config.is_prompt_learning):
         return None
