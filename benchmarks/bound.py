@@ -63,10 +63,10 @@ def training_flops(shapes: Shapes, tokens: int, trained_tokens: int, method: str
     return tokens * (6 * trained_share * trunk + below) + trained_tokens * 4 * head
 
 
-def gemm_rate(shapes: Shapes, rows: int, dtype: torch.dtype, seconds: float = 1.0) -> float:
+def gemm_rate(shapes: Shapes, rows: int, dtype: torch.dtype, seconds: float = 1.0, gradients: bool = True) -> float:
     """FLOP/s over the products of a forward and of the gradients of its inputs, weighted as the model weights them.
 
-    `rows` is the number of tokens that go through a layer together.
+    `rows` is the number of tokens that go through a layer together; without `gradients` only the forward counts.
     """
     products = [(rows, i, o, n) for i, o, n in shapes.layers]
     if shapes.head:
@@ -76,7 +76,8 @@ def gemm_rate(shapes: Shapes, rows: int, dtype: torch.dtype, seconds: float = 1.
     work = spent = 0.0
     for m, i, o, times in products:
         flops = 2 * m * i * o
-        for a, b in ((_fill(m, i, dtype), _fill(o, i, dtype).T), (_fill(m, o, dtype), _fill(o, i, dtype))):
+        weight = _fill(o, i, dtype)
+        for a, b in ((_fill(m, i, dtype), weight.T), (_fill(m, o, dtype), weight))[:2 if gradients else 1]:
             # The head sees fewer rows at a time than the trunk but all of them in the end.
             share = times * rows / m
             work += flops * share
@@ -113,10 +114,25 @@ def read_rate(megabytes: int = 256, repeats: int = 5) -> float:
     return weight.numel() * 2 / best
 
 
+def decoding(shapes: Shapes, batch: int, prompt_tokens: int, new_tokens: int, bytes_per_weight: float, read: float,
+             dtype: torch.dtype) -> dict[str, float]:
+    """New tokens per second that reading every weight once a step, and the products of a step, allow for a batch.
+
+    `read` is bytes/s. `with_prompts` adds the products of reading the prompts, of `prompt_tokens` each.
+    """
+    weights = shapes.trunk_weights + shapes.head_weights
+    step_rate = gemm_rate(shapes, batch, dtype, 0.5, gradients=False)
+    prompt_rate = gemm_rate(shapes, batch * prompt_tokens, dtype, 0.5, gradients=False)
+    step = max(weights * bytes_per_weight / read, batch * 2 * weights / step_rate)
+    prompts = batch * prompt_tokens * 2 * shapes.trunk_weights / prompt_rate
+    return {"bandwidth": batch * read / (weights * bytes_per_weight), "gemm": step_rate / (2 * weights),
+            "either": batch / step, "with_prompts": batch * new_tokens / (prompts + new_tokens * step)}
+
+
 def measure(shapes: Shapes, rows: int, dtype: torch.dtype, seconds: float = 1.0) -> dict[str, float]:
     """All rates at this moment."""
-    return {"gemm_gflops": gemm_rate(shapes, rows, dtype, seconds) / 1e9, "square_gflops": square_rate(dtype, seconds / 2) / 1e9,
-            "triad_gbytes": bandwidth() / 1e9}
+    return {"gemm_gflops": gemm_rate(shapes, rows, dtype, seconds) / 1e9,
+            "square_gflops": square_rate(dtype, seconds / 2) / 1e9, "triad_gbytes": bandwidth() / 1e9}
 
 
 def shapes_of(module: Any, adapter_rank: int = 0) -> Shapes:

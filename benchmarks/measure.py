@@ -2,7 +2,8 @@
 
 A contender is a script in `peers/`, run by the Python of its own environment. It prints `MARK` when the measured work
 is done and one JSON object as its last line. The parent adds up the resident memory of the whole process tree while
-it runs (pages that processes share count once in each) until the mark.
+it runs (pages that processes share count once in each) until the mark; between `PAUSE` and `RESUME`, where a contender
+measures the machine itself, it looks away.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 RESULTS = HERE / "results"
 SCRIPTS = HERE / "peers"
-MARK = "@measured"
+MARK, PAUSE, RESUME = "@measured", "@pause", "@resume"
 SAMPLE_SECONDS = 0.02
 
 
@@ -69,6 +70,8 @@ def contend(environment: str, script: str, arguments: Sequence[Any], threads: in
         for line in process.stdout:
             if line.strip() == MARK:
                 sampler.stop()
+            elif line.strip() in (PAUSE, RESUME):
+                sampler.looking = line.strip() == RESUME
             elif line.strip():
                 lines.append(line.strip())
         process.wait()
@@ -87,6 +90,7 @@ class _Sampler:
 
     def __init__(self, pid: int) -> None:
         self.peak = 0
+        self.looking = True
         self._root = psutil.Process(pid)
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -112,7 +116,8 @@ class _Sampler:
                 except psutil.Error:
                     continue
             turn += 1
-            self.peak = max(self.peak, total)
+            if self.looking:
+                self.peak = max(self.peak, total)
 
 
 def interleave(contenders: Mapping[str, Any], rounds: int, run: Any, say: Any) -> dict[str, list[dict[str, Any]]]:

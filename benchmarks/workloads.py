@@ -74,11 +74,16 @@ def synthetic(rows: int) -> Workload:
     return Workload(f"rows-{rows}", "pico", rows=rows, source="synthetic", dtype="float32", batch_rows=16)
 
 
-def make(workload: Workload, folder: Path, run: Any) -> dict[str, Any]:
-    """Write the rows and let `run(folder)`, our own loop in a process of its own, add order and initial weights."""
+def place(workload: Workload, folder: Path) -> None:
+    """Write the rows and the settings: enough for our own loop."""
     folder.mkdir(parents=True, exist_ok=True)
     write_rows(workload, folder)
     (folder / "asked.json").write_text(json.dumps(asdict(workload)), encoding="utf-8")
+
+
+def make(workload: Workload, folder: Path, run: Any) -> dict[str, Any]:
+    """Place it and let `run(folder)`, our own loop in a process of its own, add order and initial weights."""
+    place(workload, folder)
     run(folder)
     made: dict[str, Any] = json.loads((folder / "workload.json").read_text(encoding="utf-8"))
     return made

@@ -6,6 +6,7 @@ import argparse
 import json
 import resource
 from collections.abc import Sequence
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,14 @@ def workload(folder: Path) -> dict[str, Any]:
 
 
 def tokens_in(made: dict[str, Any], steps: int) -> int:
-    """Tokens of the first `steps` batches, padding not counted; of all when steps is -1."""
-    rows = sum(made["batches"][:steps]) if steps > 0 else len(made["order"])
-    return sum(len(r["ids"]) for r in made["order"][:rows])
+    """Tokens of the first `steps` batches, padding not counted and epoch after epoch; of the whole training when it is -1."""
+    sizes, lengths = made["batches"], iter([len(r["ids"]) for r in made["order"]])
+    batches = [sum(islice(lengths, size)) for size in sizes]
+    return sum(islice(cycle(batches), steps if steps > 0 else len(sizes) * made["epochs"]))
 
 
 def initialise(model: Any, folder: Path) -> None:
-    """Set the adapter's weights to those that our own training starts from.
+    """Set adapter and head to those that our own training starts from, where the workload has them.
 
     Raises:
         ValueError: the adapter has other weights than ours.
@@ -49,10 +51,12 @@ def initialise(model: Any, folder: Path) -> None:
     import torch
     from safetensors.torch import load_file
 
+    if not (folder / "initial.safetensors").exists():
+        return
     given = load_file(folder / "initial.safetensors")
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad and ("lora_" in name or name[:5] == "head.")}
     if set(given) != set(trained):
-        raise ValueError(f"the adapters differ: {sorted(set(given) ^ set(trained))[:4]}")
+        raise ValueError(f"adapter or head differ: {sorted(set(given) ^ set(trained))[:4]}")
     with torch.no_grad():
         for name, parameter in trained.items():
             parameter.copy_(given[name])

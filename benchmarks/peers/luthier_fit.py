@@ -12,6 +12,7 @@ import json
 import resource
 import shutil
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -37,11 +38,13 @@ FLOOR = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
 class _Record(Hook):
-    """Keeps the trained weights as they start, and the rows of every step."""
+    """Keeps the new weights as they start (adapter and head; all others are the base's), and the rows of every step."""
 
-    def __init__(self, model: Any, folder: Path) -> None:
-        named = {n: p for m in (model.module, *model.heads.values()) for n, p in m.named_parameters() if p.requires_grad}
-        save_file({n: p.detach().float().clone() for n, p in named.items()}, folder / "initial.safetensors")
+    def __init__(self, model: Any, folder: Path, adapter: bool) -> None:
+        named = {n: p for n, p in model.module.named_parameters() if p.requires_grad} if adapter else {}
+        heads = {f"head.{n.rpartition('.')[2]}": p for h in model.heads.values() for n, p in h.named_parameters()}
+        if named or heads:
+            save_file({n: p.detach().float().clone() for n, p in {**named, **heads}.items()}, folder / "initial.safetensors")
         self.batches: list[list[str]] = []
 
     def on_batch(self, batch: Any) -> list[Any]:
@@ -59,10 +62,11 @@ class Recorder(Regularizer, name="bench-recorder"):
     """Adds nothing to training and writes down what it sees."""
 
     folder: str
+    adapter: bool = False
     hooks: ClassVar[list[_Record]] = []
 
     def start(self, model: Any, ctx: Any) -> Hook:
-        self.hooks.append(_Record(model, Path(self.folder)))
+        self.hooks.append(_Record(model, Path(self.folder), self.adapter))
         return self.hooks[-1]
 
 
@@ -114,15 +118,25 @@ def fit(asked: workloads.Workload, rows: Path, out: Path, engine: Engine, steps:
     return out / "steps" / "fit"
 
 
-def prepare(folder: Path, asked: workloads.Workload, engine: Engine) -> None:
-    """One epoch with the recorder; writes workload.json and initial.safetensors."""
+def prepare(folder: Path, asked: workloads.Workload, engine: Engine, file_order: bool) -> None:
+    """Write workload.json and initial.safetensors after one epoch with the recorder.
+
+    `file_order`: no training, the rows as they come and no initial weights, for workloads whose losses nobody compares.
+    """
     per_epoch = asked.steps // asked.epochs
-    fitted = fit(asked, folder / "rows.jsonl", folder / "prepared", engine, per_epoch,
-                 regularizers=[{"use": "bench-recorder", "folder": str(folder)}])
-    base = open_artifact(fitted.parent / "base")
+    steps = folder / "prepared" / "steps"
+    if file_order:
+        text = recipe(asked, folder / "rows.jsonl", None).text
+        execute(Recipe({**text, "steps": {n: text["steps"][n] for n in ("base", "examples")}}), steps.parent, engine)
+    else:
+        fit(asked, folder / "rows.jsonl", steps.parent, engine, per_epoch,
+            regularizers=[{"use": "bench-recorder", "folder": str(folder), "adapter": asked.method == "lora"}])
+    base = open_artifact(steps / "base")
     model = engine.fresh(base, torch.float32)
-    batches = Recorder.hooks[-1].batches[:per_epoch]
-    examples = {e.id: e for e in open_artifact(fitted.parent / "examples").examples("all")}
+    examples = {e.id: e for e in open_artifact(steps / "examples").examples("all")}
+    names = list(examples)
+    batches = ([names[i:i + asked.batch_rows] for i in range(0, len(names), asked.batch_rows)] if file_order
+               else Recorder.hooks[-1].batches[:per_epoch])
     labels = sorted({str(e.label) for e in examples.values() if e.label is not None})
     render = renderer(model, asked.max_tokens, over_long="truncate" if asked.task == "classify" else "drop")
     made = []
@@ -136,6 +150,7 @@ def prepare(folder: Path, asked: workloads.Workload, engine: Engine) -> None:
     layers = layers_of(model.module)
     (folder / "workload.json").write_text(json.dumps({
         **json.loads((folder / "asked.json").read_text(encoding="utf-8")), "path": base.meta["path"], "labels": labels,
+        "bos": model.tokenizer.bos_token or "",
         "batches": [len(b) for b in batches], "order": made, "tokens": sum(len(r["ids"]) for r in made),
         "trained_tokens": sum(sum(r["learned"]) for r in made),
         "top_share_reached": top_count(layers, asked.top_share) / len(layers),
@@ -146,10 +161,11 @@ def prepare(folder: Path, asked: workloads.Workload, engine: Engine) -> None:
 def train(folder: Path, asked: workloads.Workload, engine: Engine, options: argparse.Namespace) -> dict[str, Any]:
     """Warm up, then the measured training between two measurements of the machine."""
     made = json.loads((folder / "workload.json").read_text(encoding="utf-8")) if (folder / "workload.json").exists() else {}
-    began = time.perf_counter()
-    warm = fit(asked, folder / "warm-up.jsonl", folder / "warm-up", engine, options.warm_up_steps) if options.warm_up_steps else None
+    began, kept = time.perf_counter(), None
+    if options.warm_up_steps:
+        warm = fit(asked, folder / "warm-up.jsonl", folder / "warm-up", engine, options.warm_up_steps)
+        kept = json.loads((warm / "cost.json").read_text())
     warm_up = time.perf_counter() - began
-    kept = json.loads((warm / "cost.json").read_text()) if warm else None
     before = rates(made, asked, options)
     fitted = fit(asked, folder / "rows.jsonl", folder / f"run-{options.label}", engine, options.steps)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
@@ -163,7 +179,7 @@ def train(folder: Path, asked: workloads.Workload, engine: Engine, options: argp
     shutil.rmtree(fitted.parents[1])
     shutil.rmtree(folder / "warm-up", ignore_errors=True)
     return {"tokens_per_second": cost["tokens"] / cost["seconds"], "tokens": cost["tokens"], "seconds": cost["seconds"],
-            "losses": [row["loss"] for row in curve], "epoch_seconds": [b - a for a, b in zip(marks, marks[1:], strict=False)],
+            "losses": [row["loss"] for row in curve], "epoch_seconds": [b - a for a, b in pairwise(marks)],
             "warm_up_seconds": round(warm_up, 2), "warm_up_training_seconds": kept["seconds"] if kept else None,
             "floor_mb": round(FLOOR, 1), "maxrss_mb": round(peak, 1), "decisions": record["fit"].get("decisions", {}),
             **({"bound": bounds(made, asked, before, after)} if before and after else {}),
@@ -171,14 +187,18 @@ def train(folder: Path, asked: workloads.Workload, engine: Engine, options: argp
 
 
 def rates(made: dict[str, Any], asked: workloads.Workload, options: argparse.Namespace) -> dict[str, float] | None:
-    """The machine's rates in the shapes of this workload."""
+    """The machine's rates in the shapes of this workload; their memory is not counted as ours."""
     if not made or options.no_bound:
         return None
     rows = max(1, round(made["tokens"] / len(made["batches"])))
-    return bound.measure(bound.Shapes.from_dict(made["shapes"]), rows, getattr(torch, asked.dtype), options.bound_seconds)
+    print(measure.PAUSE, flush=True)
+    found = bound.measure(bound.Shapes.from_dict(made["shapes"]), rows, getattr(torch, asked.dtype), options.bound_seconds)
+    print(measure.RESUME, flush=True)
+    return found
 
 
-def bounds(made: dict[str, Any], asked: workloads.Workload, before: dict[str, float], after: dict[str, float]) -> dict[str, Any]:
+def bounds(made: dict[str, Any], asked: workloads.Workload, before: dict[str, float],
+           after: dict[str, float]) -> dict[str, Any]:
     """Tokens per second that the measured rates allow; the mean of before and after."""
     shapes = bound.Shapes.from_dict(made["shapes"])
     work = {kept: bound.training_flops(shapes, made["tokens"], made["trained_tokens"], asked.method,
@@ -197,7 +217,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--warm-up-steps", type=int, default=0)
-    parser.add_argument("--method")
+    parser.add_argument("--method", help="train it another way than the workload says")
+    parser.add_argument("--file-order", action="store_true", help="prepare without training")
     parser.add_argument("--label", default="0")
     parser.add_argument("--no-bound", action="store_true")
     parser.add_argument("--bound-seconds", type=float, default=2.0)
@@ -209,7 +230,7 @@ def main() -> None:
     engine = Engine()
     build("regularizer", {"use": "bench-recorder", "folder": "."})  # fails here, not in the middle, if it is not known
     if options.what == "prepare":
-        prepare(options.folder, asked, engine)
+        prepare(options.folder, asked, engine, options.file_order)
         print(json.dumps({"prepared": asked.name}))
     else:
         print(json.dumps(train(options.folder, asked, engine, options)))

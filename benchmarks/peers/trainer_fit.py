@@ -2,7 +2,7 @@
 
 It trains on the workload's token ids in the workload's order and, where adapters are trained, from the same initial
 weights, so each step's loss can be compared with ours. The classifier is the encoder with mean pooling and one linear
-layer. `train_runtime` of the Trainer is the time.
+layer; its body drops out at random, so its losses are near ours and not the same. `train_runtime` of the Trainer is the time.
 """
 
 from __future__ import annotations
@@ -84,9 +84,9 @@ def main() -> None:
     if made["method"] == "lora":
         model = get_peft_model(model, LoraConfig(r=made["rank"], lora_alpha=made["alpha"], target_modules="all-linear",
                                                  task_type="CAUSAL_LM"))
-        initialise(model, asked.folder)
     if classify:
         model = Classifier(model, len(made["labels"]))
+    initialise(model, asked.folder)
     out = asked.folder / f"trainer-{asked.label}"
     arguments = TrainingArguments(
         output_dir=str(out), per_device_train_batch_size=made["batch_rows"], num_train_epochs=made["epochs"],
