@@ -42,6 +42,7 @@ def training(result: dict[str, Any], title: str, names: dict[str, str], path: Pa
         right.axvline(result["gemm_bound_tokens_per_second"], linestyle="--", color="C3", label="bound of the matrix products")
         right.legend(fontsize=7)
     right.set(xlabel="tokens per second")
+    right.locator_params(axis="x", nbins=5)
     _save(figure, title, path)
 
 

@@ -1,7 +1,7 @@
 """LLaMA-Factory: `llamafactory_lora.py FOLDER [--packing]`, through the function that `llamafactory-cli train` calls.
 
-Rows go in as instruction and output, in the workload's order, with its empty template, which puts no start token
-before a row: it is written into the instruction. The initial weights are its own. With `--packing` rows are packed
+Rows go in as instruction and output, in the workload's order, with its empty template, which puts neither a start
+token before a row nor a stop token after it: both are written into the texts. The initial weights are its own. With `--packing` rows are packed
 without seeing each other (`neat_packing`). `train_runtime` is the time.
 """
 
@@ -26,7 +26,8 @@ def main() -> None:
     out = asked.folder / f"llamafactory-{asked.label}{'-packing' if asked.packing else ''}"
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
-    rows = [{"instruction": made["bos"] + r["prompt"], "input": "", "output": r["completion"]} for r in made["order"]]
+    rows = [{"instruction": made["bos"] + r["prompt"], "input": "", "output": r["completion"] + made["eos"]}
+            for r in made["order"]]
     (out / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
     (out / "dataset_info.json").write_text(json.dumps({"rows": {"file_name": "rows.json"}}), encoding="utf-8")
     packing = {"packing": True, "neat_packing": True, "per_device_train_batch_size": 1}

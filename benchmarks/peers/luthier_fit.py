@@ -150,7 +150,7 @@ def prepare(folder: Path, asked: workloads.Workload, engine: Engine, file_order:
     layers = layers_of(model.module)
     (folder / "workload.json").write_text(json.dumps({
         **json.loads((folder / "asked.json").read_text(encoding="utf-8")), "path": base.meta["path"], "labels": labels,
-        "bos": model.tokenizer.bos_token or "",
+        "bos": model.tokenizer.bos_token or "", "eos": model.tokenizer.eos_token or "",
         "batches": [len(b) for b in batches], "order": made, "tokens": sum(len(r["ids"]) for r in made),
         "trained_tokens": sum(sum(r["learned"]) for r in made),
         "top_share_reached": top_count(layers, asked.top_share) / len(layers),
