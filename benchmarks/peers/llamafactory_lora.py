@@ -1,8 +1,8 @@
 """LLaMA-Factory: `llamafactory_lora.py FOLDER [--packing]`, through the function that `llamafactory-cli train` calls.
 
-Rows go in as instruction and output, in the workload's order, with its empty template, which puts neither a start
-token before a row nor a stop token after it: both are written into the texts. The initial weights are its own. With `--packing` rows are packed
-without seeing each other (`neat_packing`). `train_runtime` is the time.
+Rows go in as instruction and output, in the workload's order, with its empty template, which puts neither a start token
+before a row nor a stop token after it: both are written into the texts. The initial weights are its own. With
+`--packing` rows are packed without seeing each other (`neat_packing`). `train_runtime` is the time.
 """
 
 from __future__ import annotations
