@@ -8,10 +8,10 @@ DEMO ?= gemma
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test verify lint index catalog bench clean distclean
+.PHONY: help setup demo test verify lint index catalog bench bench-peers clean distclean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## make .venv once (PYTHON=python3.12 names the interpreter); later a matter of milliseconds
 	@python3 scripts/setup.py
@@ -43,8 +43,34 @@ index: setup ## write src/luthier/components.jsonl anew from the classes
 catalog: setup ## the techniques, their components and their status
 	$(BIN)/luthier catalog $(ARGS)
 
-bench: ## where the benchmarks are
-	@echo "Benchmarks live in benchmarks/; each has its command at the top of its file."
+bench: setup ## measure ours alone: training, generation, growth with the data; writes benchmarks/RESULTS.md
+ifeq ($(LUTHIER_ACCEPT_TERMS),)
+	@echo "The benchmarks tune a Gemma model, which comes under the Gemma Terms of Use (ai.google.dev/gemma/terms)."
+	@echo "Read and accept them: LUTHIER_ACCEPT_TERMS=gemma make $@"; exit 2
+endif
+	$(call measured,--contenders luthier)
+
+bench-peers: setup ## the same beside TRL, Trainer, LLaMA-Factory and llama.cpp, after building their environments
+ifeq ($(LUTHIER_ACCEPT_TERMS),)
+	@echo "The benchmarks tune a Gemma model, which comes under the Gemma Terms of Use (ai.google.dev/gemma/terms)."
+	@echo "Read and accept them: LUTHIER_ACCEPT_TERMS=gemma make $@"; exit 2
+endif
+	$(BIN)/python scripts/make_peers.py --jobs $$(nproc)
+	$(call measured,)
+
+# Every workload in turn; $(1) names the contenders where not all are wanted.
+define measured
+	$(BIN)/python benchmarks/train_speed.py --workload gemma-lora $(1) $(ARGS)
+	$(BIN)/python benchmarks/train_speed.py --workload gemma-lora --dtype float32 --rounds 1 $(or $(1),--contenders luthier,trainer,trl)
+	$(BIN)/python benchmarks/train_speed.py --workload gemma-full $(1) $(ARGS)
+	$(BIN)/python benchmarks/train_speed.py --workload minilm-classify $(1) $(ARGS)
+	$(BIN)/python benchmarks/train_speed.py --workload gemma-top-layers --rounds 1
+	$(BIN)/python benchmarks/train_speed.py --workload minilm-top-layers --rounds 1
+	$(BIN)/python benchmarks/generate_speed.py $(1) $(ARGS)
+	$(BIN)/python benchmarks/scaling.py $(ARGS)
+	$(BIN)/python benchmarks/memory.py $(1)
+	$(BIN)/python benchmarks/results.py
+endef
 
 clean: ## remove caches, builds and runs/
 	rm -rf build dist runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage

@@ -156,8 +156,8 @@ class Output:
     def _head(self) -> fused.Head:
         if self.vocabulary is None:
             raise LuthierError(f"{self.model.name} has no vocabulary head: this objective needs a language model.")
-        module, cap = self.vocabulary
-        return fused.Head(module.weight, getattr(module, "bias", None), cap)
+        module: Any = self.vocabulary[0]
+        return fused.Head(module.weight, getattr(module, "bias", None), self.vocabulary[1])
 
 
 class Forward:
@@ -331,6 +331,8 @@ def vocabulary_of(model: Model) -> Vocabulary | None:
     cap = getattr(inner.config, "final_logit_softcapping", None)
     if inner.base_model is inner:
         return None
+    if head is not None and any(name != "parametrizations" for name, _ in head.named_children()):
+        return None  # an adapter on the head itself: its weight alone does not say what it computes
     if head is None or (getattr(model.module, "active_peft_config", None) is not None and \
             model.module.active_peft_config.is_prompt_learning):
         return None

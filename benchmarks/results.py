@@ -1,0 +1,210 @@
+"""Writes RESULTS.md and the plots from the JSON files of the benchmarks: `python benchmarks/results.py`.
+
+Every number in it is read from a file in `results/`; a benchmark without a file is named as not measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import measure
+
+TITLES = {
+    "train_speed-gemma-lora": "LoRA on Gemma 3 270M, bf16",
+    "train_speed-gemma-lora-fp32": "LoRA on Gemma 3 270M, fp32",
+    "train_speed-gemma-full": "Full fine-tuning of Gemma 3 270M",
+    "train_speed-minilm-classify": "Classifier on MiniLM, 2,000 reviews",
+    "train_speed-gemma-top-layers": "Top quarter of the layers, Gemma 3 270M",
+    "train_speed-minilm-top-layers": "Top quarter of the layers, MiniLM",
+}
+NAMES = {"luthier": "Luthier", "luthier-full": "Luthier, all layers", "trl": "TRL SFTTrainer",
+         "trainer": "PEFT/transformers Trainer", "llamafactory": "LLaMA-Factory",
+         "llamafactory-packing": "LLaMA-Factory, neat_packing",
+         "transformers": "transformers generate", "llamacpp": "llama.cpp, 4-bit"}
+NOT_MEASURED = "Not measured yet: `{}`."
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--results", type=Path, default=measure.RESULTS)
+    parser.add_argument("--out", type=Path, default=measure.HERE / "RESULTS.md")
+    parser.add_argument("--no-plots", action="store_true", help="only the text, for an environment without matplotlib")
+    asked = parser.parse_args()
+    found = {p.stem: json.loads(p.read_text(encoding="utf-8")) for p in sorted(asked.results.glob("*.json"))}
+    asked.out.write_text(page(found) + "\n", encoding="utf-8")
+    if not asked.no_plots:
+        import plots
+
+        plots.draw(found, asked.out.parent / "plots", TITLES, NAMES)
+    print(f"{asked.out} from {len(found)} results")
+    return 0
+
+
+def page(found: dict[str, Any]) -> str:
+    """The whole text."""
+    parts = ["# Benchmark results", _ABOUT]
+    for key, title in TITLES.items():
+        parts += [f"## {title}"]
+        missing = [NOT_MEASURED.format(f"train_speed.py --workload {_flags(key)}")]
+        parts += training(key, found[key]) if key in found else missing
+    parts += ["## Generation and scoring"]
+    parts += generation(found["generate_speed"]) if "generate_speed" in found else [NOT_MEASURED.format("generate_speed.py")]
+    parts += ["## Growth with the data"]
+    parts += scaling(found["scaling"]) if "scaling" in found else [NOT_MEASURED.format("scaling.py")]
+    parts += memory(found["memory"]) if "memory" in found else [NOT_MEASURED.format("memory.py")]
+    return "\n\n".join(parts)
+
+
+_ABOUT = """Written by `benchmarks/results.py` from the files in `benchmarks/results/`; every table says when and where
+it was measured. All contenders of a table ran in turn in one sitting, so its ratios mean more than its absolute numbers: the
+machine may be shared. Speeds are medians, with the least and the most in brackets. Memory is the peak of the process tree,
+pages that processes share counted in each; the floor is what the imports alone take."""
+
+
+def training(key: str, result: dict[str, Any]) -> list[str]:
+    """One workload: the table, the bound, what was compared."""
+    workload = result["workload"]
+    rows = []
+    for name, r in result["results"].items():
+        if "error" in r:
+            rows.append([NAMES[name], "failed", *[""] * 5])
+            continue
+        against = result["compared"].get(name, {})
+        rows.append([NAMES[name], spread(r, "tokens_per_second"), ratio(against.get("times_as_fast")),
+                     whole(r["peak_mb"]), whole(r["floor_mb"]), ratio(against.get("share_of_its_memory")),
+                     small(against.get("largest_loss_difference"))])
+    head = ["", "tokens/s", "Luthier is … times as fast", "peak MB", "of it imports", "Luthier's share of the peak",
+            "largest difference of a step's loss"]
+    ours = result["results"].get("luthier", {})
+    text = [where(result), f"{workload['rows']:,} rows, {workload['tokens']:,} tokens, {workload['trained_tokens']:,} of them "
+            f"trained; batch {workload['batch_rows']}, {workload['epochs']} epoch(s), {workload['dtype']}.", table(head, rows)]
+    if ours.get("tokens_per_second_cold"):
+        text.append(f"Luthier was warmed up on other rows; with everything that is done once in a process counted in, it "
+                    f"reaches {whole(ours['tokens_per_second_cold'])} tokens/s on this small workload.")
+    if result["share_of_bound"]:
+        reach = ours["bound"]
+        text.append(f"The matrix products of this model run at {_two(reach['gemm_gflops'])} GFLOP/s here (before and after "
+                    f"the last run; one square of 2,048: {_two(reach['square_gflops'])}). That bounds training at "
+                    f"{whole(result['gemm_bound_tokens_per_second'])} tokens/s ({result['bound_formula']}). Luthier reaches "
+                    f"{result['share_of_bound']:.2f} of the bound.")
+    if result["times_fastest_peer"]:
+        text.append(f"Luthier is {result['times_fastest_peer']:.2f} times as fast as the fastest peer of this table.")
+    if result.get("layers"):
+        text.append(_layers(result["layers"]))
+    if "losses" in ours:
+        text.append(f"![loss and speed](plots/{key}.png)")
+    errors = [f"{NAMES[n]} failed: {r['error'].splitlines()[0]}" for n, r in result["results"].items() if "error" in r]
+    return text + errors
+
+
+def _layers(found: dict[str, Any]) -> str:
+    seconds = ", ".join(f"{s:.2f}" for s in found["epoch_seconds"])
+    later = ("" if found["time_later_epochs"] is None else
+             f" Later epochs take {found['time_later_epochs']:.2f} of a full epoch's time for "
+             f"{found['work_later_epochs']:.2f} of its work: {found['time_over_work']:.2f} times the ratio of the work.")
+    whole_epochs = ", ".join(f"{s:.2f}" for s in found["full_epoch_seconds"])
+    return (f"Seconds per epoch: {seconds}; with all layers trained: {whole_epochs}. The "
+            f"first epoch is {found['work_first_epoch']:.2f} of a full epoch's work.{later}")
+
+
+def generation(result: dict[str, Any]) -> list[str]:
+    """Tokens per second by batch, shares of the bounds, scoring."""
+    batches = list(next((r["batches"] for r in result["results"].values() if "batches" in r), {}))
+    rows = []
+    for name, r in result["results"].items():
+        speeds = [spread(r["batches"][b], "tokens_per_second") if b in r.get("batches", {}) else "" for b in batches]
+        rows.append([NAMES[name], *(speeds if "error" not in r else ["failed"] * len(batches)), whole(r.get("peak_mb"))])
+    text = [where(result), f"{result['new_tokens']} new tokens after prompts of {result['prompt_tokens']} tokens, greedily.",
+            table(["", *(f"tokens/s, {b} at once" for b in batches), "peak MB"], rows)]
+    if result["shares"]:
+        named = {"share_of_bandwidth": "share of the bandwidth bound", "share_of_gemm": "share of the product bound",
+                 "share_of_either": "share of the lower of both",
+                 "share_of_with_prompts": "the same, reading the prompts counted",
+                 "times_transformers": "times transformers generate", "same_answers": "share of answers equal to transformers'"}
+        text.append(table(["", *(f"{b} at once" for b in result["shares"])],
+                          [[title, *(ratio(s.get(key)) for s in result["shares"].values())] for key, title in named.items()]))
+    scoring = result["scoring"]
+    if "times_naive" in scoring:
+        text.append(f"1,000 continuations behind one prefix of 500 tokens: {scoring['seconds']:.1f} s; per continuation "
+                    f"{scoring['times_naive']:.1f} times as fast as the naive way (measured on "
+                    f"{scoring['naive_continuations_measured']} of them). Largest difference of a log-probability: "
+                    f"{scoring['largest_difference_nats']:.3f} nats.")
+    return text
+
+
+def scaling(result: dict[str, Any]) -> list[str]:
+    """Time per token and peak by size."""
+    rows = [[f"{s['rows']:,}", f"{s['tokens']:,}",
+             f"{s['microseconds_per_token']:.1f} ({s['spread'][0]:.1f}–{s['spread'][1]:.1f})", whole(s["peak_mb"])]
+            for s in result["sizes"] if "error" not in s]
+    text = [where(result), table(["rows", "tokens", "µs per token", "peak MB"], rows)]
+    if "time_largest_over_smallest" in result:
+        text.append(f"Largest over smallest: time per token {result['time_largest_over_smallest']:.2f}, peak memory "
+                    f"{result['peak_largest_over_smallest']:.2f}. Widest deviation of the time per token from its median: "
+                    f"{result['time_widest_deviation']:.0%}.")
+    return [*text, "![scaling](plots/scaling.png)"]
+
+
+def memory(result: dict[str, Any]) -> list[str]:
+    """Peak by rows and contender."""
+    sizes = [p["rows"] for p in next(iter(result["results"].values()))]
+    rows = [[NAMES[name], *(whole(p.get("peak_mb")) for p in points), whole(points[-1].get("floor_mb")),
+             "" if result["kilobytes_per_row"][name] is None else f"{result['kilobytes_per_row'][name]:.2f}"]
+            for name, points in result["results"].items()]
+    return [where(result), f"{result['steps']} steps of a pico model on more and more rows.",
+            table(["peak MB", *(f"{s:,} rows" for s in sizes), "of it imports", "kB per further row"], rows),
+            "![memory](plots/memory.png)"]
+
+
+# --- text --------------------------------------------------------------------------------------------------------
+
+
+def where(result: dict[str, Any]) -> str:
+    """Date, processor, threads and versions in a line."""
+    machine = result["machine"]
+    names: dict[str, str] = dict(machine["versions"])
+    peers = [f"{NAMES[n]}: " + ", ".join(f"{k} {v}" for k, v in r["versions"].items()) for n, r in result["results"].items()
+             if isinstance(r, dict) and "versions" in r and not n.startswith("luthier")] if "results" in result else []
+    own = ", ".join(f"{k} {v}" for k, v in names.items())
+    return (f"Measured {machine['date']} on {machine['processor']}, {machine['threads']} thread(s), {machine['memory_gb']} GB, "
+            f"Python {machine['python']}; {own}." + (" " + "; ".join(peers) + "." if peers else ""))
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def spread(values: dict[str, Any], name: str) -> str:
+    """`median (least–most)`."""
+    least, most = values[f"{name}_spread"]
+    return f"{values[name]:.0f} ({least:.0f}–{most:.0f})"
+
+
+def whole(value: float | None) -> str:
+    return "" if value is None else f"{value:,.0f}"
+
+
+def ratio(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def small(value: float | None) -> str:
+    return "" if value is None else f"{value:.1e}"
+
+
+def _two(pair: list[float]) -> str:
+    return f"{pair[0]:.0f} and {pair[1]:.0f}"
+
+
+def _flags(key: str) -> str:
+    name = key.removeprefix("train_speed-")
+    return f"{name.removesuffix('-fp32')} --dtype float32" if name.endswith("-fp32") else name
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
