@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from luthier.core.files import write_json
+from luthier.engine import distributed, guards
 from luthier.engine.weights import pack, unpack
 
 if TYPE_CHECKING:
@@ -109,7 +110,16 @@ class State:
         return Snapshot(unpack(skeleton, tensors), self)
 
     def save(self) -> None:
-        """Write a checkpoint beside the last one, then drop the last one: one of them is always whole."""
+        """Write a checkpoint beside the last one, then drop the last one: one of them is always whole.
+
+        The first rank writes. Nothing is written to a disk that is full, and no weight that is not finite.
+
+        Raises:
+            LuthierError: a trained weight is infinite or not a number.
+        """
+        guards.require_finite_weights(self.loop)
+        if distributed.rank():
+            return
         root = self.loop.ctx.folder / "checkpoints"
         work, final = root / "part", root / f"step-{self.loop.clock.step:07d}"
         shutil.rmtree(work, ignore_errors=True)

@@ -114,8 +114,16 @@ def execute(recipe: Recipe, folder: Path, engine: Engine, watcher: Watcher | Non
         UserError: bad input, found before anything expensive.
         GateError: a receipt differs; the step is kept as a failure.
     """
+    from luthier.engine import distributed
+
     watcher = watcher or Watcher()
     check_executor(executor)
+    if distributed.launched() > 1:
+        if executor != "local":
+            raise UserError(f"--executor {executor} does not go with a launcher, which has started "
+                            f"{distributed.launched()} processes already. Leave out one of the two.")
+        if distributed.connect():
+            distributed.follow(engine)
     for node in recipe.nodes:
         node.step.check()
     if fresh and (folder / "run.json").exists():
@@ -147,7 +155,9 @@ def _backend(executor: str, recipe: Recipe, engine: Engine, kept: Mapping[str, A
              ) -> tuple[Backend, dict[str, Any]]:
     """The back end, and what it decides for a run that has decided nothing yet."""
     if executor == "local":
-        return Here(engine), {}
+        from luthier.engine import distributed
+
+        return distributed.Together(engine) if distributed.launched() > 1 else Here(engine), {}
     from luthier.engine.processes import Processes, share_of_machine
 
     at_once, threads = share_of_machine(recipe, kept.get("threads"), int(executor.partition(":")[2] or 0))

@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from luthier.core.errors import LuthierError, UserError
+from luthier.core.errors import UserError
 from luthier.core.kinds import Features, Hook, Objective, Optimizer, Schedule
 from luthier.core.rng import Rng, epoch_order, rank_share
 from luthier.core.step import FitCtx
-from luthier.engine.batches import Batch, by_length, collate, lengths_of, narrow, packs_of, tokens_in
+from luthier.engine import distributed, guards
+from luthier.engine.batches import Batch, by_length, collate, lengths_of, narrow, packs_of
 from luthier.engine.checkpoints import State
 from luthier.engine.forward import Forward
 from luthier.engine.masters import Masters
@@ -104,6 +105,7 @@ class Loop:
         self.pad = self.model.tokenizer.pad_token_id or 0
         self.per_epoch = math.ceil(len(self.tasks[0].rows) / self.plan.batch_rows)
         self.ctx.clock, self.ctx.closure, self.ctx.perturbed = self.clock, self.closure, self.perturbed
+        self.micro = guards.decided(self.ctx.journal, guards.Micro(self.plan.micro_rows, self.plan.micro_tokens))
         self.state = State(self)
         self.ctx.snapshot, self.ctx.rebuild_optimizer = self.state.snapshot, self.rebuild_optimizer
 
@@ -115,6 +117,7 @@ class Loop:
     def train(self) -> None:
         """All steps from the last checkpoint to the end."""
         self.state.resume()
+        distributed.require_same(self.masters.tensors())
         saved = began = time.monotonic()
         before = self.clock.seconds
         self._mode(True)
@@ -125,45 +128,36 @@ class Loop:
                 self._round(row)
             self.curve.append({**row, "seconds": round(self.clock.seconds, 3)})
             self.ctx.progress(self.clock.step, self.plan.steps, "steps", loss=row["loss"])
-            if time.monotonic() - saved >= self.plan.checkpoint_seconds or self.clock.step == self.plan.steps:
+            due = time.monotonic() - saved >= self.plan.checkpoint_seconds or self.clock.step == self.plan.steps
+            if distributed.agreed(due):
                 self.state.save()
                 saved = time.monotonic()
         self._mode(False)
 
     def batch(self, task: Task, step: int) -> list[Batch]:
-        """The micro-batches of one task at one step; hooks have seen the whole batch."""
-        batches = [self._collate(task, rows_at(self.rng.within(task.name), step, len(task.rows), self.plan.batch_rows))]
+        """This rank's micro-batches of one task at one step; hooks have seen its rows whole. None when it has no rows."""
+        rows = rows_at(self.rng.within(task.name), step, len(task.rows), self.plan.batch_rows, distributed.rank(),
+                       distributed.ranks())
+        batches = [self._collate(task, rows)] if len(rows) else []
         for hook in self.hooks:
             batches = [b for given in batches for b in hook.on_batch(given)]
         if any(kind == "coupled" for kind in task.objective.parts.values()):
             return batches  # rows of a coupled part see each other, so they stay together
         cut = packs_of if self.run.packs["policy"] else by_length
         return [narrow(b, rows) for b in batches
-                for rows in cut(lengths_of(b), self.plan.micro_rows, self.plan.micro_tokens)]
+                for rows in cut(lengths_of(b), self.micro.rows, self.micro.tokens)]
 
     def _collate(self, task: Task, rows: np.ndarray) -> Batch:
         return collate([task.rows[i] for i in rows], [task.ids[i] for i in rows], self.pad, self.model.device)
 
     def _step(self) -> dict[str, Any]:
         step = self.clock.step
-        parts: dict[str, float] = {}
-        names: list[str] = []
-        for task in self.tasks:
-            batches = self.batch(task, step)
-            names += [n for b in batches for n in b["ids"]]
-            for name, value in self.closure(batches, task).items():
-                parts[name] = parts.get(name, 0.0) + value
-            self.clock.tokens += sum(tokens_in(b) for b in batches)
-        loss = sum(parts.values())
-        if not math.isfinite(loss):
-            raise LuthierError(
-                f"The loss of step {step + 1} is {loss}: rows {', '.join(names[:8])}. The last checkpoint is kept; lower "
-                "learning_rate, or train in float32 (--set fit.dtype=float32)."
-            )
+        parts, tokens = guards.gradients(self)
+        self.clock.tokens += tokens
         for hook in self.hooks:
             hook.on_gradients()
-        if self.plan.clip:
-            torch.nn.utils.clip_grad_norm_(self.masters.tensors(), self.plan.clip)
+        norm = torch.nn.utils.clip_grad_norm_(self.masters.tensors(), self.plan.clip or math.inf)
+        guards.require_finite_gradients(self, float(norm))
         factor = self.schedule.factor(step, self.plan.steps)
         for group, rate in zip(self.torch_optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
@@ -174,26 +168,48 @@ class Loop:
             hook.on_step()
         self.clock.step += 1
         return {"step": self.clock.step, "epoch": self.clock.step / self.per_epoch, "tokens": self.clock.tokens,
-                "loss": loss, "learning_rate": self.rates[0] * factor,
+                "loss": sum(parts.values()), "learning_rate": self.rates[0] * factor,
                 **({"parts": parts} if len(parts) > 1 else {})}
 
     def closure(self, batches: Sequence[Batch], task: Task | None = None, rng: str = "") -> dict[str, float]:
         """Add the gradients of these micro-batches and return the weighted parts. `rng` names another dropout draw."""
         task = task or self.tasks[0]
-        self.run.task = task.name
+        before = self.masters.taken() if distributed.ranks() > 1 else []
+        values = distributed.summed(self.accumulate(batches, task, *self.counts(batches, task), rng))
+        distributed.sum_gradients(self.masters.tensors())
+        self.masters.add(before)
+        return values
+
+    def counts(self, batches: Sequence[Batch], task: Task) -> tuple[dict[str, float], int]:
+        """What each part sums over, and how many micro-batches there are, on all ranks together."""
         counts: dict[str, float] = {}
         for batch in batches:
             for name, n in task.objective.count(batch).items():
                 counts[name] = counts.get(name, 0.0) + n
+        return distributed.summed(counts), sum(distributed.gathered(len(batches)))
+
+    def parts(self, batch: Batch, task: Task) -> Parts:
+        """The parts of the loss of one micro-batch, un-normalised, as the hooks leave them."""
+        parts: Parts = task.objective.loss(self.run, batch)
+        for hook in self.hooks:
+            parts = hook.on_loss(self.run, batch, parts)
+        return parts
+
+    def accumulate(self, batches: Sequence[Batch], task: Task, counts: Mapping[str, float], micros: int, rng: str = ""
+                   ) -> dict[str, float]:
+        """Add this rank's gradients to the masters; parts are divided by `counts`.
+
+        A part that nothing counts, such as a penalty on weights, belongs to the whole step: each of the `micros`
+        micro-batches bears its share.
+        """
+        self.run.task = task.name
         coefficients = task.objective.coefficients()
+        own = f"/{distributed.rank()}" if distributed.rank() else ""
         values: dict[str, float] = {}
         for i, batch in enumerate(batches):
-            torch.manual_seed(self.rng.key(f"dropout{rng}/{task.name}", f"{self.clock.step}/{i}"))
-            parts: Parts = task.objective.loss(self.run, batch)
-            for hook in self.hooks:
-                parts = hook.on_loss(self.run, batch, parts)
-            scaled = {n: task.weight * coefficients.get(n, 1.0) * p / max(counts.get(n, 1.0), 1e-12)
-                      for n, p in parts.items()}
+            torch.manual_seed(self.rng.key(f"dropout{rng}/{task.name}", f"{self.clock.step}/{i}{own}"))
+            scaled = {n: task.weight * coefficients.get(n, 1.0) * p / max(counts.get(n, micros), 1e-12)
+                      for n, p in self.parts(batch, task).items()}
             torch.stack([p.float() for p in scaled.values()]).sum().backward()
             self.masters.collect()
             for name, part in scaled.items():

@@ -30,19 +30,19 @@ from luthier.core.files import Journal, commit_folder, read_json, write_json, wr
 from luthier.core.recipe import Node
 from luthier.core.rng import Rng
 from luthier.core.run import now
-from luthier.core.step import Ctx, Progress, silent
+from luthier.core.step import Ctx, Progress, Step, silent
 
 if TYPE_CHECKING:
     from luthier.engine.workshop import Engine
 
-STATE, FAILURE, STEP = "state.json", "failure.json", "step.json"
+STATE, FAILURE, DONE = "state.json", "failure.json", "step.json"
 # Seconds between two messages of progress: a fast step must not be held up by whoever watches it.
 QUIET_SECONDS = 0.1
 
 
 def finished(folder: Path, key: str) -> Artifact | None:
     """The artifact of a step folder that was finished under this key."""
-    path = folder / STEP
+    path = folder / DONE
     return open_artifact(folder) if path.exists() and read_json(path)["key"] == key else None
 
 
@@ -62,26 +62,33 @@ def prepare(node: Node, inputs: Mapping[str, Artifact], key: str, seed: int, wor
         "decisions": dict(decisions)})
 
 
-def run_step(work: Path, engine: Engine, log: Callable[[str], None] = lambda text: None, progress: Progress = silent
-             ) -> None:
+def open_step(work: Path, engine: Engine, log: Callable[[str], None] = lambda text: None, progress: Progress = silent,
+              journal: Callable[[Path], Journal] = Journal) -> tuple[Step, dict[str, Artifact], Ctx]:
+    """The step of a prepared folder, its inputs and its context."""
+    state = read_json(work / STATE)
+    importlib.import_module(state["module"])
+    step: Step = build("step", state["step"])
+    inputs = {name: open_artifact(Path(folder)) for name, folder in state["inputs"].items()}
+    return step, inputs, Ctx(
+        rng=Rng(state["seed"]).within(state["name"]), folder=work, journal=journal(work / "journal.jsonl"), engine=engine,
+        log=log, progress=progress, stream=lambda name: inputs[name.partition(".")[0]].examples(name.partition(".")[2]))
+
+
+def run_step(work: Path, engine: Engine, log: Callable[[str], None] = lambda text: None, progress: Progress = silent,
+             journal: Callable[[Path], Journal] = Journal) -> None:
     """Work on a prepared folder until it holds `step.json`.
 
     Raises:
         GateError: a receipt differs. Every error, this one too, is kept in `failure.json`.
     """
     state = read_json(work / STATE)
-    importlib.import_module(state["module"])
-    step = build("step", state["step"])
-    inputs = {name: open_artifact(Path(folder)) for name, folder in state["inputs"].items()}
-    ctx = Ctx(rng=Rng(state["seed"]).within(state["name"]), folder=work, journal=Journal(work / "journal.jsonl"),
-              engine=engine, log=log, progress=progress,
-              stream=lambda name: inputs[name.partition(".")[0]].examples(name.partition(".")[2]))
     began = time.monotonic()
 
     def spent() -> float:
         return float(state["seconds"]) + time.monotonic() - began
 
     try:
+        step, inputs, ctx = open_step(work, engine, log, progress, journal)
         artifact = step.run(inputs, ctx)
         receipts = step.receipts(inputs, artifact, ctx)
         write_lines(work / "receipts.jsonl", (r.to_dict() for r in receipts))
@@ -91,7 +98,7 @@ def run_step(work: Path, engine: Engine, log: Callable[[str], None] = lambda tex
     except BaseException as error:
         keep_failure(work, error, spent())
         raise
-    write_json(work / STEP, {
+    write_json(work / DONE, {
         "name": state["name"], "use": step.info.name, "version": step.info.version, "kind": artifact.kind,
         "key": state["key"], "identity": artifact.identity, "inputs": {n: a.identity for n, a in inputs.items()},
         "started": state["started"], "finished": now(), "seconds": round(spent(), 3), "log": "log.txt"})

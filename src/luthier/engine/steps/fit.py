@@ -61,6 +61,7 @@ class Fit(Step, name="fit"):
 
     inputs: ClassVar[dict[str, str]] = {"base": "model", "*": "examples|model|adapter|delta"}
     output: ClassVar[str] = "adapter|delta|model"
+    distributed: ClassVar[bool] = True
     tasks: tuple[TaskSpec, ...] = Field(named(({"data": "examples.train"},)), description="what is learned, from which data")
     method: Slot[Method] = Field(named("lora"), description="which weights move")
     regularizers: tuple[Slot[Regularizer], ...] = Field((), description="what is added to the objective")
@@ -92,7 +93,7 @@ class Fit(Step, name="fit"):
         """Encode, train from the last checkpoint, save."""
         import torch
 
-        from luthier.engine import weights
+        from luthier.engine import distributed, guards, weights
         from luthier.engine.memory import peak_mb, require_mb
         from luthier.engine.rendering import renderer
 
@@ -128,13 +129,16 @@ class Fit(Step, name="fit"):
         loop.train()
         for part, hook in zip((self.method, *self.regularizers), hooks, strict=True):
             part.finish(model, hook)
+        if distributed.part():
+            return base  # the first rank saves what all have trained
         model.template = render.state()
         self._probe(model, tasks, ctx)
         write_lines(ctx.folder / "curve.jsonl", loop.curve)
         write_lines(ctx.folder / "ledger.jsonl", dropped)
         heads = {t.name: spec.head.to_dict() for t, spec in zip(tasks, self.tasks, strict=True) if spec.head}
         clock = loop.clock
-        decisions = {**engine.decisions, "dtype": str(dtype).removeprefix("torch.")}
+        decisions = {**engine.decisions, "dtype": str(dtype).removeprefix("torch."),
+                     **guards.decisions(ctx.journal)}
         write_json(ctx.folder / "cost.json", {"seconds": clock.seconds, "tokens": clock.tokens, "peak_mb": peak_mb()})
         artifact = weights.save(
             model, self.method.artifact, ctx.folder, heads,
