@@ -261,6 +261,22 @@ class DummyAnchored(Objective, name="dummy-anchored"):
         return {"kl": self.weight}
 
 
+class DummyCoupled(Objective, name="dummy-coupled"):
+    """Pushes the answers of a batch to the same likelihood: each row sees the others."""
+
+    parts: ClassVar[Mapping[str, Literal["additive", "coupled"]]] = {"pairs": "coupled"}
+
+    def encode(self, example: Example, render: Any, rng: Any) -> Features:
+        return {"input": render.tokens(example)}
+
+    def count(self, batch: Mapping[str, Any]) -> dict[str, float]:
+        return {"pairs": len(batch["ids"])}
+
+    def loss(self, run: Any, batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        nll = run("policy", batch["input"]).nll()
+        return {"pairs": (nll - nll.mean()).square().sum()}
+
+
 class DummyImage(Objective, name="dummy-image"):
     """Tell the label of a picture: the mean of its pixels, through a model that sees."""
 

@@ -22,12 +22,13 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import torch
 from torch import distributed as torch_distributed
 
-from luthier.core.errors import LuthierError
+from luthier.core.errors import LuthierError, UserError
 from luthier.core.files import Journal, read_json
 from luthier.engine.executor import Job
 from luthier.engine.run_step import STATE, open_step, run_step
 
 if TYPE_CHECKING:
+    from luthier.core.kinds import Objective
     from luthier.engine.workshop import Engine
 
 T = TypeVar("T")
@@ -145,6 +146,20 @@ def require_same(tensors: Sequence[torch.Tensor]) -> None:
         if other != sums[0]:
             raise LuthierError(f"Rank {number} starts from other weights than rank 0. Every machine needs the same versions "
                                "and the same files; compare run.json's versions with theirs.")
+
+
+def refuse_coupled(objectives: Iterable[Objective]) -> None:
+    """Rows of a coupled part see each other; ranks see only their own.
+
+    Raises:
+        UserError: an objective has such a part and there are several ranks.
+    """
+    for objective in objectives if ranks() > 1 else ():
+        coupled = [name for name, kind in objective.parts.items() if kind == "coupled"]
+        if coupled:
+            raise UserError(f"Objective '{objective.info.name}' compares the rows of a batch with each other ({coupled[0]}): "
+                            f"with {ranks()} ranks each would see its own share only, which is another loss. Train it in one "
+                            "process, without a launcher.")
 
 
 class SharedJournal(Journal):

@@ -139,16 +139,22 @@ def execute(recipe: Recipe, folder: Path, engine: Engine, watcher: Watcher | Non
             backend, chosen = _backend(executor, recipe, engine, kept, lock)
             run.update(decisions=engine.decide(kept or chosen), executor={"name": executor, "at_once": backend.at_once})
             try:
-                execute_nodes(recipe, folder / "steps", engine, watcher, run.log, backend=backend)
+                made = execute_nodes(recipe, folder / "steps", engine, watcher, run.log, backend=backend)
             finally:
                 backend.close()
-            run.update(state="finished", finished=run.record.get("finished") or now(), decisions=engine.decisions)
+            run.update(state="finished", finished=run.record.get("finished") or now(), decisions=engine.decisions,
+                       bit_reproducible=all(map(_bit_reproducible, made.values())))
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
             raise UserError(f"Can't write to {folder}: {os.strerror(error.errno)}. What is finished is kept; make room and run "
                             "the same command again.") from error
         raise
     return run
+
+
+def _bit_reproducible(artifact: Artifact) -> bool:
+    """Whether the same command gives the same bits here; not where memory ran out while it was trained."""
+    return bool(artifact.meta.get("fit", {}).get("decisions", {}).get("bit_reproducible", True))
 
 
 def _backend(executor: str, recipe: Recipe, engine: Engine, kept: Mapping[str, Any], lock: int

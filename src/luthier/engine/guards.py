@@ -46,16 +46,17 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and ("not enough memory" in text or "can't allocate memory" in text)
 
 
-def micro_tokens(model: Model, most: int) -> int:
-    """Tokens of a micro-batch whose activations fit into the free memory; `most` where there is enough.
+def micro_tokens(model: Model, exact: bool = False) -> int:
+    """Tokens of a micro-batch: the house number, or, unless `exact`, fewer where their activations don't fit.
 
-    Counted per token and layer as 16 widths and 3 inner widths in float32 (Korthikanti et al. 2022, without the scores of
-    attention, which our kernels don't keep), and one chunk of scores.
+    Counted per token and layer as 16 widths and 3 inner widths in float32: what the backward of a transformer's layer
+    reads (Korthikanti et al. 2022, without the scores of attention).
     """
+    most = 1024 if model.device.type == "cpu" else 16384
     config = model.module.config
     width = getattr(config, "hidden_size", None) or getattr(config, "d_model", None)
     layers = getattr(config, "num_hidden_layers", None) or getattr(config, "num_layers", None)
-    if model.device.type != "cpu" or not width or not layers:
+    if exact or model.device.type != "cpu" or not width or not layers:
         return most
     inner = getattr(config, "intermediate_size", None) or getattr(config, "d_ff", None) or 4 * width
     bytes_per_token = 4 * layers * (16 * width + 3 * inner)
@@ -188,8 +189,8 @@ def _named(loop: Loop, is_finite: Any) -> str:
                     mine.append(batch["ids"][i])
     shares = distributed.gathered((mine, whole))
     bad, every = ([n for share in shares for n in share[i]] for i in (0, 1))
-    if len(bad) == len(every):
-        return f"rows {_few(bad)}: every row of the batch, so the weights are past mending."
+    if len(bad) == len(every) > 1:
+        return f"rows {_few(bad)}, which is every row of the batch."
     return f"rows {_few(bad)}." if bad else f"rows {_few(every)} together; each alone is finite."
 
 

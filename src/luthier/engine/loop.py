@@ -97,6 +97,7 @@ class Loop:
     def __post_init__(self) -> None:
         if not self.tasks or not all(t.rows for t in self.tasks):
             raise UserError("There is nothing to train on: a task has no rows.")
+        distributed.refuse_coupled(t.objective for t in self.tasks)
         self.clock = Clock(steps=self.plan.steps)
         self.masters = Masters(self.groups())
         self.torch_optimizer = self.optimizer.make(self.masters.groups, self.plan.learning_rate)

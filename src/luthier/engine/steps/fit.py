@@ -208,12 +208,14 @@ class Fit(Step, name="fit"):
 
     def _loop(self, model: Model, tasks: list[Task], rate: Default, ctx: FitCtx, inputs: Mapping[str, Artifact],
               render: Render) -> Loop:
+        from luthier.engine import guards
         from luthier.engine.forward import Forward
         from luthier.engine.loop import Loop, Plan
 
         per_epoch = math.ceil(len(tasks[0].rows) / self.batch_rows)
         steps = self.length.steps or max(1, round((self.length.epochs or 1) * per_epoch))
-        tokens = self.micro_tokens or (1024 if model.device.type == "cpu" else 16384)
+        # Decided once, as the dtype: another start may find more or less memory free.
+        tokens = self.micro_tokens or ctx.journal.do("micro_tokens", lambda: guards.micro_tokens(model, ctx.engine.exact))
         plan = Plan(steps, self.batch_rows, self.micro_rows or self.batch_rows, rate.value, tokens, self.clip,
                     self.checkpoint_seconds)
 
