@@ -17,7 +17,7 @@ from tests.engine.test_ranks import launch
 
 # 17 rows to train on, 8 a step: the last batch has one row, and the second rank none.
 SETTINGS = ["--base", "pico", "--exact", "--set", "tuned.length={epochs: 3}", "--set", "tuned.batch_rows=8",
-            "--set", "tuned.method=lora:dropout=0", "--set", "tuned.checkpoint_seconds=0"]
+            "--set", "tuned.checkpoint_seconds=0"]
 
 
 @pytest.fixture
@@ -38,8 +38,8 @@ def same_training(one: Path, two: Path) -> None:
     assert not list(two.glob("steps/.*.work")) and json.loads((two / "run.json").read_text())["state"] == "finished"
 
 
-def command(rows: Path, out: Path) -> list[object]:
-    return ["luthier.cli.main", "tune", rows, "--out", out, *SETTINGS]
+def command(rows: Path, out: Path, method: str = "lora:dropout=0") -> list[object]:
+    return ["luthier.cli.main", "tune", rows, "--out", out, *SETTINGS, "--method", method]
 
 
 def test_two_ranks_killed_half_way_end_as_one_process_does(rows: Path, tmp_path: Path) -> None:
@@ -72,6 +72,16 @@ def test_the_launchers_start_it(rows: Path, tmp_path: Path, launcher: str) -> No
     said = subprocess.run([sys.executable, *start, *map(str, command(rows, tmp_path / "two"))], text=True, capture_output=True,
                           env={**os.environ, "PYTHONPATH": SOURCE, "OMP_NUM_THREADS": "1"}, timeout=300)
     assert said.returncode == 0, said.stderr
+    same_training(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.slow
+def test_sharded_weights_are_saved_whole(rows: Path, tmp_path: Path) -> None:
+    further = ["--set", "tuned.sharding=fsdp", "--set", "tuned.learning_rate=1e-3"]
+    assert call(*command(rows, tmp_path / "one", "full")[1:], *further) == 0
+    both = launch(*command(rows, tmp_path / "two", "full"), *further, PYTHONPATH=SOURCE)
+    said = [p.communicate(timeout=300) for p in both]
+    assert [p.returncode for p in both] == [0, 0], said
     same_training(tmp_path / "one", tmp_path / "two")
 
 

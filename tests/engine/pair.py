@@ -12,7 +12,7 @@ from luthier.core.artifact import Artifact, open_artifact
 from luthier.core.component import build
 from luthier.core.errors import LuthierError, UserError
 from luthier.core.kinds import Hook
-from luthier.engine import distributed
+from luthier.engine import distributed, sharding
 from luthier.engine.models import load_base
 from luthier.engine.workshop import Engine
 from tests.conftest import new_ctx
@@ -79,10 +79,37 @@ def trained(base: Artifact, engine: Engine, folder: Path, *hooks, steps: int = S
     return loop
 
 
+def full(base: Artifact, engine: Engine, folder: Path, steps: int = STEPS, sharded: bool = False, **plan):
+    """A loop over every weight, sharded where asked; leaves its weights as one plain model."""
+    ctx = new_ctx(folder, engine)
+    if distributed.ranks() > 1:
+        ctx.journal = distributed.SharedJournal(folder / "journal.jsonl")
+    model = build("method", "full").prepare(load_base(base), ctx)
+    if sharded:
+        sharding.shard(model)
+        assert sharding.is_sharded(list(model.module.parameters())) == (distributed.ranks() > 1)
+    objective = build("objective", "supervised")
+    loop = make_loop(model, objective, encode(objective, model, examples(ROWS)), ctx, steps=steps, batch_rows=BATCH,
+                     rate=1e-3, micro_rows=1, clip=0.5, optimizer="adamw:weight_decay=0.1", **plan)
+    loop.train()
+    if sharded and distributed.ranks() > 1:
+        layers = [p for n, p in model.module.named_parameters() if "layers." in n]
+        own, all_of_it = (sum(size) for size in zip(*((sharding.own(p).numel(), p.numel()) for p in layers), strict=True))
+        assert 2 * own == all_of_it, "half of each layer lies on the other rank"
+        sharding.gather(model, load_base(base))
+    return loop
+
+
+def weights_of(loop) -> dict:
+    """Losses, and every weight of the plain model."""
+    kept = {n: p.detach().flatten().tolist() for n, p in loop.model.module.named_parameters() if "layers.1" in n or "norm" in n}
+    return {**result(loop), "weights": list(kept.values())}
+
+
 def result(loop) -> dict:
     """What two trainings are compared by."""
     return {"curve": [{k: v for k, v in row.items() if k != "seconds"} for row in loop.curve],
-            "weights": [t.detach().flatten().tolist() for t in loop.masters.tensors()]}
+            "weights": [sharding.own(t.detach()).flatten().tolist() for t in loop.masters.tensors()]}
 
 
 def collectives(out: Path) -> None:
@@ -135,6 +162,10 @@ def main(base: Artifact, out: Path) -> None:
             raise AssertionError("a loss that is not a number was not seen")
         except LuthierError as error:
             found["poison"] = str(error)
+        found["full"] = weights_of(full(base, engine, out / "full/loop"))
+        full(base, engine, out / "sharded/loop", steps=3, sharded=True)
+        full(base, engine, out / "fewer/loop", steps=3, sharded=True)  # one process goes on from here
+        found["sharded"] = weights_of(full(base, engine, out / "sharded/loop", sharded=True))  # from its checkpoint
         assert distributed.gathered(json.dumps(found)) == [json.dumps(found)] * 2, "every rank has the same model"
         if not distributed.part():
             (out / "found.json").write_text(json.dumps(found))

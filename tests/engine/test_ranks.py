@@ -45,7 +45,7 @@ def found(pico, tmp_path_factory):
     processes = launch("tests.engine.pair", pico.folder, out)
     said = [p.communicate(timeout=300) for p in processes]
     assert [p.returncode for p in processes] == [0, 0], "\n".join(err for _, err in said)
-    return json.loads((out / "found.json").read_text())
+    return {**json.loads((out / "found.json").read_text()), "folder": out}
 
 
 def test_the_loss_is_that_of_one_process_even_where_a_rank_has_no_rows(found, pico, engine, tmp_path):
@@ -70,3 +70,19 @@ def test_a_row_of_another_rank_is_named(found):
     mine = rows_at(Rng(0).within("loop").within("loop").within("task"), 0, pair.ROWS, pair.BATCH, rank=1, ranks=2)
     assert len(mine) == 2 and 7 in mine
     assert "The loss of step 1 is nan: rows row7. The last checkpoint is kept" in found["poison"]
+
+
+def test_full_fine_tuning_whole_and_sharded_is_that_of_one_process(found, pico, engine, tmp_path):
+    one = pair.weights_of(pair.full(pico, engine, tmp_path / "loop", sharded=True))
+    close(found["full"], one, 2e-6)
+    close(found["sharded"], one, 2e-6)
+    close(pair.weights_of(pair.full(pico, engine, found["folder"] / "fewer/loop")), one, 2e-6)
+
+
+def test_a_sharded_training_that_keeps_weights_frozen_is_refused():
+    from luthier.core.errors import UserError
+    from luthier.engine.steps.fit import Fit
+
+    with pytest.raises(UserError, match="sharding: fsdp is for training that moves every weight.*'lora' needs sharding: none"):
+        Fit(sharding="fsdp").check()
+    Fit(sharding="fsdp", method="full").check()

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import torch
 from torch import distributed as torch_distributed
+from torch.distributed.tensor import DTensor
 
 from luthier.core.errors import LuthierError, UserError
 from luthier.core.files import Journal, read_json
@@ -115,7 +116,11 @@ def sum_gradients(tensors: Sequence[torch.Tensor]) -> None:
     for tensor in wanted:
         if tensor.grad is None:
             tensor.grad = torch.zeros_like(tensor)
-    for bucket in _buckets([t.grad for t in wanted if t.grad is not None]):
+    gradients = [t.grad for t in wanted if t.grad is not None]
+    for gradient in gradients:
+        if isinstance(gradient, DTensor):
+            gradient.to_local().mul_(ranks())  # already reduced where it is kept, but to the mean
+    for bucket in _buckets(g for g in gradients if not isinstance(g, DTensor)):
         flat = torch.cat([g.flatten() for g in bucket])
         torch_distributed.all_reduce(flat)
         for gradient, piece in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
@@ -141,7 +146,8 @@ def require_same(tensors: Sequence[torch.Tensor]) -> None:
     Raises:
         LuthierError: two ranks' sums differ.
     """
-    sums = gathered([float(t.detach().double().sum()) for t in tensors] if ranks() > 1 else [])
+    kept_whole = [t for t in tensors if not isinstance(t, DTensor)] if ranks() > 1 else []
+    sums = gathered([float(t.detach().double().sum()) for t in kept_whole])
     for number, other in enumerate(sums):
         if other != sums[0]:
             raise LuthierError(f"Rank {number} starts from other weights than rank 0. Every machine needs the same versions "

@@ -15,7 +15,7 @@ import torch
 
 from luthier.core.errors import LuthierError
 from luthier.core.files import Journal
-from luthier.engine import distributed
+from luthier.engine import distributed, sharding
 from luthier.engine.batches import Batch, narrow, tokens_in
 from luthier.engine.memory import available_mb
 
@@ -75,7 +75,8 @@ def decisions(journal: Journal) -> dict[str, Any]:
     if DECISION not in journal:
         return {}
     kept = journal.values[DECISION]
-    return {"micro_rows": kept["rows"], "micro_tokens": kept["tokens"], "halved_at_steps": kept["at"], "bit_reproducible": False}
+    return {"micro_rows": kept["rows"], "micro_tokens": kept["tokens"], "halved_at_steps": kept["at"],
+            "bit_reproducible": False}
 
 
 def gradients(loop: Loop) -> tuple[dict[str, float], int]:
@@ -107,13 +108,14 @@ def _attempt(loop: Loop) -> tuple[dict[str, float], int] | None:
     tokens = 0
     for task in loop.tasks:
         batches = loop.batch(task, loop.clock.step)
-        counts, micros = loop.counts(batches, task)
+        counts = loop.counts(batches, task)
         mine: dict[str, float] = {}
         short = ""
         try:
-            mine = loop.accumulate(batches, task, counts, micros)
+            mine = loop.accumulate(batches, task, counts)
         except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error):
+            # Sharded, the other ranks wait within this step for layers that will not come.
+            if not out_of_memory(error) or sharding.is_sharded(loop.masters.tensors()):
                 raise
             short = str(error).splitlines()[0] if str(error) else type(error).__name__
         rows = max((len(b["ids"]) for b in batches), default=0)
@@ -134,8 +136,8 @@ def _halve(loop: Loop, task: Task, rows: int, why: str) -> None:
     if rows <= 1 or coupled:
         what = f"the rows of '{task.objective.info.name}', which see each other and stay together," if coupled else "one row"
         mend = "fewer batch_rows" if coupled else "fewer max_tokens_per_example"
-        raise LuthierError(f"Memory ran out in step {step} with {what} in the model ({why}). The last checkpoint is kept. Close "
-                           f"other programs, or start over with {mend}, a smaller --base or --method lora.")
+        raise LuthierError(f"Memory ran out in step {step} with {what} in the model ({why}). The last checkpoint is kept. "
+                           f"Close other programs, or start over with {mend}, a smaller --base or --method lora.")
     loop.micro = Micro(max(1, rows // 2), max(1, loop.micro.tokens // 2))
     kept = loop.ctx.journal.values.get(DECISION, {"at": []})
     loop.ctx.journal.put(DECISION, {"rows": loop.micro.rows, "tokens": loop.micro.tokens, "at": [*kept["at"], step]})
@@ -165,7 +167,8 @@ def require_finite_weights(loop: Loop) -> None:
         LuthierError: a trained weight is infinite or not a number.
     """
     bad = [n for n, t in zip(loop.masters.names(loop.state.weights()), loop.masters.tensors(), strict=True)
-           if not bool(torch.isfinite(t.detach()).all())]
+           if not bool(torch.isfinite(sharding.own(t.detach())).all())]
+    bad = list(dict.fromkeys(n for share in distributed.gathered(bad) for n in share))
     if bad:
         raise LuthierError(f"After step {loop.clock.step} the weights of '{bad[0]}'"
                            f"{f' and {len(bad) - 1} more tensors' if bad[1:] else ''} are not finite. {_advice(loop)}")
@@ -183,15 +186,15 @@ def _named(loop: Loop, is_finite: Any) -> str:
     for task in loop.tasks:
         for batch in loop.batch(task, loop.clock.step):
             whole += batch["ids"]
-            coupled = "coupled" in task.objective.parts.values()
-            for i in [] if coupled else range(len(batch["ids"])):
+            together = "coupled" in task.objective.parts.values() or sharding.is_sharded(loop.masters.tensors())
+            for i in [] if together else range(len(batch["ids"])):
                 if not is_finite(loop, task, narrow(batch, [i])):
                     mine.append(batch["ids"][i])
     shares = distributed.gathered((mine, whole))
     bad, every = ([n for share in shares for n in share[i]] for i in (0, 1))
     if len(bad) == len(every) > 1:
         return f"rows {_few(bad)}, which is every row of the batch."
-    return f"rows {_few(bad)}." if bad else f"rows {_few(every)} together; each alone is finite."
+    return f"rows {_few(bad)}." if bad else f"rows {_few(every)}, of which none alone is to blame."
 
 
 def _few(names: list[str]) -> str:
@@ -206,7 +209,9 @@ def _loss_is_finite(loop: Loop, task: Task, batch: Batch) -> bool:
 
 
 def _gradient_is_finite(loop: Loop, task: Task, batch: Batch) -> bool:
-    loop.accumulate([batch], task, task.objective.count(batch), 1)
+    from luthier.engine.loop import Counts
+
+    loop.accumulate([batch], task, Counts(task.objective.count(batch), 1, 1))
     finite = all(t.grad is None or bool(torch.isfinite(t.grad).all()) for t in loop.masters.tensors())
     loop.masters.drop()
     return finite

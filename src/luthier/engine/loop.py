@@ -21,7 +21,7 @@ from luthier.core.errors import UserError
 from luthier.core.kinds import Features, Hook, Objective, Optimizer, Schedule
 from luthier.core.rng import Rng, epoch_order, rank_share
 from luthier.core.step import FitCtx
-from luthier.engine import distributed, guards
+from luthier.engine import distributed, guards, sharding
 from luthier.engine.batches import Batch, by_length, collate, lengths_of, narrow, packs_of
 from luthier.engine.checkpoints import State
 from luthier.engine.forward import Forward
@@ -70,6 +70,15 @@ class Clock:
     seconds: float = 0.0
 
 
+@dataclass(frozen=True)
+class Counts:
+    """Of one task's batch over all ranks: units of each part, micro-batches, and most micro-batches of one rank."""
+
+    parts: Mapping[str, float]
+    micros: int
+    most: int
+
+
 def rows_at(rng: Rng, step: int, rows: int, batch: int, rank: int = 0, ranks: int = 1) -> np.ndarray:
     """Row numbers of one rank at one step: pure in (seed, step); an epoch's last batch may be smaller."""
     per_epoch = math.ceil(rows / batch)
@@ -99,7 +108,7 @@ class Loop:
             raise UserError("There is nothing to train on: a task has no rows.")
         distributed.refuse_coupled(t.objective for t in self.tasks)
         self.clock = Clock(steps=self.plan.steps)
-        self.masters = Masters(self.groups())
+        self.masters = Masters(sharding.groups_apart(self.groups()))
         self.torch_optimizer = self.optimizer.make(self.masters.groups, self.plan.learning_rate)
         self.rates = [g["lr"] for g in self.torch_optimizer.param_groups]
         self.rng = self.ctx.rng.within("loop")
@@ -157,8 +166,7 @@ class Loop:
         self.clock.tokens += tokens
         for hook in self.hooks:
             hook.on_gradients()
-        norm = torch.nn.utils.clip_grad_norm_(self.masters.tensors(), self.plan.clip or math.inf)
-        guards.require_finite_gradients(self, float(norm))
+        guards.require_finite_gradients(self, sharding.clip_(self.masters.tensors(), self.plan.clip or math.inf))
         factor = self.schedule.factor(step, self.plan.steps)
         for group, rate in zip(self.torch_optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
@@ -176,18 +184,19 @@ class Loop:
         """Add the gradients of these micro-batches and return the weighted parts. `rng` names another dropout draw."""
         task = task or self.tasks[0]
         before = self.masters.taken() if distributed.ranks() > 1 else []
-        values = distributed.summed(self.accumulate(batches, task, *self.counts(batches, task), rng))
+        values = distributed.summed(self.accumulate(batches, task, self.counts(batches, task), rng))
         distributed.sum_gradients(self.masters.tensors())
         self.masters.add(before)
         return values
 
-    def counts(self, batches: Sequence[Batch], task: Task) -> tuple[dict[str, float], int]:
+    def counts(self, batches: Sequence[Batch], task: Task) -> Counts:
         """What each part sums over, and how many micro-batches there are, on all ranks together."""
         counts: dict[str, float] = {}
         for batch in batches:
             for name, n in task.objective.count(batch).items():
                 counts[name] = counts.get(name, 0.0) + n
-        return distributed.summed(counts), sum(distributed.gathered(len(batches)))
+        shares = distributed.gathered(len(batches))
+        return Counts(distributed.summed(counts), sum(shares), max(shares))
 
     def parts(self, batch: Batch, task: Task) -> Parts:
         """The parts of the loss of one micro-batch, un-normalised, as the hooks leave them."""
@@ -196,12 +205,11 @@ class Loop:
             parts = hook.on_loss(self.run, batch, parts)
         return parts
 
-    def accumulate(self, batches: Sequence[Batch], task: Task, counts: Mapping[str, float], micros: int, rng: str = ""
-                   ) -> dict[str, float]:
+    def accumulate(self, batches: Sequence[Batch], task: Task, counts: Counts, rng: str = "") -> dict[str, float]:
         """Add this rank's gradients to the masters; parts are divided by `counts`.
 
-        A part that nothing counts, such as a penalty on weights, belongs to the whole step: each of the `micros`
-        micro-batches bears its share.
+        A part that nothing counts, such as a penalty on weights, belongs to the whole step: each micro-batch bears its
+        share.
         """
         self.run.task = task.name
         coefficients = task.objective.coefficients()
@@ -209,13 +217,21 @@ class Loop:
         values: dict[str, float] = {}
         for i, batch in enumerate(batches):
             torch.manual_seed(self.rng.key(f"dropout{rng}/{task.name}", f"{self.clock.step}/{i}{own}"))
-            scaled = {n: task.weight * coefficients.get(n, 1.0) * p / max(counts.get(n, micros), 1e-12)
+            scaled = {n: task.weight * coefficients.get(n, 1.0) * p / max(counts.parts.get(n, counts.micros), 1e-12)
                       for n, p in self.parts(batch, task).items()}
             torch.stack([p.float() for p in scaled.values()]).sum().backward()
             self.masters.collect()
             for name, part in scaled.items():
                 values[name] = values.get(name, 0.0) + float(part.detach())
+        if sharding.is_sharded(self.masters.tensors()):
+            for _ in range(counts.most - len(batches)):  # every rank takes part in putting layers together
+                self._idle(task)
         return values
+
+    def _idle(self, task: Task) -> None:
+        parts = task.objective.loss(self.run, self._collate(task, np.zeros(1, dtype=int)))
+        (0.0 * torch.stack([p.float() for p in parts.values()]).sum()).backward()
+        self.masters.collect()
 
     @contextmanager
     def perturbed(self, delta: Sequence[torch.Tensor]) -> Iterator[None]:
@@ -235,7 +251,7 @@ class Loop:
         """Choose the trained weights anew from the method's groups; `keep` carries the state of those that stay."""
         old = {id(p): self.torch_optimizer.state.get(m, {}) for p, m in self.masters.pairs}
         was = {id(p) for p, _ in self.masters.pairs}
-        self.masters = Masters(self.groups())
+        self.masters = Masters(sharding.groups_apart(self.groups()))
         self.torch_optimizer = self.optimizer.make(self.masters.groups, self.plan.learning_rate)
         self.rates = [g["lr"] for g in self.torch_optimizer.param_groups]
         for parameter, master in self.masters.pairs:

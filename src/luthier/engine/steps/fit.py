@@ -77,6 +77,8 @@ class Fit(Step, name="fit"):
     over_long: Literal["drop", "truncate"] = Field("drop", description="drop long rows, or cut texts (never targets)")
     clip: float = Field(1.0, ge=0, description="gradient norm above which gradients are scaled down; 0 = never")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="format of the weights while training")
+    sharding: Literal["none", "fsdp"] = Field("none", description="fsdp: ranks share the layers' weights (full fine-tuning "
+                                                                  "under a launcher)")
     streams: dict[str, str] = Field({}, description="further data by name; `validation` gives a loss each epoch")
     roles: dict[str, str] = Field({}, description="further models an objective needs: role -> input; the base if left out")
     checkpoint_seconds: float = Field(30, ge=0, description="seconds between checkpoints; never changes a result")
@@ -88,12 +90,15 @@ class Fit(Step, name="fit"):
             raise UserError(f"Two tasks train on the same data ({', '.join(names)}); give each its own subset.")
         if self.over_long == "truncate" and not all(t.head or t.objective.needs_head for t in self.tasks):
             raise UserError("over_long: truncate cuts texts for label tasks only; an answer is never cut. Use drop.")
+        if self.sharding == "fsdp" and (self.method.artifact != "model" or self.regularizers):
+            raise UserError("sharding: fsdp is for training that moves every weight, without regularizers (--method full); "
+                            f"method '{self.method.info.name}' needs sharding: none.")
 
     def run(self, inputs: Mapping[str, Artifact], ctx: Ctx) -> Artifact:
         """Encode, train from the last checkpoint, save."""
         import torch
 
-        from luthier.engine import distributed, guards, weights
+        from luthier.engine import distributed, guards, sharding, weights
         from luthier.engine.memory import peak_mb, require_mb
         from luthier.engine.rendering import renderer
 
@@ -120,6 +125,8 @@ class Fit(Step, name="fit"):
         if not trained:
             raise UserError(f"Method '{self.method.info.name}' trains nothing on {model.name}.")
         require_mb(trained * 16 / 1e6, f"Training {trained:,} weights")
+        if self.sharding == "fsdp":
+            sharding.shard(model)
         rate = self._learning_rate(model, len(tasks[0].rows))
         loop = self._loop(model, tasks, rate, fit_ctx, inputs, render)
         hooks = [part.start(model, fit_ctx) for part in (self.method, *self.regularizers)]
@@ -129,6 +136,8 @@ class Fit(Step, name="fit"):
         loop.train()
         for part, hook in zip((self.method, *self.regularizers), hooks, strict=True):
             part.finish(model, hook)
+        if self.sharding == "fsdp" and distributed.ranks() > 1:
+            sharding.gather(model, engine.fresh(base, dtype))
         if distributed.part():
             return base  # the first rank saves what all have trained
         model.template = render.state()
