@@ -15,7 +15,7 @@ from luthier.core.errors import UserError
 from luthier.core.example import Dropped
 from luthier.core.kinds import Prediction
 from luthier.core.rng import Rng
-from luthier.engine import generation
+from luthier.engine import generation, padded, scheduling
 from luthier.engine.rendering import renderer
 from tests.contracts.workbench import (
     class_of,
@@ -40,9 +40,10 @@ def test_an_item_has_the_same_answer_in_every_batch(row, architecture, engine, b
     speakers = {role: model for role in ("policy", *decoder.roles)}
     prompts = [renderer(model).prompt(e) for e in examples(5)]
     whole = generation.generate(speakers, prompts, decoder, Rng(3))
-    grouped = generation.batches_of
+    grouped, made = padded.batches_of, scheduling.Scheduler
     for rows in (1, 2):
-        monkeypatch.setattr(generation, "batches_of", lambda lengths, rows=rows: grouped(lengths, rows=rows))
+        monkeypatch.setattr(padded, "batches_of", lambda lengths, rows=rows: grouped(lengths, rows=rows))
+        monkeypatch.setattr(generation, "Scheduler", lambda *given, rows=rows: made(*given, rows=rows))
         assert generation.generate(speakers, prompts, decoder, Rng(3)) == whole
     assert all(g.tokens <= 6 for g in whole)
 

@@ -8,10 +8,11 @@ import torch
 from luthier.core.component import build
 from luthier.core.files import Journal
 from luthier.core.rng import Rng
-from luthier.engine import generation
-from luthier.engine.generation import batches_of, embed, generate, score
+from luthier.engine import generation, padded
+from luthier.engine.generation import generate
 from luthier.engine.models import load_base
 from luthier.engine.rendering import renderer
+from luthier.engine.scoring import batches_of, embed, packs_by_beginning, score, score_tokens
 from tests.contracts.workbench import examples
 
 NEW = 12
@@ -86,8 +87,9 @@ def test_virtual_tokens_in_front_change_with_no_batch(pico, kind):
 
 def test_padding_on_the_wrong_side_would_be_seen(model, prompts, monkeypatch):
     """A mutant: a mask that lets padding be read must give other answers somewhere."""
+    monkeypatch.setattr(generation, "packs", lambda model: False)
     whole = generate({"policy": model}, prompts, greedy(), Rng(0))
-    right = generation._Speaker.__init__
+    right = padded.Speaker.__init__
 
     def wrong(self, *args):
         right(self, *args)
@@ -95,7 +97,7 @@ def test_padding_on_the_wrong_side_would_be_seen(model, prompts, monkeypatch):
         if self.encoded is not None:
             self.source_mask = torch.ones_like(self.source_mask)
 
-    monkeypatch.setattr(generation._Speaker, "__init__", wrong)
+    monkeypatch.setattr(padded.Speaker, "__init__", wrong)
     assert generate({"policy": model}, prompts, greedy(), Rng(0)) != whole
 
 
@@ -126,7 +128,7 @@ def test_scores_are_sums_of_log_softmax(model, prompts):
 
 def test_a_journal_answers_without_the_model(model, prompts, tmp_path, monkeypatch):
     first = generate({"policy": model}, prompts, greedy(3), Rng(0), journal=Journal(tmp_path / "j.jsonl"))
-    monkeypatch.setattr(generation, "_generate", lambda *a: pytest.fail("the model was asked again"))
+    monkeypatch.setattr(generation, "_answer", lambda models, requests, *rest: requests and pytest.fail("asked again"))
     assert generate({"policy": model}, prompts, greedy(3), Rng(0), journal=Journal(tmp_path / "j.jsonl")) == first
 
 
@@ -143,6 +145,19 @@ def test_a_journal_does_not_answer_another_question(model, prompts, tmp_path, ch
 def test_an_answer_may_end_at_a_line_break(model, prompts, monkeypatch):
     for answer in generate({"policy": model}, prompts, greedy(6), Rng(0), stop="newline"):
         assert "\n" not in answer.text
+
+
+def test_packs_hold_every_item_once_and_beginnings_lie_together():
+    rows = [[1, 2, 3, n] for n in range(9)] + [[4] * 12, [5]]
+    groups = packs_by_beginning(rows[::-1], tokens=14)
+    assert sorted(i for g in groups for i in g) == list(range(len(rows)))
+    assert len(groups) == 2, "nine rows behind one beginning are 3 + 9 tokens"
+
+
+def test_token_scores_add_up(model, prompts):
+    pairs = [(p, [7 + i, 9, 11][:1 + i % 3]) for i, p in enumerate(prompts)]
+    for (_, continuation), parts, (whole, _) in zip(pairs, score_tokens(model, pairs), score(model, pairs), strict=True):
+        assert len(parts) == len(continuation) and sum(parts) == pytest.approx(whole)
 
 
 def test_batches_hold_every_item_once():

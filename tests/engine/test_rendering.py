@@ -187,7 +187,8 @@ def test_the_decoder_starts_as_its_model_was_trained_to():
 
     from luthier.core.component import build
     from luthier.core.rng import Rng
-    from luthier.engine.generation import generate, score
+    from luthier.engine.generation import generate
+    from luthier.engine.scoring import score
 
     prompt = renderer(model, 64).prompt(question("q", "What?"))
     import torch

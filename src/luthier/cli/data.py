@@ -17,13 +17,15 @@ def inspect(
                                                 "gemma3-270m for rows, plain words for documents")] = None,
     rows: Annotated[int, typer.Option("--rows", min=1, help="how many rows to show")] = 3,
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=8, help="longest row in tokens")] = 512,
+    template: Annotated[str, typer.Option("--template", metavar="NAME_OR_FILE", help="auto, plain, chat or a Jinja file: "
+                                                "how rows are rendered")] = "auto",
     accept_terms: shared.Terms = None, as_json: shared.Json = False,
 ) -> None:
     """What was understood of a file: its format, its rows, and which of their tokens are learned."""
     from luthier.pipelines.inspecting import inspect_data
 
     shared.accept(accept_terms)
-    found = inspect_data(data, base, rows, max_tokens)
+    found = inspect_data(data, base, rows, max_tokens, template)
     if as_json:
         print(json.dumps(found, ensure_ascii=False, indent=1))
         return

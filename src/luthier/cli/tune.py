@@ -11,7 +11,8 @@ from luthier.cli import _shared as shared
 
 
 def command(
-    data: Annotated[str, typer.Argument(help="JSON lines: question/answer, prompt/completion or text/label")],
+    data: Annotated[str, typer.Argument(help="JSON lines: question/answer, prompt/completion, text/label, "
+                                         "messages or text; or a .txt or .md file to be read on")],
     base: shared.Base = None, out: shared.Out = None, recipe: shared.RecipeOption = None, seed: shared.Seed = None,
     method: shared.Method = None, objective: shared.Objective = None, regularizer: shared.Regularizer = None,
     optimizer: shared.Optimizer = None, decoder: shared.Decoder = None, metric: shared.Metric = None,

@@ -13,9 +13,9 @@ from luthier.core.kinds import Prediction
 from luthier.core.step import Ctx
 from luthier.engine.batches import collate
 from luthier.engine.forward import Forward
-from luthier.engine.generation import batches_of
 from luthier.engine.models import Model
 from luthier.engine.rendering import Render
+from luthier.engine.scoring import batches_of
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ each learned token comes from a fused function that never keeps [tokens, vocabul
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,80 +16,17 @@ from torch import nn
 
 from luthier.core.errors import LuthierError
 from luthier.core.kinds import Tokens
+from luthier.engine import fused
 from luthier.engine.attention import NAME, no_masks
 from luthier.engine.batches import TokenBatch, collate
 from luthier.engine.packing import SHARED_TOKENS, pack
 
 if TYPE_CHECKING:
+    from luthier.engine.frozen import Frozen
     from luthier.engine.models import Model
 
-CHUNK = 256
 LOGITS_LIMIT = 1 << 27
 Vocabulary = tuple[nn.Module, float | None]
-
-
-class FusedNll(torch.autograd.Function):
-    """-log softmax(cap(h Wᵀ + b))[target] per position, in chunks; exact gradients for h, W and b.
-
-    With frozen W the gradient of h is made in the forward, from the soft-max that is there anyway; with W trained the
-    chunk's scores are made again in the backward. h [n, width], W [vocabulary, width], target [n] -> [n] in float32.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None,
-                target: torch.Tensor, cap: float | None) -> torch.Tensor:
-        trained = weight.requires_grad or (bias is not None and bias.requires_grad)
-        ahead = hidden.requires_grad and not trained
-        out = torch.empty(len(target), dtype=torch.float32, device=hidden.device)
-        grad = torch.empty_like(hidden) if ahead else None
-        for i in range(0, len(target), CHUNK):
-            h, t = hidden[i:i + CHUNK], target[i:i + CHUNK]
-            scores, slope = _scores(h, weight, bias, cap)
-            log_sum = scores.logsumexp(-1)
-            out[i:i + CHUNK] = log_sum - scores.gather(1, t[:, None])[:, 0]
-            if grad is not None:
-                grad[i:i + CHUNK] = _score_gradient(scores, log_sum, t, slope).to(weight.dtype) @ weight
-        ctx.save_for_backward(*([grad] if ahead else [hidden, weight, target, *([bias] if bias is not None else [])]))
-        ctx.ahead, ctx.cap, ctx.has_bias = ahead, cap, bias is not None
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        if ctx.ahead:
-            (grad,) = ctx.saved_tensors
-            return grad * upstream[:, None].to(grad.dtype), None, None, None, None
-        hidden, weight, target, *rest = ctx.saved_tensors
-        bias = rest[0] if ctx.has_bias else None
-        d_hidden = torch.empty_like(hidden)
-        d_weight = torch.zeros_like(weight, dtype=torch.float32)
-        d_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None else None
-        for i in range(0, len(target), CHUNK):
-            h, t = hidden[i:i + CHUNK], target[i:i + CHUNK]
-            scores, slope = _scores(h, weight, bias, ctx.cap)
-            d = _score_gradient(scores, scores.logsumexp(-1), t, slope) * upstream[i:i + CHUNK, None]
-            low = d.to(weight.dtype)
-            d_hidden[i:i + CHUNK] = low @ weight
-            d_weight += low.T @ h
-            if d_bias is not None:
-                d_bias += d.sum(0)
-        return d_hidden, d_weight.to(weight.dtype), None if d_bias is None else d_bias.to(weight.dtype), None, None
-
-
-def _scores(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, cap: float | None
-            ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Scores in float32 and, when they are capped, d(capped)/d(raw)."""
-    scores = (hidden @ weight.T if bias is None else torch.addmm(bias, hidden, weight.T)).float()
-    if cap is None:
-        return scores, None
-    scores = torch.tanh(scores / cap)
-    return scores * cap, 1 - scores * scores
-
-
-def _score_gradient(scores: torch.Tensor, log_sum: torch.Tensor, target: torch.Tensor, slope: torch.Tensor | None
-                    ) -> torch.Tensor:
-    gradient = (scores - log_sum[:, None]).exp_()
-    gradient[torch.arange(len(target), device=target.device), target] -= 1
-    return gradient if slope is None else gradient * slope
 
 
 @dataclass
@@ -119,29 +57,60 @@ class Output:
         assert self.flat is not None and self.place is not None
         return self.flat[self.place]
 
-    def nll(self) -> torch.Tensor:
-        """[learned] negative log-probability of every learned token, float32, row by row."""
-        target = self._targets()
+    def nll(self, weights: torch.Tensor | None = None, z: float = 0.0) -> torch.Tensor:
+        """[learned] weight x (-log-probability + z log_sum²) of every learned token, float32, row by row."""
+        if self.flat is not None:
+            return fused.nll(self._predicting(), self._head(), self._targets(), weights, z)
+        scores = self._said().float()
+        losses = nn.functional.cross_entropy(scores, self._targets(), reduction="none")
+        losses = losses + z * scores.logsumexp(-1).square() if z else losses
+        return losses if weights is None else losses * weights
+
+    def log_sum(self) -> torch.Tensor:
+        """[learned] log of the sum of exp(scores)."""
+        return self._said().float().logsumexp(-1) if self.flat is None else fused.log_sum(self._predicting(), self._head())
+
+    def log_probabilities(self, ids: torch.Tensor) -> torch.Tensor:
+        """[learned, k] log-probabilities of the given ids [learned, k]."""
         if self.flat is None:
-            return nn.functional.cross_entropy(self._said().float(), target, reduction="none")
-        head, cap = self._head()
-        nll: torch.Tensor = FusedNll.apply(self._predicting(), head.weight, getattr(head, "bias", None), target, cap)
-        return nll
+            return self._logs().gather(1, ids)
+        return fused.log_probabilities(self._predicting(), self._head(), ids)
+
+    def topk(self, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """([learned, k] highest log-probabilities, falling; their ids); gradients flow through the former."""
+        if self.flat is None:
+            values, ids = self._logs().topk(k, -1)
+            return values, ids
+        return fused.topk(self._predicting(), self._head(), k)
+
+    def entropy(self) -> torch.Tensor:
+        """[learned] entropy of the distribution at each learned position, in nats."""
+        if self.flat is None:
+            logs = self._logs()
+            return -(logs.exp() * logs).sum(-1)
+        return fused.entropy(self._predicting(), self._head())
+
+    def kl(self, other: Output) -> torch.Tensor:
+        """[learned] KL(other || self) at the learned positions; gradients flow into self only."""
+        if self.flat is None or other.flat is None:
+            theirs = other.logits().detach().log_softmax(-1)
+            return (theirs.exp() * (theirs - self.logits().log_softmax(-1))).sum(-1)
+        return fused.kl(self._predicting(), self._head(), other._predicting(), other._head())
+
+    def mse(self, other: Output) -> torch.Tensor:
+        """[learned] mean squared difference of the scores; gradients flow into self only."""
+        if self.flat is None or other.flat is None:
+            return (self.logits() - other.logits().detach()).square().mean(-1)
+        return fused.mse(self._predicting(), self._head(), other._predicting(), other._head())
 
     def logits(self) -> torch.Tensor:
         """[learned, vocabulary] scores at the learned positions, float32; refused above a stated size."""
         if self.flat is None:
             return self._said().float()
-        head, cap = self._head()
-        hidden = self._predicting()
-        if len(hidden) * head.weight.shape[0] > LOGITS_LIMIT:
+        head, hidden = self._head(), self._predicting()
+        if len(hidden) * head.size > LOGITS_LIMIT:
             raise LuthierError(f"logits() of {len(hidden)} positions exceed {LOGITS_LIMIT} numbers; use nll() or kl().")
-        return _scores(hidden, head.weight, getattr(head, "bias", None), cap)[0]
-
-    def kl(self, other: Output) -> torch.Tensor:
-        """[learned] KL(other || self) at the learned positions; gradients flow into self only."""
-        theirs = other.logits().detach().log_softmax(-1)
-        return (theirs.exp() * (theirs - self.logits().log_softmax(-1))).sum(-1)
+        return head.scores(hidden)
 
     def hidden(self, layer: int) -> torch.Tensor:
         """[batch, tokens, width] after `layer` layers (0 = embeddings, -1 = last)."""
@@ -174,10 +143,15 @@ class Output:
         assert self.all_scores is not None
         return self.all_scores[:, :-1][self.inputs.targets[:, 1:]]
 
-    def _head(self) -> tuple[Any, float | None]:
+    def _logs(self) -> torch.Tensor:
+        """[learned, vocabulary] log-probabilities by the model's own scores."""
+        return self._said().float().log_softmax(-1)
+
+    def _head(self) -> fused.Head:
         if self.vocabulary is None:
             raise LuthierError(f"{self.model.name} has no vocabulary head: this objective needs a language model.")
-        return self.vocabulary
+        module, cap = self.vocabulary
+        return fused.Head(module.weight, getattr(module, "bias", None), cap)
 
 
 class Forward:
@@ -188,12 +162,21 @@ class Forward:
         self.task = ""
         self._vocabulary = {role: vocabulary_of(model) for role, model in models.items()}
         self.packs = {role: packs(model) for role, model in models.items()}
+        # What is known of the policy's frozen layers while it is trained; set by the training step.
+        self.frozen: Frozen | None = None
 
     def __call__(self, role: str, inputs: TokenBatch, embeds: torch.Tensor | None = None, layers: bool = False) -> Output:
         """Compute the hidden states of `role` for `inputs`; `embeds` [batch, tokens, width] replaces the embedded ids."""
         model = self.models[role]
         with torch.set_grad_enabled(torch.is_grad_enabled() and role == "policy"):
-            return hidden_states(model, inputs, self._vocabulary[role], embeds, layers, packed=self.packs[role])
+            return hidden_states(model, inputs, self._vocabulary[role], embeds, layers, packed=self.packs[role],
+                                 frozen=self.frozen if role == "policy" else None)
+
+    @property
+    def splits(self) -> dict[str, bool]:
+        """By role: can the trunk be asked without the vocabulary head?"""
+        return {role: v is not None or self.models[role].architecture == "encoder" for role, v in
+                self._vocabulary.items()}
 
     def head(self, features: torch.Tensor) -> torch.Tensor:
         """The current task's head on pooled features."""
@@ -203,11 +186,11 @@ class Forward:
 
 
 def hidden_states(model: Model, inputs: TokenBatch, vocabulary: Vocabulary | None, embeds: torch.Tensor | None = None,
-                  layers: bool = False, packed: bool = False) -> Output:
+                  layers: bool = False, packed: bool = False, frozen: Frozen | None = None) -> Output:
     """One forward of one model. Without a split vocabulary head, the model's own scores are kept."""
     split = vocabulary is not None or model.architecture == "encoder"
     if packed and split and inputs.decoder_ids is None and not inputs.tensors:
-        return _packed(model, inputs, vocabulary, embeds, layers)
+        return _packed(model, inputs, vocabulary, embeds, layers, frozen)
     arguments: dict[str, Any] = {"attention_mask": inputs.mask, **inputs.tensors}
     arguments |= {"input_ids": inputs.ids} if embeds is None else {"inputs_embeds": embeds}
     if inputs.decoder_ids is not None:
@@ -216,19 +199,21 @@ def hidden_states(model: Model, inputs: TokenBatch, vocabulary: Vocabulary | Non
         arguments["output_hidden_states"] = True
     if model.architecture != "encoder":
         arguments["use_cache"] = False
-    result = (trunk_of(model) if split else model.module)(**arguments)
+    side = inputs.ids if inputs.decoder_ids is None else inputs.decoder_ids
+    place = torch.arange(side.numel(), device=side.device).view(side.shape)
+    with frozen.around(inputs if embeds is None and not layers else None, place, side.shape) if frozen and split \
+            else nullcontext():
+        result = (trunk_of(model) if split else model.module)(**arguments)
     all_states = getattr(result, "hidden_states", None) if layers else None
     if not split:
         # Prompt methods answer for their virtual tokens too; the batch's own positions are the last ones.
         scores = result.logits[:, -inputs.targets.shape[1]:]
         return Output(model, inputs, None, None, None, scores, all_states)
-    states = result.last_hidden_state
-    place = torch.arange(states.shape[0] * states.shape[1], device=states.device).view(states.shape[:2])
-    return Output(model, inputs, states.flatten(0, 1), place, vocabulary, None, all_states)
+    return Output(model, inputs, result.last_hidden_state.flatten(0, 1), place, vocabulary, None, all_states)
 
 
 def _packed(model: Model, inputs: TokenBatch, vocabulary: Vocabulary | None, embeds: torch.Tensor | None,
-            layers: bool) -> Output:
+            layers: bool, frozen: Frozen | None = None) -> Output:
     """The same without work on padding: all rows as one sequence, each seeing itself alone."""
     packed = pack(inputs.ids, inputs.mask, share=model.architecture == "decoder" and embeds is None)
     arguments: dict[str, Any] = {"position_ids": packed.positions, "layout": packed.layout}
@@ -242,14 +227,22 @@ def _packed(model: Model, inputs: TokenBatch, vocabulary: Vocabulary | None, emb
         arguments["output_hidden_states"] = True
     if model.architecture != "encoder":
         arguments["use_cache"] = False
-    with no_masks():
+    known = inputs if embeds is None and not layers else None
+    with no_masks(), frozen.around(known, packed.place, packed.ids.shape) if frozen else nullcontext():
         result = trunk_of(model)(**arguments)
     return Output(model, inputs, result.last_hidden_state[0], packed.place, vocabulary, None,
                   getattr(result, "hidden_states", None) if layers else None)
 
 
 def packs(model: Model) -> bool:
-    """Whether this model gives the same hidden states for rows in one pack as for the rows padded.
+    """Whether this model gives the same hidden states for rows in one pack as for the rows padded; asked once a module."""
+    if model.packing is None or model.packing[0] is not model.module:
+        model.packing = (model.module, _packs(model))
+    return model.packing[1]
+
+
+def _packs(model: Model) -> bool:
+    """Compare packed and padded.
 
     Found by asking: two rows of different length, one of them twice, go through the model both ways. Models that read
     more than tokens and positions, or whose attention takes no layout, show up as a difference or as an error.

@@ -130,6 +130,8 @@ class Loop:
         distributed.require_same(self.masters.tensors())
         saved = began = time.monotonic()
         before = self.clock.seconds
+        if self.run.frozen:
+            self.run.frozen.ready(fill=self.clock.step < self.plan.steps)
         self._mode(True)
         while self.clock.step < self.plan.steps:
             row = self._step()
@@ -259,6 +261,8 @@ class Loop:
                 self.torch_optimizer.state[master] = old[id(parameter)]
         now = {id(p) for p, _ in self.masters.pairs}
         self.state.moved(was, now)
+        if self.run.frozen:
+            self.run.frozen.changed()
 
     def _round(self, row: dict[str, Any]) -> None:
         self.clock.epoch += 1

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from luthier.core.files import Journal
 from luthier.core.kinds import Decoder, Metric, Prediction
 from luthier.core.rng import Rng
 from luthier.core.step import Ctx, Progress, silent
-from luthier.engine import generation, models
+from luthier.engine import compiling, fused, generation, models, scoring
 from luthier.engine.generation import Generated, Stop
 from luthier.engine.models import Model
 
@@ -39,12 +40,13 @@ class Engine:
         self._models: dict[tuple[str, str, torch.dtype], Model] = {}
         _quiet()
 
-    def dtype(self, model: Artifact) -> torch.dtype:
-        """bfloat16 where its matrix products are measured faster than float32 and the model is a language model.
+    def dtype(self, model: Artifact, training: bool = False) -> torch.dtype:
+        """bfloat16 where its matrix products are measured faster than float32; embeddings are made in float32.
 
-        The measurement is made once a process; what was decided is in `decisions` and in each artifact's record.
+        An encoder is only trained in bfloat16 (its masters are float32). The measurement is made once a process; what
+        was decided is in `decisions` and in each artifact's record.
         """
-        if self.exact or model.meta["architecture"] == "encoder":
+        if self.exact or (model.meta["architecture"] == "encoder" and not training):
             return torch.float32
         if "bfloat16_speedup" not in self.decisions:
             self.decisions["bfloat16_speedup"] = round(_bfloat16_speedup(), 2)
@@ -54,9 +56,19 @@ class Engine:
         """What a run decided at its first start holds for every later one; only what is missing is measured."""
         self.decisions.update(kept)
         torch.set_num_threads(self.decisions["threads"])
+        self._decide_fused()
         if not self.exact and "bfloat16_speedup" not in self.decisions:
             self.decisions["bfloat16_speedup"] = round(_bfloat16_speedup(), 2)
         return self.decisions
+
+    def _decide_fused(self) -> None:
+        """How the vocabulary is cut. What was decided to be compiled is not where there is no compiler any more."""
+        kept = self.decisions.get("fused")
+        chosen = fused.Settings(**kept) if kept else fused.Settings() if self.exact else fused.measure()
+        if chosen.compiled and not compiling.available():
+            chosen = fused.Settings(chosen.chunk)
+        fused.use(chosen)
+        self.decisions["fused"] = asdict(chosen)
 
     def tokenizer(self, base: Artifact) -> Any:
         """The tokenizer of a base, without its weights."""
@@ -87,20 +99,23 @@ class Engine:
         self._models.clear()
 
     def generate(self, model: Model | Mapping[str, Model], prompts: Sequence[list[int]], decoder: Decoder | str, *,
-                 rng: Rng | None = None, stop: Stop = "token",
+                 rng: Rng | None = None, stop: Stop = "token", stop_ids: Collection[int] | None = None,
                  journal: Journal | None = None, progress: Progress = silent) -> list[Generated]:
-        """Continue token ids; batched, and journalled batch by batch when a journal is given."""
+        """Continue token ids; batched, and journalled batch by batch when a journal is given.
+
+        stop_ids: tokens that end an answer (`Render.stop_ids`); the model's own when left out.
+        """
         speakers = {"policy": model} if isinstance(model, Model) else model
-        return generation.generate(speakers, prompts, build("decoder", decoder), rng or Rng(0), stop=stop,
+        return generation.generate(speakers, prompts, build("decoder", decoder), rng or Rng(0), stop=stop, stop_ids=stop_ids,
                                    journal=journal, progress=progress)
 
     def score(self, model: Model, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, int]]:
         """Log-probability and length of given continuations (ids) of given prompts (ids)."""
-        return generation.score(model, pairs)
+        return scoring.score(model, pairs)
 
     def embed(self, model: Model, texts: Sequence[str], max_tokens: int = 256) -> Any:
         """[texts, width] float32 embeddings of length 1 from an encoder, as a NumPy array."""
-        return generation.embed(model, texts, max_tokens).numpy()
+        return scoring.embed(model, texts, max_tokens).numpy()
 
     def fit(self, fit: Any, inputs: Mapping[str, Artifact], ctx: Ctx) -> Artifact:
         """Run a Fit step in a folder of its own within another step's; the same fit is not run twice."""

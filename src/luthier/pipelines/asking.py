@@ -65,12 +65,14 @@ def ask(run: Run, text: str, *, arm: str | None = None, passages: int | None = N
         model = engine.load(inputs["base"], inputs.get("tuned"))
         if model.heads:
             raise UserError(f"Arm '{name}' gives labels, not answers. Use: luthier evaluate")
-        chosen = record.meta["prompting"]
+        # An arm that only read texts has no way of asking that was chosen for it.
+        chosen = record.meta["prompting"] or {"instruction": "", "shot_ids": [], "stop": "token"}
         shots = {e.id: e for e in inputs["examples"].examples("train") if e.id in chosen["shot_ids"]}
         # The solved examples as the arm was evaluated with them: without passages where it shows none.
         shown = [shots[i] if reads else with_passages(shots[i], ()) for i in chosen["shot_ids"]]
         prompting = Prompting(chosen["instruction"], tuple(shown), chosen["stop"])
-        asked = make_question("asked", text)
+        # A model that was tuned on conversations is asked in one.
+        asked = make_question("asked", text, task="chat" if chosen.get("conversation") else "qa")
         hits = step._retrieve([asked], inputs, ctx)
         (prediction,), _ = step._answer(model, [asked], hits, prompting, ctx)
     return {

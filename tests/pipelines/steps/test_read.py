@@ -92,7 +92,7 @@ def test_missing_files(tmp_path, file, name, said):
 
 def test_another_suffix(tmp_path):
     (tmp_path / "data.csv").write_text("a,b\n")
-    with pytest.raises(UserError, match=r"'read-jsonl' does not read \.csv .* Legal: \.jsonl, \.ndjson"):
+    with pytest.raises(UserError, match=r"'read-jsonl' does not read \.csv .* Legal: \.jsonl, \.ndjson, \.txt"):
         Read(path=str(tmp_path / "data.csv")).check()
 
 
@@ -123,3 +123,18 @@ def test_reader_fields(tmp_path, file):
 def test_format_belongs_to_readers_that_have_it(file):
     with pytest.raises(UserError, match="has no formats"):
         Read(path=str(file), format="text-label", reader="near-duplicates")._reader()
+
+
+def test_plain_text_and_markdown_are_raw_texts(tmp_path):
+    for name in ("a.txt", "b.md"):
+        path = tmp_path / name
+        path.write_text("first text\n\nsecond  text\n")
+        step = Read(path=str(path), reader="read-raw:text_characters=5")
+        artifact, (receipt,) = run(tmp_path, step)
+        assert artifact.meta["format"] == Read(path=str(path)).found_format() == "raw-text"
+        assert [e.turns[0].text for e in artifact.examples("all")] == ["first text", "second  text"]
+        assert receipt.verdict == "agrees" and receipt.left == receipt.right == 19
+        path.write_text("first text\n\nsecond  text and more\n")
+        assert step.receipts({}, artifact, None)[0].verdict == "differs"
+    with pytest.raises(UserError, match="'read-raw' has no formats"):
+        Read(path=str(path), format="messages").check()

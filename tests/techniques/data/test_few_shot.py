@@ -123,5 +123,5 @@ def test_finished_batches_are_not_written_again(make_ctx, engine, pico, monkeypa
         return list(FewShot(decoder="greedy:max_new_tokens=4").apply(iter(pages(2)), ctx))
 
     first = rows()
-    monkeypatch.setattr("luthier.engine.generation._generate", None)  # a second generation would fail
+    monkeypatch.setattr("luthier.engine.generation.Scheduler", None)  # a second generation would fail
     assert rows() == first and len(first) == 2

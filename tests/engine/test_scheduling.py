@@ -1,0 +1,214 @@
+"""Continuous batching: the answers of transformers, whatever the company, the beginning or the window."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from luthier.core.component import build
+from luthier.core.files import Journal
+from luthier.core.rng import Rng
+from luthier.engine import generation, scheduling, slots
+from luthier.engine.forward import packs
+from luthier.engine.generation import generate
+from luthier.engine.models import load_base
+from luthier.engine.scheduling import Request, Scheduler, beginnings
+from tests.engine.test_packing import gemma, rows_of, wrapped
+
+NEW = 9
+
+
+@pytest.fixture(params=["llama", "gemma3"])
+def model(request, pico):
+    made = load_base(pico) if request.param == "llama" else wrapped(gemma(window=8), "decoder", pico)
+    assert packs(made)
+    return made
+
+
+def greedy(tokens: int = NEW):
+    return build("decoder", f"greedy:max_new_tokens={tokens}")
+
+
+def theirs(model, prompt, ends):
+    """What transformers' own generate continues with, no end token."""
+    made = model.module.generate(torch.tensor([prompt]), max_new_tokens=NEW, do_sample=False, eos_token_id=list(ends),
+                                 pad_token_id=0)[0, len(prompt):].tolist()
+    stop = next((i for i, t in enumerate(made) if t in ends), len(made))
+    return made[:stop]
+
+
+def served(model, prompts, shared=(), ends=(2,), decoder=None, **options):
+    scheduler = Scheduler({"policy": model}, ends, **options)
+    requests = [Request(p, decoder or greedy(), Rng(0).within(f"item/{i}")) for i, p in enumerate(prompts)]
+    for i, request in enumerate(requests):
+        scheduler.submit(request, shared[i] if shared else ())
+    while not scheduler.idle:
+        scheduler.step()
+    assert not scheduler.voices["policy"].lanes, "no keys are kept for nobody"
+    return [r.written for r in requests]
+
+
+def some(model, lengths=(3, 30, 12, 12, 21, 7), seed=0):
+    return rows_of(lengths, seed, top=min(300, model.module.config.vocab_size))
+
+
+@pytest.mark.parametrize("options", [{}, {"rows": 2}, {"read_tokens": 16}])
+def test_answers_are_those_of_transformers(model, options):
+    prompts = some(model)
+    assert served(model, prompts, **options) == [theirs(model, p, {2}) for p in prompts]
+
+
+@pytest.mark.parametrize("own", [1, 5])
+def test_a_shared_beginning_changes_no_answer(model, own):
+    start = some(model, (20,), seed=3)[0]
+    prompts = [start + r for r in some(model, (own, 4, 9, 2), seed=5)]
+    shared = [tuple(start)] * len(prompts)
+    expected = [theirs(model, p, {2}) for p in prompts]
+    assert served(model, prompts, shared) == expected
+    assert served(model, prompts, shared, rows=2) == expected
+
+
+def test_several_lanes_at_once_change_no_answer(model):
+    starts = some(model, (18, 25), seed=3)
+    prompts = [starts[i % 2] + r if i < 4 else r for i, r in enumerate(some(model, (4, 9, 2, 6, 11, 3), seed=5))]
+    shared = [tuple(starts[i % 2]) if i < 4 else () for i in range(6)]
+    assert served(model, prompts, shared) == [theirs(model, p, {2}) for p in prompts]
+
+
+def test_answers_end_at_their_own_time(model):
+    prompts = some(model)
+    free = served(model, prompts, ends=())
+    ends = (free[1][2], free[4][0])
+    for answer, whole in zip(served(model, prompts, ends=ends, rows=3), free, strict=True):
+        stop = next((i for i, t in enumerate(whole) if t in ends), len(whole))
+        assert answer == whole[:stop]
+    assert all(len(a) == NEW for a in free)
+
+
+def test_requests_with_decoders_of_their_own_share_a_batch(model):
+    prompts = some(model)
+    sample = build("decoder", f"sample:max_new_tokens={NEW}")
+    alone = {d.identity: served(model, prompts, decoder=d) for d in (greedy(), sample)}
+    scheduler = Scheduler({"policy": model}, (2,))
+    requests = [Request(p, sample if i % 2 else greedy(), Rng(0).within(f"item/{i}")) for i, p in enumerate(prompts)]
+    for request in requests:
+        scheduler.submit(request)
+    while not scheduler.idle:
+        scheduler.step()
+    assert [r.written for r in requests] == [alone[r.decoder.identity][i] for i, r in enumerate(requests)]
+
+
+def test_tokens_are_told_as_they_come(model):
+    heard: list[int] = []
+    request = Request(some(model)[0], greedy(), Rng(0), on_token=heard.append)
+    scheduler = Scheduler({"policy": model}, ())
+    scheduler.submit(request)
+    for n in range(1, NEW + 1):
+        scheduler.step()
+        assert len(heard) == n
+    assert heard == request.written and scheduler.idle
+
+
+def test_a_late_request_joins_and_is_not_kept_waiting(model):
+    prompts = some(model)
+    scheduler = Scheduler({"policy": model}, (), rows=4)
+    requests = [Request(p, greedy(), Rng(0)) for p in prompts[:3]]
+    for request in requests:
+        scheduler.submit(request)
+    scheduler.step()
+    late = Request(prompts[3], greedy(), Rng(0))
+    scheduler.submit(late)
+    scheduler.step()
+    assert len(late.written) == 1 and len(requests[0].written) == 2
+
+
+def test_further_roles_hear_the_same_tokens(pico, model):
+    """Logits of a second model that is the same one add up to the same choice; its slots move with the first one's."""
+    class Both(type(greedy())):
+        roles = ("policy", "other")
+
+        def scores(self, states):
+            assert torch.allclose(states["policy"], states["other"])
+            return states["policy"] + states["other"]
+
+    decoder = Both(max_new_tokens=NEW)
+    prompts = some(model)
+    made = generate({"policy": model, "other": model}, prompts, decoder, Rng(0), stop_ids=[2])
+    alone = generate({"policy": model}, prompts, greedy(), Rng(0), stop_ids=[2])
+    assert made == alone
+
+
+def test_killed_and_asked_again_only_what_is_missing_is_written(model, tmp_path, monkeypatch):
+    prompts = some(model)
+    expected = generate({"policy": model}, prompts, greedy(), Rng(0), stop_ids=[2])
+    put, count = Journal.put, []
+
+    def dying(self, key, value):
+        if len(count) == 3:
+            raise KeyboardInterrupt
+        count.append(key)
+        put(self, key, value)
+
+    monkeypatch.setattr(Journal, "put", dying)
+    with pytest.raises(KeyboardInterrupt):
+        generate({"policy": model}, prompts, greedy(), Rng(0), stop_ids=[2], journal=Journal(tmp_path / "j"))
+    monkeypatch.setattr(Journal, "put", put)
+    asked = []
+    submit = Scheduler.submit
+    monkeypatch.setattr(Scheduler, "submit", lambda self, r, *rest: (asked.append(r), submit(self, r, *rest)))
+    assert generate({"policy": model}, prompts, greedy(), Rng(0), stop_ids=[2], journal=Journal(tmp_path / "j")) == expected
+    assert len(asked) == len(prompts) - 3
+
+
+def test_memory_for_keys_bounds_the_rows(model, monkeypatch):
+    prompts = some(model)
+    monkeypatch.setattr(scheduling, "KEPT_MB", 2.5 * scheduling._bytes_per_token(model) * (30 + NEW) / 1e6)
+    most = []
+    step = Scheduler.step
+    monkeypatch.setattr(Scheduler, "step", lambda self: (step(self), most.append(sum(map(len, self.active.values()))))[0])
+    expected = [theirs(model, p, {2}) for p in prompts]
+    assert served(model, prompts) == expected and 1 < max(most) < len(prompts)
+
+
+# --- what is shared ------------------------------------------------------------------------------------------------
+
+def test_beginnings_are_found_where_they_pay():
+    start, own = [9] * 40, [[i, i + 1] for i in range(6)]
+    assert beginnings([start + o for o in own]) == [tuple(start)] * 6
+    assert beginnings([start + o for o in own[:3]]) == [()] * 3, "too few"
+    assert beginnings(own) == [()] * 6
+    two = [start + o for o in own[:4]] + [[7] * 30 + o for o in own[:5]] + [[1, 2, 3]]
+    assert beginnings(two) == [tuple(start)] * 4 + [tuple([7] * 30)] * 5 + [()]
+    nested = [start + [5] * (30 * (i // 2)) + o for i, o in enumerate(own)]
+    assert beginnings(nested) == [tuple(start)] * 6, "one lane for all: a lane for two costs more than it saves"
+
+
+@pytest.mark.parametrize("mutant", ["window", "beginning", "row", "position"])
+def test_mistakes_are_seen(mutant, pico, monkeypatch):
+    model = wrapped(gemma(window=8), "decoder", pico)
+    assert packs(model)
+    start = some(model, (20,), seed=3)[0]
+    prompts = [start + r for r in some(model, (6, 4, 9, 2), seed=5)]
+    ends = (served(model, prompts, ends=())[0][2],)  # the first answer ends before the others: rows move
+    expected = served(model, prompts, [tuple(start)] * 4, ends=ends, rows=3)
+    if mutant == "window":
+        mask = slots.Writing._mask
+        monkeypatch.setattr(slots.Writing, "_mask", lambda self, n, window, dtype: mask(self, n, None, dtype))
+    elif mutant == "beginning":
+        first = slots.Lane.first
+        monkeypatch.setattr(slots.Lane, "first", lambda self, layer: tuple(x.flip(1) for x in first(self, layer)))
+    elif mutant == "row":
+        monkeypatch.setattr(slots.Lane, "leave", lambda self, row: self.lengths.pop())
+    else:
+        monkeypatch.setattr(slots.Writing, "positions", property(lambda self: torch.cat([p[1] for p in self._places])[None]))
+    try:
+        assert served(model, prompts, [tuple(start)] * 4, ends=ends, rows=3) != expected
+    except IndexError:
+        assert mutant == "row"
+
+
+def test_a_model_that_does_not_pack_is_padded(model, monkeypatch):
+    prompts = some(model)
+    expected = generate({"policy": model}, prompts, greedy(), Rng(0), stop_ids=[2])
+    monkeypatch.setattr(generation, "packs", lambda model: False)
+    assert generate({"policy": model}, prompts, greedy(), Rng(0), stop_ids=[2]) == expected
