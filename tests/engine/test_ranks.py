@@ -73,7 +73,7 @@ def test_a_row_of_another_rank_is_named(found):
 
 
 def test_full_fine_tuning_whole_and_sharded_is_that_of_one_process(found, pico, engine, tmp_path):
-    one = pair.weights_of(pair.full(pico, engine, tmp_path / "loop", sharded=True))
+    one = pair.weights_of(pair.full(pico, engine, tmp_path / "loop"))
     close(found["full"], one, 2e-6)
     close(found["sharded"], one, 2e-6)
     close(pair.weights_of(pair.full(pico, engine, found["folder"] / "fewer/loop")), one, 2e-6)
@@ -86,3 +86,10 @@ def test_a_sharded_training_that_keeps_weights_frozen_is_refused():
     with pytest.raises(UserError, match="sharding: fsdp is for training that moves every weight.*'lora' needs sharding: none"):
         Fit(sharding="fsdp").check()
     Fit(sharding="fsdp", method="full").check()
+
+
+def test_one_process_has_nothing_to_shard(pico, engine, tmp_path):
+    from luthier.core.errors import UserError
+
+    with pytest.raises(UserError, match="divides weights among several processes, and there is one"):
+        pair.full(pico, engine, tmp_path / "loop", sharded=True)

@@ -25,13 +25,14 @@ if TYPE_CHECKING:
 
 
 def shard(model: Model) -> None:
-    """Shard the layers of a model over all ranks; nothing in one process.
+    """Shard the layers of a model over all ranks.
 
     Raises:
-        UserError: the model has no list of layers, or does not train all of their weights.
+        UserError: there is one process only, the model has no list of layers, or does not train all of their weights.
     """
     if distributed.ranks() == 1:
-        return
+        raise UserError("sharding: fsdp divides weights among several processes, and there is one. Start it with a launcher, "
+                        "such as torchrun --nproc-per-node 2 -m luthier.cli.main, or use sharding: none.")
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 

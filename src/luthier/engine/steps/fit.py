@@ -169,7 +169,7 @@ class Fit(Step, name="fit"):
         frozen.close()
         for part, hook in zip((self.method, *self.regularizers), hooks, strict=True):
             part.finish(model, hook)
-        if self.sharding == "fsdp" and distributed.ranks() > 1:
+        if self.sharding == "fsdp":
             sharding.gather(model, engine.fresh(base, dtype))
         new_tokens.settle(model)
         if distributed.part():
