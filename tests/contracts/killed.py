@@ -1,7 +1,8 @@
 """Trains in child processes that are killed at given steps, then to the end; prints what the last one left.
 
 `python -m tests.contracts.killed FOLDER KILL_AT…`: each KILL_AT is `STEP:MILLISECONDS`, the moment after that step of
-that attempt. One process loads the libraries and forks the attempts, since loading takes longer than training.
+that attempt; FOLDER/fit.json may hold further fields of the fit. One process loads the libraries and forks the attempts,
+since loading takes longer than training.
 """
 
 from __future__ import annotations
@@ -33,10 +34,15 @@ def train(root: Path, name: str) -> None:
     folder.mkdir(exist_ok=True)
     report = {"use": "dummy-memory", "report": str(root / f"{name}.steps"), "pause": 0.01}
     fit = Fit(method="lora:dropout=0.2", regularizers=(report,), length={"steps": STEPS}, batch_rows=3, micro_rows=2,
-              learning_rate=1e-2, checkpoint_seconds=0)
+              learning_rate=1e-2, checkpoint_seconds=0, **further(root))
     ctx = Ctx(Rng(0).within("fit"), folder, Journal(folder / "journal.jsonl"), engine,
               stream=lambda name: inputs["examples"].examples(name.partition(".")[2]))
     fit.run(inputs, ctx)
+
+
+def further(root: Path) -> dict:
+    """Fields of the fit that a test wrote beside the data."""
+    return json.loads((root / "fit.json").read_text()) if (root / "fit.json").exists() else {}
 
 
 def attempt(root: Path, name: str, kill_at: tuple[int, int] | None) -> int:

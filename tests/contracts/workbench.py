@@ -10,7 +10,7 @@ import torch
 
 from luthier.core.artifact import Artifact, write_examples
 from luthier.core.component import Component, build, find
-from luthier.core.example import Document, Example, Passage, Section, SourceFile, question
+from luthier.core.example import Document, Example, Part, Passage, Section, SourceFile, Turn, question
 from luthier.core.index import rows
 from luthier.core.kinds import DroppedRow, Objective
 from luthier.core.step import Ctx, FitCtx
@@ -75,7 +75,8 @@ def examples(count: int = 8) -> list[Example]:
         word = WORDS[i % len(WORDS)]
         made.append(question(f"q{i}", f"What is a {word}{' in the language' * (i % 3)}?", f"a {word} of the {word}",
                              passage=f"A {word} is a {word} of the {word}.", label=("thing", "word")[i % 2],
-                             source=f"s{i // 2}", cluster=f"c{i // 2}", references=(f"the {word}",)))
+                             source=f"s{i // 2}", cluster=f"c{i // 2}", references=(f"the {word}",),
+                             rejected=Turn("assistant", (Part(f"no {word}{' at all' * (i % 2)}"),), target=True)))
     return made
 
 

@@ -186,3 +186,18 @@ def test_plain_models_are_split(decoder, pico_encoder, pico_encoder_decoder):
         theirs = t5.module(input_ids=batch.ids, attention_mask=batch.mask, labels=labels).loss
         ours = Forward({"policy": t5})("policy", batch).nll().mean()
     assert float(ours) == pytest.approx(float(theirs), abs=1e-5)
+
+
+def test_an_adapter_on_the_head_is_not_passed_over(pico):
+    import peft
+
+    model = load_base(pico)
+    model.module = peft.get_peft_model(model.module, peft.LoraConfig(target_modules=["lm_head"], init_lora_weights=True))
+    assert vocabulary_of(model) is None, "its weight alone would leave out what the adapter learns"
+    batch = batch_of(model, 2)
+    before = Forward({"policy": model})("policy", batch).nll()
+    with torch.no_grad():
+        for name, parameter in model.module.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()
+    assert not torch.allclose(Forward({"policy": model})("policy", batch).nll(), before)

@@ -19,6 +19,7 @@ from luthier.pipelines import jobs
 
 QA = {"question": "What is a clamp?", "answer": "a rail"}
 LABEL = {"text": "a fine film", "label": "good"}
+PAIR = {"prompt": "Which glue?", "chosen": "Hide glue.", "rejected": "Any."}
 ARMS = ["arm-base", "arm-base-retrieval", "arm-tuned", "arm-tuned-retrieval"]
 
 
@@ -93,6 +94,16 @@ def test_the_format_of_the_rows_decides_the_objective(file):
     assert step(labels, "arm-base").info.name == "majority" and wiring(labels, "arm-base") == {"examples": "split"}
     assert [m.info.name for m in step(labels, "arm-tuned").metrics] == ["accuracy"]
     assert step(answers, "arm-base").info.name == "evaluate" and step(answers, "rows").path == file(QA)
+
+
+def test_pairs_of_answers_are_learned_and_judged_as_pairs(file):
+    made = jobs.tune(file(PAIR))
+    assert [t.objective.info.name for t in step(made, "tuned").tasks] == ["dpo"]
+    for arm in ("arm-base", "arm-tuned"):
+        assert [m.info.name for m in step(made, arm).metrics] == ["preference-accuracy"]
+    assert step(made, "arm-base").shots == (0,) and step(made, "comparison").metrics == ("preference-accuracy",)
+    chosen = jobs.tune(file(PAIR), objective="supervised")
+    assert [t.objective.info.name for t in step(chosen, "tuned").tasks] == ["supervised"]
 
 
 def test_a_named_objective_is_taken(file):
@@ -266,3 +277,56 @@ def test_a_run_without_a_tuned_model_is_refused(tmp_path, file):
     write_json(tmp_path / "run" / "run.json", {"seed": 5})
     with pytest.raises(UserError, match="has no tuned model. Finish it first"):
         jobs.evaluate(Run(tmp_path / "run"), file(QA))
+
+
+# --- several files -------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def files(tmp_path):
+    def write(**files: list[dict[str, Any]]) -> list[str]:
+        for name, rows in files.items():
+            (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+        return [str(tmp_path / f"{name}.jsonl") for name in files]
+
+    return write
+
+
+def test_several_files_are_one_set_of_rows_or_a_mixture(files):
+    a, b = files(a=[QA], b=[{**QA, "question": "What is a glue?"}])
+    plain = jobs.tune([a, b])
+    assert step(plain, "rows").path == a and step(plain, "rows").also == (b,)
+    assert step(plain, "tuned").tasks[0].data == "examples.train"
+    mixed = jobs.tune([f"{a}=3", b])
+    assert step(mixed, "tuned").tasks[0].data == {"examples.train:a.jsonl": 3, "examples.train:b.jsonl": 1}
+    assert step(mixed, "rows").also == (b,)
+
+
+@pytest.mark.parametrize("named, why", [
+    (["a.jsonl=three"], "'three' is not a weight"),
+    (["a.jsonl=0"], "greater than 0"),
+    (["a.jsonl", "a.jsonl"], "named twice"),
+    (["a.jsonl", "other/a.jsonl"], "Two of the files are called a.jsonl"),
+    (["a.jsonl", "c.jsonl"], "c.jsonl holds text-label rows, .*a.jsonl question-answer rows"),
+    (["a.jsonl", "gone.jsonl"], "gone.jsonl does not exist"),
+])
+def test_files_that_can_not_be_read_together_are_refused(tmp_path, files, named, why):
+    files(a=[QA], c=[LABEL])
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "a.jsonl").write_text(json.dumps(QA) + "\n")
+    with pytest.raises(UserError, match=why):
+        jobs.tune([str(tmp_path / name) for name in named])
+
+
+def test_rows_of_several_files_say_where_they_are_from(files, make_ctx):
+    from luthier.pipelines.steps.read import Read
+
+    a, b = files(a=[QA, {**QA, "question": "What is a glue?"}], b=[{**QA, "question": "What is a saw?"}])
+    read, ctx = Read(path=a, also=(b,)), make_ctx("read")
+    artifact = read.run({}, ctx)
+    assert [(e.id, e.meta["file"]) for e in artifact.examples("all")] == [
+        ("a.jsonl:1", "a.jsonl"), ("a.jsonl:2", "a.jsonl"), ("b.jsonl:1", "b.jsonl")]
+    assert [r.verdict for r in read.receipts({}, artifact, ctx)] == ["agrees"]
+    assert set(read.content()) == {"a.jsonl", "b.jsonl"}
+    twice = files(a=[{**QA, "id": "x"}], b=[{**QA, "id": "x"}])
+    with pytest.raises(UserError, match=r"id 'x' is in a\.jsonl and in b\.jsonl"):
+        Read(path=twice[0], also=(twice[1],)).run({}, make_ctx("twice"))

@@ -11,8 +11,9 @@ from luthier.cli import _shared as shared
 
 
 def command(
-    data: Annotated[str, typer.Argument(help="JSON lines: question/answer, prompt/completion, text/label, "
-                                         "messages or text; or a .txt or .md file to be read on")],
+    data: Annotated[list[str], typer.Argument(
+        help="JSON lines: question/answer, prompt/completion, text/label, messages, chosen/rejected or text; or .txt and .md "
+             "files to be read on. Several files: FILE=WEIGHT draws from them in these proportions")],
     base: shared.Base = None, out: shared.Out = None, recipe: shared.RecipeOption = None, seed: shared.Seed = None,
     method: shared.Method = None, objective: shared.Objective = None, regularizer: shared.Regularizer = None,
     optimizer: shared.Optimizer = None, decoder: shared.Decoder = None, metric: shared.Metric = None,
@@ -28,6 +29,6 @@ def command(
     parts = {"method": method or [], "regularizer": regularizer or [], "optimizer": optimizer or [],
              "decoder": decoder or [], "metric": metric or []}
     made = jobs.override(made, base=base, seed=seed, parts=parts, sets=sets or ())
-    folder = out or Path("runs") / Path(data).stem
+    folder = out or Path("runs") / Path(data[0]).stem
     run = jobs.run(made, folder, fresh=fresh, exact=exact, watcher=shared.watcher(as_json), executor=executor)
     shared.finish(run, as_json)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 PartType = Literal["text", "image", "audio", "array", "tool_call"]
@@ -49,7 +49,8 @@ class Example:
     """Turns with roles and target spans, and where they come from.
 
     `source` is the document or section the example is about; `cluster` the unit that splits and statistics keep
-    together; `references` further acceptable answers; `meta` whatever a source adds (kept, never rendered).
+    together; `references` further acceptable answers; `meta` whatever a source adds (kept, never rendered);
+    `rejected` an answer that is worse than the last target turn, in its place.
     """
 
     id: str
@@ -61,11 +62,17 @@ class Example:
     references: tuple[str, ...] = ()
     meta: dict[str, Any] = field(default_factory=dict)
     tools: tuple[dict[str, Any], ...] = ()
+    rejected: Turn | None = None
 
     @property
     def answer(self) -> str:
         """Text of the last target turn; empty when there is none."""
         return next((t.text for t in reversed(self.turns) if t.target), "")
+
+    @property
+    def spoken(self) -> bool:
+        """Whether it is a conversation: a chat, or messages in another task."""
+        return self.task == "chat" or any(p.name == "content" for t in self.turns for p in t.parts)
 
     def part(self, name: str) -> str:
         """Text of the first part with that name; empty when there is none."""
@@ -78,12 +85,22 @@ class Example:
     @classmethod
     def from_dict(cls, row: dict[str, Any]) -> Example:
         """The inverse of `to_dict`."""
-        turns = tuple(
-            Turn(t["role"], tuple(Part(**p) for p in t["parts"]), t["target"], tuple((a, b) for a, b in t["spans"]),
-                 t.get("extra") or {})
-            for t in row["turns"]
-        )
-        return cls(**{**row, "turns": turns, "references": tuple(row["references"]), "tools": tuple(row.get("tools") or ())})
+        rejected = row.get("rejected")
+        return cls(**{**row, "turns": tuple(map(_turn, row["turns"])), "references": tuple(row["references"]),
+                      "tools": tuple(row.get("tools") or ()), "rejected": _turn(rejected) if rejected else None})
+
+
+def _turn(values: dict[str, Any]) -> Turn:
+    return Turn(values["role"], tuple(Part(**p) for p in values["parts"]), values["target"],
+                tuple((a, b) for a, b in values["spans"]), values.get("extra") or {})
+
+
+def with_rejected(example: Example) -> Example:
+    """The same example with the rejected answer in place of its last target turn. Raises ValueError without one."""
+    if example.rejected is None:
+        raise ValueError(f"example {example.id} has no rejected answer")
+    last = max(i for i, t in enumerate(example.turns) if t.target)
+    return replace(example, turns=(*example.turns[:last], example.rejected, *example.turns[last + 1:]), rejected=None)
 
 
 def question(id: str, text: str, answer: str = "", *, passage: str = "", **rest: Any) -> Example:

@@ -113,6 +113,18 @@ class Objective(Component, kind="objective"):
         """Weight of each part; 1 where nothing is said."""
         return {}
 
+    def constants(self, run: Forward, batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        """Numbers [rows] that no training changes, such as what a frozen model says to a row.
+
+        The engine asks once, before the first step and without gradients, and adds them to the features of the rows:
+        `loss` finds them in the batch under their names. Any role but `policy` may be asked.
+        """
+        return {}
+
+    def live_roles(self) -> tuple[str, ...]:
+        """The roles that `loss` asks even where the constants are in the batch; other roles are not kept in memory."""
+        return self.roles
+
 
 class Hook:
     """What a method or regularizer may do while a model trains; override any of these, act nowhere else.
@@ -232,9 +244,13 @@ class Decoder(Component, kind="decoder"):
 
 
 class Metric(Component, kind="metric"):
-    """A number with its evidence: one record per example, reduced; rewards, filters and judges are metrics too."""
+    """A number with its evidence: one record per example, reduced; rewards, filters and judges are metrics too.
+
+    A metric that asks the model itself, by the role `policy`, says `needs_answers = False`: nothing is generated for it.
+    """
 
     roles: ClassVar[tuple[str, ...]] = ()
+    needs_answers: ClassVar[bool] = True
     higher_is_better: ClassVar[bool] = True
     unit: ClassVar[str] = ""
 

@@ -59,6 +59,21 @@ class TokenBatch:
         return int(self.mask.sum()) + (int(self.decoder_mask.sum()) if self.decoder_mask is not None else 0)
 
 
+def join(*parts: TokenBatch) -> TokenBatch:
+    """The rows of several batches as one, in order, so that they go through a model together."""
+    def rows(name: str) -> torch.Tensor | None:
+        given = [getattr(p, name) for p in parts]
+        if given[0] is None:
+            return None
+        width = max(t.shape[1] for t in given)
+        return torch.cat([torch.nn.functional.pad(t, (0, width - t.shape[1])) for t in given])
+
+    ids, mask, targets = rows("ids"), rows("mask"), rows("targets")
+    assert ids is not None and mask is not None and targets is not None
+    tensors = {name: torch.cat([p.tensors[name] for p in parts]) for name in parts[0].tensors}
+    return TokenBatch(ids, mask, targets, rows("decoder_ids"), rows("decoder_mask"), tensors)
+
+
 Batch = dict[str, Any]
 # Rows at least this share of the longest one's length go through the model together when they must be padded.
 SIMILAR = 0.7

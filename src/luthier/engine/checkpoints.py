@@ -114,17 +114,33 @@ class State:
     def save(self) -> None:
         """Write a checkpoint beside the last one, then drop the last one: one of them is always whole.
 
-        The first rank writes. Nothing is written to a disk that is full, and no weight that is not finite.
+        The first rank writes. No weight that is not finite is written.
 
         Raises:
             LuthierError: a trained weight is infinite or not a number.
         """
+        self._write("step")
+
+    def save_best(self) -> None:
+        """Keep this state as the best so far, beside the checkpoints that a resume reads."""
+        self._write("best")
+
+    def load_best(self, step: int) -> None:
+        """Weights, optimizer and hooks as they were after `step`; clock and curve stay those of the whole training."""
+        folder = self.loop.ctx.folder / "checkpoints" / f"best-{step:07d}"
+        if step and step != self.loop.clock.step:
+            now = self.tree()
+            kept = {name: copy.deepcopy(now[name]) for name in ("clock", "curve", "kept")}
+            self.load_tree({**read_checkpoint(folder), **kept})
+            self.loop.ctx.log(f"the weights of step {step} are kept, the best on the validation rows")
+
+    def _write(self, kind: str) -> None:
         guards.require_finite_weights(self.loop)
         tree = self.tree()
         if distributed.rank():
             return
         root = self.loop.ctx.folder / "checkpoints"
-        work, final = root / "part", root / f"step-{self.loop.clock.step:07d}"
+        work, final = root / "part", root / f"{kind}-{self.loop.clock.step:07d}"
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
         tensors: dict[str, torch.Tensor] = {}
@@ -133,7 +149,7 @@ class State:
         write_json(work / "state.json", skeleton)
         shutil.rmtree(final, ignore_errors=True)
         os.replace(work, final)
-        for old in root.glob("step-*"):
+        for old in root.glob(f"{kind}-*"):
             if old != final:
                 shutil.rmtree(old)
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.artifact import Artifact
@@ -13,12 +13,13 @@ from luthier.core.example import Example
 from luthier.core.kinds import DroppedRow, Features, Objective
 from luthier.core.rng import Rng
 from luthier.core.step import Ctx
+from luthier.engine.mixing import Mixture
 
 if TYPE_CHECKING:
     from luthier.engine.loop import Task
     from luthier.engine.models import Model
     from luthier.engine.rendering import Render
-    from luthier.engine.steps.fit import TaskSpec
+    from luthier.engine.steps.specs import TaskSpec
 
 
 @dataclass
@@ -42,17 +43,29 @@ class Encoded:
 
 
 def subset(inputs: Mapping[str, Artifact], name: str) -> Iterable[Example]:
-    """The examples that `INPUT.SUBSET` names.
+    """The examples that `INPUT.SUBSET` names, or with `INPUT.SUBSET:FILE` those that one of several files gave.
 
     Raises:
-        UserError: no such input or subset.
+        UserError: no such input or subset, or no row of such a file.
     """
-    source, _, part = name.partition(".")
+    source, _, part = name.partition(":")[0].partition(".")
     if source not in inputs:
         raise UserError(f"There is no input '{source}' for '{name}'. {nearest(source, inputs)}")
     if part not in inputs[source].subsets:
         raise UserError(f"'{name}': {source} has no subset '{part}'. {nearest(part, inputs[source].subsets)}")
-    return inputs[source].examples(part)
+    found = of_file(inputs[source].examples(part), name)
+    first = next(found, None)
+    if first is None and ":" in name:
+        files = {str(e.meta["file"]) for e in inputs[source].examples(part) if "file" in e.meta}
+        raise UserError(f"'{name}': {source}.{part} has no row of the file '{name.partition(':')[2]}'. "
+                        f"{nearest(name.partition(':')[2], files)}")
+    return found if first is None else chain([first], found)
+
+
+def of_file(examples: Iterable[Example], name: str) -> Iterator[Example]:
+    """The examples of the file that `INPUT.SUBSET:FILE` names; all of them without a file."""
+    file = name.partition(":")[2]
+    return (e for e in examples if not file or e.meta.get("file") == file)
 
 
 def encode(examples: Iterable[Example], objective: Objective, render: Render, rng: Rng) -> Encoded:
@@ -85,20 +98,31 @@ def encode_tasks(specs: Sequence[TaskSpec], model: Model, render: Render, inputs
     tasks: list[Task] = []
     encoded: dict[str, Encoded] = {}
     for spec in specs:
-        examples = list(subset(inputs, spec.data))
+        parts = {name: list(subset(inputs, name)) for name in spec.sources}
+        examples = [e for part in parts.values() for e in part]
         if spec.objective.needs_head:
             labels = sorted({str(e.label) for e in examples if e.label is not None})
             if len(labels) < 2:
-                raise UserError(f"{spec.data} has {len(labels)} label(s); a classifier needs at least 2.")
+                raise UserError(f"{spec.name} has {len(labels)} label(s); a classifier needs at least 2.")
             model.labels[spec.name] = render.labels = labels
-        found = encode(examples, spec.objective, render, ctx.rng)
-        if not found.rows:
-            why = found.ledger[0]["detail"] if found.ledger else "it is empty"
-            raise UserError(f"No row of {spec.data} can be trained on: {why}.")
-        encoded[spec.name] = found
-        tasks.append(Task(spec.name, spec.objective, found.rows, found.ids, spec.weight))
+        each = {name: encode(part, spec.objective, render, ctx.rng) for name, part in parts.items()}
+        for name, found in each.items():
+            if not found.rows:
+                why = found.ledger[0]["detail"] if found.ledger else "it is empty"
+                raise UserError(f"No row of {name} can be trained on: {why}.")
+        mixture = None
+        if len(each) > 1:
+            mixture = Mixture({n: len(e.rows) for n, e in each.items()}, spec.sources, spec.temperature)
+        joined = encoded[spec.name] = _joined(list(each.values()))
+        tasks.append(Task(spec.name, spec.objective, joined.rows, joined.ids, spec.weight, mixture))
     _say(encoded, ctx)
     return tasks, encoded
+
+
+def _joined(parts: Sequence[Encoded]) -> Encoded:
+    """What became of several data sets, one after another."""
+    return Encoded([r for p in parts for r in p.rows], [i for p in parts for i in p.ids],
+                   [entry for p in parts for entry in p.ledger], sum(p.seen for p in parts), sum(p.used for p in parts))
 
 
 def counted(encoded: Iterable[Encoded]) -> dict[str, int]:
@@ -123,4 +147,4 @@ def _say(encoded: Mapping[str, Encoded], ctx: Ctx) -> None:
 
 def chats(examples: Iterable[Example]) -> bool:
     """Whether examples are conversations: the first one tells, since a file holds one format."""
-    return any(example.task == "chat" for example in islice(examples, 1))
+    return any(example.spoken for example in islice(examples, 1))

@@ -6,7 +6,7 @@ each learned token comes from a fused function that never keeps [tokens, vocabul
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from luthier.engine import fused
 from luthier.engine.attention import NAME, no_masks
 from luthier.engine.batches import TokenBatch, collate
 from luthier.engine.packing import SHARED_TOKENS, pack
+from luthier.engine.roles import adapter_off
 
 if TYPE_CHECKING:
     from luthier.engine.frozen import Frozen
@@ -103,6 +104,11 @@ class Output:
             return (self.logits() - other.logits().detach()).square().mean(-1)
         return fused.mse(self._predicting(), self._head(), other._predicting(), other._head())
 
+    def row_log_probabilities(self) -> torch.Tensor:
+        """[batch] log-probability of each row's learned tokens together, float32."""
+        nll = self.nll()
+        return torch.zeros(len(self.inputs), device=nll.device).index_add(0, self.rows, -nll)
+
     def logits(self) -> torch.Tensor:
         """[learned, vocabulary] scores at the learned positions, float32; refused above a stated size."""
         if self.flat is None:
@@ -150,16 +156,22 @@ class Output:
     def _head(self) -> fused.Head:
         if self.vocabulary is None:
             raise LuthierError(f"{self.model.name} has no vocabulary head: this objective needs a language model.")
-        module, cap = self.vocabulary
-        return fused.Head(module.weight, getattr(module, "bias", None), cap)
+        module: Any = self.vocabulary[0]
+        return fused.Head(module.weight, getattr(module, "bias", None), self.vocabulary[1])
 
 
 class Forward:
-    """`run(role, inputs)` for an objective: `policy` is the model being trained, other roles are frozen."""
+    """`run(role, inputs)` for an objective: `policy` is the model being trained, other roles are frozen.
 
-    def __init__(self, models: Mapping[str, Model]) -> None:
+    Roles in `bare` are the policy itself without its adapter. `measured` collects what objectives report besides
+    their loss, as (sum, count) by name, until `take` reads it.
+    """
+
+    def __init__(self, models: Mapping[str, Model], bare: Collection[str] = ()) -> None:
         self.models = models
+        self.bare = frozenset(bare)
         self.task = ""
+        self.measured: dict[str, tuple[float, float]] = {}
         self._vocabulary = {role: vocabulary_of(model) for role, model in models.items()}
         self.packs = {role: packs(model) for role, model in models.items()}
         # What is known of the policy's frozen layers while it is trained; set by the training step.
@@ -168,7 +180,8 @@ class Forward:
     def __call__(self, role: str, inputs: TokenBatch, embeds: torch.Tensor | None = None, layers: bool = False) -> Output:
         """Compute the hidden states of `role` for `inputs`; `embeds` [batch, tokens, width] replaces the embedded ids."""
         model = self.models[role]
-        with torch.set_grad_enabled(torch.is_grad_enabled() and role == "policy"):
+        bare = adapter_off(model) if role in self.bare else nullcontext()
+        with torch.set_grad_enabled(torch.is_grad_enabled() and role == "policy"), bare:
             return hidden_states(model, inputs, self._vocabulary[role], embeds, layers, packed=self.packs[role],
                                  frozen=self.frozen if role == "policy" else None)
 
@@ -177,6 +190,18 @@ class Forward:
         """By role: can the trunk be asked without the vocabulary head?"""
         return {role: v is not None or self.models[role].architecture == "encoder" for role, v in
                 self._vocabulary.items()}
+
+    def measure(self, **values: torch.Tensor) -> None:
+        """Report numbers [rows] that are shown beside the loss and never minimised; their mean is what is shown."""
+        for name, value in values.items():
+            total, count = self.measured.get(name, (0.0, 0.0))
+            self.measured[name] = (total + float(value.detach().sum()), count + value.numel())
+
+    def take(self) -> dict[str, float]:
+        """The mean of what was measured since the last call."""
+        found = {name: total / count for name, (total, count) in self.measured.items()}
+        self.measured = {}
+        return found
 
     def head(self, features: torch.Tensor) -> torch.Tensor:
         """The current task's head on pooled features."""
@@ -306,6 +331,8 @@ def vocabulary_of(model: Model) -> Vocabulary | None:
     cap = getattr(inner.config, "final_logit_softcapping", None)
     if inner.base_model is inner:
         return None
+    if head is not None and any(name != "parametrizations" for name, _ in head.named_children()):
+        return None  # an adapter on the head itself: its weight alone does not say what it computes
     if head is None or (getattr(model.module, "active_peft_config", None) is not None and \
             model.module.active_peft_config.is_prompt_learning):
         return None

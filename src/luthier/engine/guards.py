@@ -99,6 +99,8 @@ def gradients(loop: Loop) -> tuple[dict[str, float], int]:
         rows = _named(loop, _loss_is_finite)
         raise LuthierError(f"The loss of step {loop.clock.step + 1} is {sum(parts.values())}: {rows} {_advice(loop)}")
     distributed.sum_gradients(loop.masters.tensors())
+    totals, counts = (distributed.summed({n: m[i] for n, m in loop.run.measured.items()}) for i in (0, 1))
+    loop.run.measured = {name: (total, counts[name]) for name, total in totals.items()}
     return parts, tokens
 
 
@@ -106,6 +108,7 @@ def _attempt(loop: Loop) -> tuple[dict[str, float], int] | None:
     """One try of a step; None when memory ran out on some rank and the micro-batch is smaller now."""
     parts: dict[str, float] = {}
     tokens = 0
+    loop.run.take()  # what hooks, an evaluation or an attempt before this one measured
     for task in loop.tasks:
         batches = loop.batch(task, loop.clock.step)
         counts = loop.counts(batches, task)

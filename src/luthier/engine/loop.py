@@ -26,7 +26,9 @@ from luthier.engine.batches import Batch, by_length, collate, lengths_of, narrow
 from luthier.engine.checkpoints import State
 from luthier.engine.forward import Forward
 from luthier.engine.masters import Masters
+from luthier.engine.mixing import Mixture
 from luthier.engine.models import Model
+from luthier.engine.validation import Validation
 
 Parts = dict[str, torch.Tensor]
 
@@ -40,6 +42,7 @@ class Task:
     rows: Sequence[Features]
     ids: Sequence[str]
     weight: float = 1.0
+    mixture: Mixture | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,8 @@ class Plan:
     micro_tokens: int = 1024
     clip: float = 1.0
     checkpoint_seconds: float = 30.0
+    # Masters and optimizer states in the computer's memory, beside a GPU's.
+    beside: bool = False
 
 
 @dataclass
@@ -98,7 +103,7 @@ class Loop:
     schedule: Schedule
     ctx: FitCtx
     hooks: list[Hook] = field(default_factory=list)
-    on_epoch: Callable[[int], Mapping[str, float]] | None = None
+    validation: Validation | None = None
     curve: list[dict[str, Any]] = field(default_factory=list)
     # Further parts with a state of their own (`state_dict`, `load_state_dict`), kept in checkpoints by name.
     kept: dict[str, Any] = field(default_factory=dict)
@@ -107,8 +112,10 @@ class Loop:
         if not self.tasks or not all(t.rows for t in self.tasks):
             raise UserError("There is nothing to train on: a task has no rows.")
         distributed.refuse_coupled(t.objective for t in self.tasks)
+        if self.validation:
+            self.kept["validation"] = self.validation
         self.clock = Clock(steps=self.plan.steps)
-        self.masters = Masters(sharding.groups_apart(self.groups()))
+        self.masters = Masters(sharding.groups_apart(self.groups()), self.plan.beside)
         self.torch_optimizer = self.optimizer.make(self.masters.groups, self.plan.learning_rate)
         self.rates = [g["lr"] for g in self.torch_optimizer.param_groups]
         self.rng = self.ctx.rng.within("loop")
@@ -133,23 +140,34 @@ class Loop:
         if self.run.frozen:
             self.run.frozen.ready(fill=self.clock.step < self.plan.steps)
         self._mode(True)
-        while self.clock.step < self.plan.steps:
+        while self.clock.step < self.plan.steps and not self.stopped:
             row = self._step()
             self.clock.seconds = before + time.monotonic() - began
-            if self.clock.step % self.per_epoch == 0:
-                self._round(row)
+            round_ended = self.clock.step % self.per_epoch == 0
+            if round_ended:
+                self._round()
+            self._validate(row, round_ended)
             self.curve.append({**row, "seconds": round(self.clock.seconds, 3)})
             self.ctx.progress(self.clock.step, self.plan.steps, "steps", loss=row["loss"])
             due = time.monotonic() - saved >= self.plan.checkpoint_seconds or self.clock.step == self.plan.steps
-            if distributed.agreed(due):
+            if distributed.agreed(due or self.stopped):
                 self.state.save()
                 saved = time.monotonic()
+        if self.validation and self.validation.spec.keep == "best":
+            self.state.load_best(self.validation.best_step)
         self._mode(False)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the validation has ended the training before its planned length."""
+        return self.validation is not None and self.validation.stopped
 
     def batch(self, task: Task, step: int) -> list[Batch]:
         """This rank's micro-batches of one task at one step; hooks have seen its rows whole. None when it has no rows."""
-        rows = rows_at(self.rng.within(task.name), step, len(task.rows), self.plan.batch_rows, distributed.rank(),
-                       distributed.ranks())
+        rng, size = self.rng.within(task.name), self.plan.batch_rows
+        mine = distributed.rank(), distributed.ranks()
+        rows = task.mixture.rows_at(rng, step, size, *mine) if task.mixture else \
+            rows_at(rng, step, len(task.rows), size, *mine)
         batches = [self._collate(task, rows)] if len(rows) else []
         for hook in self.hooks:
             batches = [b for given in batches for b in hook.on_batch(given)]
@@ -180,7 +198,7 @@ class Loop:
         self.clock.step += 1
         return {"step": self.clock.step, "epoch": self.clock.step / self.per_epoch, "tokens": self.clock.tokens,
                 "loss": sum(parts.values()), "learning_rate": self.rates[0] * factor,
-                **({"parts": parts} if len(parts) > 1 else {})}
+                **({"parts": parts} if len(parts) > 1 else {}), **self.run.take()}
 
     def closure(self, batches: Sequence[Batch], task: Task | None = None, rng: str = "") -> dict[str, float]:
         """Add the gradients of these micro-batches and return the weighted parts. `rng` names another dropout draw."""
@@ -253,7 +271,7 @@ class Loop:
         """Choose the trained weights anew from the method's groups; `keep` carries the state of those that stay."""
         old = {id(p): self.torch_optimizer.state.get(m, {}) for p, m in self.masters.pairs}
         was = {id(p) for p, _ in self.masters.pairs}
-        self.masters = Masters(sharding.groups_apart(self.groups()))
+        self.masters = Masters(sharding.groups_apart(self.groups()), self.plan.beside)
         self.torch_optimizer = self.optimizer.make(self.masters.groups, self.plan.learning_rate)
         self.rates = [g["lr"] for g in self.torch_optimizer.param_groups]
         for parameter, master in self.masters.pairs:
@@ -264,15 +282,21 @@ class Loop:
         if self.run.frozen:
             self.run.frozen.changed()
 
-    def _round(self, row: dict[str, Any]) -> None:
+    def _round(self) -> None:
         self.clock.epoch += 1
         for hook in self.hooks:
             hook.on_round()
-        if self.on_epoch:
-            self._mode(False)
-            with torch.no_grad():
-                row.update(self.on_epoch(self.clock.epoch))
-            self._mode(True)
+
+    def _validate(self, row: dict[str, Any], round_ended: bool) -> None:
+        """Evaluate if it is time; what is found goes to the curve, the best state to a checkpoint of its own."""
+        if self.validation is None or not self.validation.due(self.clock, round_ended):
+            return
+        self._mode(False)
+        with torch.no_grad():
+            row.update(self.validation(self.clock.step))
+        self._mode(True)
+        if self.validation.spec.keep == "best" and self.validation.best_step == self.clock.step:
+            self.state.save_best()
 
     def _mode(self, training: bool) -> None:
         for module in (self.model.module, *self.model.heads.values()):

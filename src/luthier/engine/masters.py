@@ -9,16 +9,19 @@ import torch
 
 
 class Masters:
-    """Float32 copies of trained weights that are kept in a shorter format, so that small updates are not rounded away."""
+    """Float32 copies of trained weights that are kept in a shorter format, so that small updates are not rounded away.
 
-    def __init__(self, groups: list[dict[str, Any]]) -> None:
+    With `beside`, every trained weight has its master in the computer's memory, and the optimizer's states with it.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], beside: bool = False) -> None:
         self.pairs: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
         self.groups = []
         for group in groups:
             masters = []
             for parameter in group["params"]:
-                short = parameter.dtype != torch.float32
-                master = parameter.detach().float().clone().requires_grad_() if short else parameter
+                own = beside or parameter.dtype != torch.float32
+                master = _copy(parameter, beside).requires_grad_() if own else parameter
                 self.pairs.append((parameter, master))
                 masters.append(master)
             self.groups.append({**group, "params": masters})
@@ -27,7 +30,8 @@ class Masters:
         """Add the gradients of one micro-batch to the masters' and clear them."""
         for parameter, master in self.pairs:
             if parameter is not master and parameter.grad is not None:
-                master.grad = parameter.grad.float() if master.grad is None else master.grad.add_(parameter.grad)
+                gradient = parameter.grad.to(master.device, torch.float32)
+                master.grad = gradient if master.grad is None else master.grad.add_(gradient)
                 parameter.grad = None
 
     def taken(self) -> list[torch.Tensor | None]:
@@ -62,3 +66,10 @@ class Masters:
     def tensors(self) -> list[torch.Tensor]:
         """The masters, in a fixed order."""
         return [m for _, m in self.pairs]
+
+
+def _copy(parameter: torch.nn.Parameter, beside: bool) -> torch.Tensor:
+    if not beside:
+        return parameter.detach().float().clone()
+    # Pinned memory is what a GPU reads and writes without a detour.
+    return torch.empty(parameter.shape, dtype=torch.float32, pin_memory=torch.cuda.is_available()).copy_(parameter.detach())

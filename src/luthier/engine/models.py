@@ -14,6 +14,7 @@ from luthier.core.files import read_json
 from luthier.core.identity import hash_folder
 from luthier.engine.memory import require_mb
 from luthier.engine.packages import PACKAGES, check, model_folder
+from luthier.engine.quantized import loading
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -152,8 +153,11 @@ def load_base(artifact: Artifact, dtype: torch.dtype = torch.float32, device: st
     architecture: Architecture = artifact.meta["architecture"]
     classes = {"decoder": AutoModelForCausalLM, "encoder": AutoModel, "encoder-decoder": AutoModelForSeq2SeqLM}
     module = classes[architecture].from_pretrained(
-        folder, dtype=dtype, local_files_only=True, use_safetensors=True, trust_remote_code=False)
-    module.eval().requires_grad_(False).to(device)
+        folder, dtype=dtype, local_files_only=True, use_safetensors=True, trust_remote_code=False,
+        **loading(artifact.meta.get("quantize", "none"), dtype, device))
+    module.eval().requires_grad_(False)
+    if "quantize" not in artifact.meta:  # a quantised base was loaded to its device
+        module.to(device)
     config = module.config
     limit = int(getattr(config, "max_position_embeddings", 0) or getattr(config, "n_positions", 0) or 1 << 16)
     return Model(module, load_tokenizer(folder), architecture, artifact.identity, artifact.meta["name"], limit, artifact)

@@ -53,7 +53,7 @@ def segments(example: Example) -> list[Segment]:
     for turn in example.turns:
         if turn.spans:
             raise UserError(f"Row {example.id} narrows what is learned to spans; the plain template learns whole turns.")
-    return _conversation(example) if example.task == "chat" else _rows(example)
+    return _conversation(example) if example.spoken else _rows(example)
 
 
 def _rows(example: Example) -> list[Segment]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.artifact import Artifact
-from luthier.core.example import Example
+from luthier.core.example import Example, with_rejected
 from luthier.core.files import Journal
 from luthier.core.kinds import DroppedRow, Tokens
 from luthier.core.rng import Rng
@@ -94,7 +95,15 @@ def _examples(artifact: Artifact, base: str, rows: int, max_tokens: int, said: l
         about["labels"] = dict(Counter(str(e.label) for e in examples))
     if said:
         about["said while reading"] = "; ".join(said)
-    return {"about": about, "shown": [shown for e in examples[:rows] for shown in _shown(e, render, labelled)]}
+    return {"about": about, "shown": [shown for e in examples[:rows] for side in _sides(e)
+                                      for shown in _shown(side, render, labelled)]}
+
+
+def _sides(example: Example) -> list[Example]:
+    """Both answers of a preference, one after the other; any other example as it is."""
+    if example.rejected is None:
+        return [example]
+    return [replace(example, id=f"{example.id}, chosen"), replace(with_rejected(example), id=f"{example.id}, rejected")]
 
 
 def _rows(example: Example, render: Render, labelled: bool) -> list[Tokens]:

@@ -83,14 +83,55 @@ def _with_questions(recipe: Recipe, path: str, missing: str) -> Recipe:
     return Recipe(text)
 
 
-def tune(data: str, *, recipe: str = "tune", objective: str | None = None) -> Recipe:
-    """The recipe that tunes on a file of examples; its format decides the objective unless one is named."""
+def tune(data: str | Sequence[str], *, recipe: str = "tune", objective: str | None = None) -> Recipe:
+    """The recipe that tunes on one or several files of examples; their format decides the objective unless one is named.
+
+    Several files are one set of rows, unless one of them is written `FILE=WEIGHT`: then each step draws from each file
+    in proportion to its weight, 1 where none is written.
+    """
+    weights = _weighted([data] if isinstance(data, str) else data)
+    made = _tune(list(weights), recipe, objective)
+    if any(weight is not None for weight in weights.values()):
+        made = _mixed(made, {Path(path).name: 1.0 if weight is None else weight for path, weight in weights.items()})
+    return made
+
+
+def _weighted(data: Sequence[str]) -> dict[str, float | None]:
+    """Files by path with the weight that is written behind them."""
+    found: dict[str, float | None] = {}
+    for text in data:
+        path, equals, weight = text.rpartition("=")
+        if not equals or Path(text).exists():
+            path, weight = text, ""
+        try:
+            number = float(weight) if weight else None
+        except ValueError:
+            raise UserError(f"{text}: '{weight}' is not a weight. Write FILE=WEIGHT, such as {path}=3.") from None
+        if number is not None and not 0 < number < float("inf"):
+            raise UserError(f"{text}: a weight is greater than 0.")
+        if path in found:
+            raise UserError(f"{path} is named twice. Name each file once.")
+        found[path] = number
+    return found
+
+
+def _mixed(recipe: Recipe, weights: Mapping[str, float]) -> Recipe:
+    """The training rows of each task drawn from the files in these proportions."""
+    text = copy.deepcopy(recipe.text)
+    for task in text["steps"]["tuned"]["tasks"]:
+        task["data"] = {f"{task['data']}:{name}": weight for name, weight in weights.items()}
+    return Recipe(text)
+
+
+def _tune(paths: Sequence[str], recipe: str, objective: str | None) -> Recipe:
     from luthier.pipelines.steps.read import Read
 
-    made = load_recipe(recipe).edit(**{"rows.path": data})
-    found = next((n.step for n in made.nodes if isinstance(n.step, Read)), Read(path=data)).found_format()
+    made = load_recipe(recipe).edit(**{"rows.path": paths[0], **({"rows.also": list(paths[1:])} if paths[1:] else {})})
+    found = next((n.step for n in made.nodes if isinstance(n.step, Read)), Read(path=paths[0])).found_format()
     if found == "raw-text" and objective in (None, "pretrain"):
         return _read_on(made)
+    if found == "preference" and objective != "supervised":
+        return _preferences(made, objective or "dpo")
     if found in ("messages", "conversations") and "arm-base" in made.text["steps"]:
         made = made.edit(**{"arm-base.shots": [0]})  # a conversation within a conversation is no solved example
     labels = objective == "classify" if objective else found == "text-label"
@@ -106,6 +147,14 @@ def tune(data: str, *, recipe: str = "tune", objective: str | None = None) -> Re
     elif objective:
         made = made.edit(**{"tuned.tasks": [{"data": "examples.train", "objective": objective}]})
     return made
+
+
+def _preferences(recipe: Recipe, objective: str) -> Recipe:
+    """Pairs of answers: what is measured is which of the two a model prefers, and nothing is generated."""
+    metrics = ["preference-accuracy"]
+    return recipe.edit(**{
+        "tuned.tasks": [{"data": "examples.train", "objective": objective}], "comparison.metrics": metrics,
+        "arm-base.metrics": metrics, "arm-base.shots": [0], "arm-base.stops": ["token"], "arm-tuned.metrics": metrics})
 
 
 def _read_on(recipe: Recipe) -> Recipe:
@@ -231,15 +280,18 @@ def evaluate(source: Run, data: str) -> Recipe:
     labels, found = bool(source.step("tuned").meta.get("heads")), Read(path=data).found_format()
     texts = any(e.task == "text" for e in islice(source.step("split").examples("train"), 1))
     if labels != (found == "text-label") or texts != (found == "raw-text"):
-        wanted = "text-label" if labels else "raw-text" if texts else "question-answer, prompt-completion or messages"
+        wanted = "text-label" if labels else "raw-text" if texts else \
+            "question-answer, prompt-completion, messages or preference"
         raise UserError(f"{data} holds {found} rows; the model of {source.folder} was tuned on {wanted} rows. "
                         "Give a file of that format.")
-    metrics = ["accuracy"] if labels else ["bits-per-byte"] if texts else ["exact-match", "f1", "stops"]
+    pairs = found == "preference"
+    metrics = ["accuracy"] if labels else ["bits-per-byte"] if texts else ["preference-accuracy"] if pairs else \
+        ["exact-match", "f1", "stops"]
     place = str(source.folder.resolve() / "steps")
     base_model = source.step("base").meta
     name = base_model["name"] if base_model["name"] in _packaged() else base_model["path"]
     steps: dict[str, Any] = {
-        "base": {"use": "base", "model": name},
+        "base": {"use": "base", "model": name, "quantize": base_model.get("quantize", "none")},
         "rows": {"use": "read", "path": data},
         "trained": {"use": "existing", "path": f"{place}/split", "kind": "examples"},
         "tuned": {"use": "existing", "path": f"{place}/tuned", "kind": source.step("tuned").kind},
@@ -247,7 +299,7 @@ def evaluate(source: Run, data: str) -> Recipe:
         "arm-tuned": {"use": "evaluate", "arm": "tuned", "sets": ["test"], "metrics": metrics,
                       "inputs": {"base": "base", "tuned": "tuned", "examples": "test"}},
     }
-    if texts or found in ("messages", "conversations"):
+    if texts or pairs or found in ("messages", "conversations"):
         steps["arm-base"] = {"use": "evaluate", "arm": "base", "sets": ["test"], "metrics": metrics,
                              "inputs": {"base": "base", "examples": "test"}}
     elif labels:
@@ -256,7 +308,7 @@ def evaluate(source: Run, data: str) -> Recipe:
         steps["arm-base"] = {"use": "evaluate", "arm": "base", "sets": ["test"], "metrics": metrics, "shots": [0, 3],
                              "stops": ["token", "newline"], "inputs": {"base": "base", "examples": "test"}}
     steps["comparison"] = {"use": "compare-arms", "inputs": {"base": "arm-base", "tuned": "arm-tuned"},
-                           **({"metrics": metrics} if texts else {})}
+                           **({"metrics": metrics} if texts or pairs else {})}
     return Recipe({"name": "evaluate", "about": "A run's base and tuned model on further rows.",
                    "seed": int(source.record["seed"]), "steps": steps})
 

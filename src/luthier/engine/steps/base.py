@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -18,12 +18,15 @@ class Base(Step, name="base"):
     output: ClassVar[str] = "model"
     seeded: ClassVar[bool] = False
     model: str = Field(description="a packaged model (luthier list base) or a local folder with safetensors")
+    quantize: Literal["none", "nf4"] = Field("none", description="nf4: frozen weights in 4 bits, for adapters on a GPU")
 
     def check(self) -> None:
         """Refuse unknown bases, terms not accepted and models larger than the free memory."""
         from luthier.engine.memory import require_mb
         from luthier.engine.models import check_base
+        from luthier.engine.quantized import check
 
+        check(self.quantize, self.model)
         require_mb(check_base(self.model) * 1.2, f"Loading {self.model}")
 
     def content(self) -> dict[str, Any]:
@@ -39,6 +42,7 @@ class Base(Step, name="base"):
         """Write where the model is; its weights stay in the cache or the user's folder."""
         from luthier.engine.models import architecture_of, base_identity, resolve
         from luthier.engine.packages import PACKAGES, is_converted
+        from luthier.engine.quantized import identity
 
         if self.model in PACKAGES and not is_converted(self.model):
             ctx.log(f"converting {self.model} to {PACKAGES[self.model].megabytes} MB of safetensors, once")
@@ -55,8 +59,10 @@ class Base(Step, name="base"):
                 (ctx.folder / "licenses" / "NOT-STATED.txt").write_text(note)
         note = PACKAGES[self.model].note if self.model in PACKAGES else ""
         name = self.model if self.model in PACKAGES else folder.name
-        return seal("model", ctx.folder, identity=base_identity(folder), name=name, note=note, path=str(folder),
-                    architecture=architecture_of(folder))
+        low = {} if self.quantize == "none" else {"quantize": self.quantize}
+        note = ", ".join(filter(None, (note, "4 bits (NF4)" if low else "")))
+        return seal("model", ctx.folder, identity=identity(base_identity(folder), self.quantize), name=name, note=note,
+                    path=str(folder), architecture=architecture_of(folder), **low)
 
     def receipts(self, inputs: Mapping[str, Artifact], artifact: Artifact, ctx: Ctx) -> list[Finding]:
         """The weights are what their checksum says."""

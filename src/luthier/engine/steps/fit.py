@@ -3,60 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from luthier.core.artifact import Artifact, open_artifact
 from luthier.core.component import Slot, named
-from luthier.core.errors import UserError, nearest
+from luthier.core.errors import UserError
 from luthier.core.files import write_json, write_lines
 from luthier.core.finding import Finding, not_applicable, receipt
 from luthier.core.identity import hash_file
-from luthier.core.kinds import Default, Head, Method, Objective, Optimizer, Regularizer, Schedule, Tokens
+from luthier.core.kinds import Default, Method, Optimizer, Regularizer, Schedule, Tokens
 from luthier.core.step import Ctx, FitCtx, Step
 from luthier.engine.chat import CHOICES, check_choice
-from luthier.engine.encoding import chats, counted, encode, encode_tasks, subset
+from luthier.engine.encoding import Encoded, chats, counted, encode, encode_tasks, of_file, subset
+from luthier.engine.steps.specs import Length, TaskSpec, ValidationSpec
 
 if TYPE_CHECKING:
     from luthier.engine.forward import Forward
     from luthier.engine.loop import Loop, Task
     from luthier.engine.models import Model
     from luthier.engine.rendering import Render
-    from luthier.engine.validation import Validation
+    from luthier.engine.validation import Metrics
 
-PROBE_ROWS = 4
-
-
-class TaskSpec(BaseModel):
-    """One task of a training."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
-    data: str = Field("examples.train", description="INPUT.SUBSET that is trained on")
-    objective: Slot[Objective] = Field(named("supervised"), description="what is minimised")
-    head: Slot[Head] | None = Field(None, description="the head of this task, for objectives on labels")
-    weight: float = Field(1.0, gt=0, description="weight of this task's loss")
-
-    @property
-    def name(self) -> str:
-        """The data's name stands for the task."""
-        return self.data
-
-
-class Length(BaseModel):
-    """How long to train: epochs of the first task, or optimizer steps."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    epochs: float | None = Field(None, gt=0, description="passes over the rows of the first task")
-    steps: int | None = Field(None, gt=0, description="optimizer steps")
-
-    @model_validator(mode="after")
-    def _one(self) -> Length:
-        if (self.epochs is None) == (self.steps is None):
-            raise ValueError("give either epochs or steps")
-        return self
 
 
 class Fit(Step, name="fit"):
@@ -88,7 +59,14 @@ class Fit(Step, name="fit"):
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="format of the weights while training")
     sharding: Literal["none", "fsdp"] = Field("none", description="fsdp: ranks share the layers' weights (full fine-tuning "
                                                                   "under a launcher)")
+    activation_checkpointing: Literal["auto", "on", "off"] = Field(
+        "auto", description="compute activations again in the backward: less memory, about a third more work, the same "
+                            "gradients; auto: where they would take more than half of the free memory")
+    offload: Literal["none", "optimizer"] = Field("none", description="keep masters and optimizer states in the computer's "
+                                                                      "memory, beside a GPU's")
     streams: dict[str, str] = Field({}, description="further data by name; `validation` gives a loss each epoch")
+    validation: ValidationSpec = Field(named({}), description="when the validation stream is evaluated, early stopping, "
+                                                              "and whether the best or the last weights are kept")
     roles: dict[str, str] = Field({}, description="further models an objective needs: role -> input; the base if left out")
     checkpoint_seconds: float = Field(30, ge=0, description="seconds between checkpoints; never changes a result")
 
@@ -100,17 +78,20 @@ class Fit(Step, name="fit"):
 
     def check(self) -> None:
         """Refuse what no data can mend."""
-        names = [t.data for t in self.tasks]
+        names = [t.name for t in self.tasks]
         if len(set(names)) < len(names):
             raise UserError(f"Two tasks train on the same data ({', '.join(names)}); give each its own subset.")
+        if self.validation.acts and "validation" not in self.streams:
+            raise UserError("validation needs rows to look at: streams: {validation: INPUT.SUBSET}, such as examples.dev.")
         if self.over_long == "truncate" and not all(t.head or t.objective.needs_head for t in self.tasks):
             raise UserError("over_long: truncate cuts texts for label tasks only; an answer is never cut. Use drop, split "
                             "or truncate-context.")
         if self.over_long in ("split", "truncate-context") and any(t.head or t.objective.needs_head for t in self.tasks):
             raise UserError(f"over_long: {self.over_long} is for rows with answers or raw texts; texts with labels take drop "
                             "or truncate.")
-        if self.sharding == "fsdp" and (self.method.artifact != "model" or self.regularizers or self.new_tokens):
-            raise UserError("sharding: fsdp is for training that moves every weight, without regularizers or new tokens "
+        if self.sharding == "fsdp" and (self.method.artifact != "model" or self.regularizers or self.new_tokens
+                                        or self.offload != "none"):
+            raise UserError("sharding: fsdp is for training that moves every weight, without regularizers, new tokens, offload "
                             f"(--method full); method '{self.method.info.name}' needs sharding: none.")
         check_choice(self.template)
         strange = [s for s in self.new_tokens if not s or self.new_tokens.count(s) > 1]
@@ -125,9 +106,12 @@ class Fit(Step, name="fit"):
         """Encode, train from the last checkpoint, save."""
         import torch
 
-        from luthier.engine import distributed, guards, new_tokens, sharding, weights
+        from luthier.engine import distributed, guards, new_tokens, sharding
         from luthier.engine.frozen import Frozen
-        from luthier.engine.memory import peak_mb, require_mb
+        from luthier.engine.memory import require_mb
+        from luthier.engine.quantized import check_method
+        from luthier.engine.roles import Roles
+        from luthier.engine.thrift import check_offload, checkpointing, wants_checkpointing
 
         engine = ctx.engine
         engine.forget()
@@ -137,11 +121,14 @@ class Fit(Step, name="fit"):
         dtype = getattr(torch, ctx.journal.do("dtype", lambda: str(dtype).removeprefix("torch.")))
         model = engine.fresh(base, dtype)
         self._check_architecture(model)
+        check_offload(self.offload, model.device)
+        check_method(base.meta.get("quantize", "none"), self.method.info.name, self.method.artifact)
         model = new_tokens.extend(model, self.new_tokens)
         render = self._render(model, inputs)
         fit_ctx = FitCtx(**ctx.__dict__)
-        fit_ctx.roles = self._roles(model, inputs, ctx)
-        tasks, encoded = encode_tasks(self.tasks, model, render, inputs, ctx)
+        roles = Roles.named([t.objective for t in self.tasks], self.roles, inputs, engine)
+        tasks, encoded = self._encoded(model, render, lambda: roles.before(model), inputs, ctx)
+        held_out = self._held_out(render, lambda: roles.before(model), inputs, ctx)
         model.module.train()
         torch.manual_seed(ctx.rng.key("prepare"))
         model = self.method.prepare(model, fit_ctx)
@@ -157,14 +144,18 @@ class Fit(Step, name="fit"):
         if self.sharding == "fsdp":
             sharding.shard(model)
         rate = self._learning_rate(model, len(tasks[0].rows))
-        loop = self._loop(model, tasks, rate, fit_ctx, inputs, render)
+        objectives = [t.objective for t in tasks]
+        fit_ctx.roles, bare = roles.live(objectives, model, self.method.artifact == "adapter")
+        loop = self._loop(model, tasks, rate, fit_ctx, bare, held_out, self._metrics(render, inputs, fit_ctx))
         hooks = [part.start(model, fit_ctx) for part in (self.method, *self.regularizers)]
         loop.hooks = hooks
         loop.run.frozen = frozen = Frozen(loop.run, tasks, fit_ctx, self.cache_frozen,
                                           loop.plan.steps / loop.per_epoch, lambda: hooks)
         ctx.log(f"{trained:,} of {model.parameters():,} weights, {loop.plan.steps} steps, {dtype}, "
                 f"learning rate {rate.value:g} ({rate.source})")
-        loop.train()
+        with checkpointing(model, ctx.journal.do("activation_checkpointing", lambda: wants_checkpointing(
+                self.activation_checkpointing, model, loop.plan.micro_tokens))):
+            loop.train()
         loop.run.frozen = None
         frozen.close()
         for part, hook in zip((self.method, *self.regularizers), hooks, strict=True):
@@ -176,23 +167,7 @@ class Fit(Step, name="fit"):
             return base  # the first rank saves what all have trained
         model.template = render.state()
         self._probe(model, tasks, ctx)
-        write_lines(ctx.folder / "curve.jsonl", loop.curve)
-        write_lines(ctx.folder / "ledger.jsonl", (entry for e in encoded.values() for entry in e.ledger))
-        heads = {t.name: spec.head.to_dict() for t, spec in zip(tasks, self.tasks, strict=True) if spec.head}
-        clock = loop.clock
-        decisions = {**engine.decisions, "dtype": str(dtype).removeprefix("torch."), **frozen.record(),
-                     **guards.decisions(ctx.journal)}
-        write_json(ctx.folder / "cost.json", {"seconds": clock.seconds, "tokens": clock.tokens, "peak_mb": peak_mb()})
-        return weights.save(
-            model, self.method.artifact, ctx.folder, heads,
-            base={"name": base.meta["name"], "note": base.meta["note"], "identity": base.identity,
-                  "step": base.folder.name},
-            rows={name: e.used for name, e in encoded.items()}, **counted(encoded.values()),
-            fit={"method": self.method.to_dict(), "trained_parameters": trained, "total_parameters": model.parameters(),
-                 "seconds": round(clock.seconds, 2), "tokens": clock.tokens,
-                 "tokens_per_second": round(clock.tokens / max(clock.seconds, 1e-9), 1),
-                 "peak_mb": round(peak_mb()), "steps": clock.steps, "epochs": clock.epoch,
-                 "learning_rate": {"value": rate.value, "source": rate.source}, "decisions": decisions})
+        return self._save(model, loop, encoded, base, rate, ctx, {**frozen.record(), **guards.decisions(ctx.journal)})
 
     def receipts(self, inputs: Mapping[str, Artifact], artifact: Artifact, ctx: Ctx) -> list[Finding]:
         """Rows in = out + ledger; something is learned and the stop token is; saved = trained."""
@@ -218,7 +193,7 @@ class Fit(Step, name="fit"):
         """The renderer of all tasks: a model has one template, that of conversations where any task has them."""
         from luthier.engine.rendering import renderer
 
-        talks = any(chats(subset(inputs, task.data)) for task in self.tasks)
+        talks = any(chats(subset(inputs, name)) for task in self.tasks for name in task.sources)
         render = renderer(model, self.max_tokens_per_example, over_long=self.over_long, template=self.template, chats=talks)
         if render.chat:
             model.tokenizer.chat_template = render.chat.jinja  # where the tokenizer is saved, other tools read it there
@@ -231,20 +206,37 @@ class Fit(Step, name="fit"):
                     f"Objective '{task.objective.info.name}' needs {' or '.join(task.objective.architectures)}; "
                     f"{model.name} is an {model.architecture}.")
 
-    def _roles(self, model: Model, inputs: Mapping[str, Artifact], ctx: Ctx) -> dict[str, Model]:
-        wanted = {role for t in self.tasks for role in t.objective.roles}
-        for role, name in self.roles.items():
-            if role not in wanted:
-                raise UserError(f"No objective reads the role '{role}'. {nearest(role, wanted)}")
-            if name not in inputs:
-                raise UserError(f"roles.{role}: there is no input '{name}'. {nearest(name, inputs)}")
-        found = {}
-        for role in sorted(wanted):
-            source = inputs[self.roles.get(role, "base")]
-            dtype = next(model.module.parameters()).dtype
-            tuned = source if "base" in source.meta else None
-            found[role] = ctx.engine.load(inputs["base"] if tuned else source, tuned, dtype)
-        return found
+    def _encoded(self, model: Model, render: Render, before: Callable[[], Forward], inputs: Mapping[str, Artifact],
+                 ctx: Ctx) -> tuple[list[Task], dict[str, Encoded]]:
+        """Every task with its rows, constants included; `before()` gives the roles as they are before training."""
+        from luthier.engine.constants import with_constants
+
+        tasks, encoded = encode_tasks(self.tasks, model, render, inputs, ctx)
+        for task in tasks:
+            task.rows = with_constants(task.rows, task.objective, before, ctx.journal, ctx.progress)
+        return tasks, encoded
+
+    def _held_out(self, render: Render, before: Callable[[], Forward], inputs: Mapping[str, Artifact], ctx: Ctx
+                  ) -> Encoded | None:
+        """The rows of the `validation` stream as the first task reads them."""
+        from luthier.engine.constants import with_constants
+
+        if "validation" not in self.streams:
+            return None
+        objective = self.tasks[0].objective
+        data = encode(subset(inputs, self.streams["validation"]), objective, render, ctx.rng)
+        data.rows = with_constants(data.rows, objective, before, ctx.journal, ctx.progress)
+        if not data.rows and self.validation.acts:
+            why = data.ledger[0]["detail"] if data.ledger else "it is empty"
+            raise UserError(f"No row of streams.validation ({self.streams['validation']}) can be evaluated: {why}.")
+        return data if data.rows else None
+
+    def _metrics(self, render: Render, inputs: Mapping[str, Artifact], ctx: FitCtx) -> Metrics | None:
+        from luthier.engine.validation import Metrics
+
+        if not self.validation.metrics:
+            return None
+        return Metrics(self.validation, list(subset(inputs, self.streams["validation"])), render, ctx)
 
     def _add_head(self, model: Model, task: Task, spec: TaskSpec) -> None:
         if task.objective.needs_head and spec.head is None:
@@ -258,18 +250,19 @@ class Fit(Step, name="fit"):
             return Default(self.learning_rate, "asked for")
         return self.method.defaults(model, rows).get("learning_rate", Default(2e-4, "house default"))
 
-    def _loop(self, model: Model, tasks: list[Task], rate: Default, ctx: FitCtx, inputs: Mapping[str, Artifact],
-              render: Render) -> Loop:
+    def _loop(self, model: Model, tasks: list[Task], rate: Default, ctx: FitCtx, bare: frozenset[str],
+              held_out: Encoded | None, metrics: Metrics | None) -> Loop:
         from luthier.engine import guards, new_tokens
         from luthier.engine.forward import Forward
         from luthier.engine.loop import Loop, Plan
+        from luthier.engine.validation import Validation
 
         per_epoch = math.ceil(len(tasks[0].rows) / self.batch_rows)
         steps = self.length.steps or max(1, round((self.length.epochs or 1) * per_epoch))
         # Decided once, as the dtype: another start may find more or less memory free.
         tokens = self.micro_tokens or ctx.journal.do("micro_tokens", lambda: guards.micro_tokens(model, ctx.engine.exact))
         plan = Plan(steps, self.batch_rows, self.micro_rows or self.batch_rows, rate.value, tokens, self.clip,
-                    self.checkpoint_seconds)
+                    self.checkpoint_seconds, self.offload == "optimizer")
 
         def groups() -> list[dict[str, Any]]:
             heads = [p for h in model.heads.values() for p in h.parameters()]
@@ -278,34 +271,55 @@ class Fit(Step, name="fit"):
             rows = [p for p in new_tokens.train(model) if id(p) not in held]
             return [*made, *([{"params": rows}] if rows else [])]
 
-        run = Forward({"policy": model, **ctx.roles})
-        validation = self._validation(run, render, inputs, ctx)
-        return Loop(run, tasks, plan, groups, self.optimizer, self.schedule, ctx, on_epoch=validation)
+        run = Forward({"policy": model, **ctx.roles}, bare)
+        validation = Validation(run, tasks[0].name, tasks[0].objective, held_out, self.batch_rows, self.validation,
+                                metrics) if held_out else None
+        return Loop(run, tasks, plan, groups, self.optimizer, self.schedule, ctx, validation=validation)
 
-    def _validation(self, run: Forward, render: Render, inputs: Mapping[str, Artifact], ctx: Ctx) -> Validation | None:
-        from luthier.engine.validation import Validation
+    def _save(self, model: Model, loop: Loop, encoded: Mapping[str, Encoded], base: Artifact, rate: Default, ctx: Ctx,
+              found: Mapping[str, Any]) -> Artifact:
+        """Curve, ledger and cost as files, and the artifact with the record of how it was made."""
+        from luthier.engine import weights
+        from luthier.engine.memory import peak_mb
 
-        if "validation" not in self.streams:
-            return None
-        spec = self.tasks[0]
-        data = encode(subset(inputs, self.streams["validation"]), spec.objective, render, ctx.rng)
-        return Validation(run, spec.name, spec.objective, data, self.batch_rows) if data.rows else None
+        clock, kept = loop.clock, ctx.journal.values
+        write_lines(ctx.folder / "curve.jsonl", loop.curve)
+        write_lines(ctx.folder / "ledger.jsonl", (entry for e in encoded.values() for entry in e.ledger))
+        write_json(ctx.folder / "cost.json", {"seconds": clock.seconds, "tokens": clock.tokens, "peak_mb": peak_mb()})
+        heads = {t.name: spec.head.to_dict() for t, spec in zip(loop.tasks, self.tasks, strict=True) if spec.head}
+        mixtures = {t.name: t.mixture.report(clock.step * self.batch_rows) for t in loop.tasks if t.mixture}
+        decisions = {**ctx.engine.decisions, **{n: kept[n] for n in ("dtype", "activation_checkpointing")}, **found}
+        return weights.save(
+            model, self.method.artifact, ctx.folder, heads,
+            base={"name": base.meta["name"], "note": base.meta["note"], "identity": base.identity,
+                  "step": base.folder.name},
+            rows={name: e.used for name, e in encoded.items()}, **counted(encoded.values()),
+            fit={"method": self.method.to_dict(), "trained_parameters": sum(p.numel() for p in _trained(model)),
+                 "total_parameters": model.parameters(),
+                 "seconds": round(clock.seconds, 2), "tokens": clock.tokens,
+                 "tokens_per_second": round(clock.tokens / max(clock.seconds, 1e-9), 1),
+                 "peak_mb": round(peak_mb()), "steps": clock.step, "epochs": clock.epoch,
+                 "learning_rate": {"value": rate.value, "source": rate.source}, "decisions": decisions,
+                 **({"mixtures": mixtures} if mixtures else {}),
+                 **({"validation": loop.validation.report()} if loop.validation else {})})
 
     def _probe(self, model: Model, tasks: list[Task], ctx: Ctx) -> None:
         """Keep what the receipts compare: counts, and the trained model's loss on a few rows."""
-        probed = [f.get("input") for t in tasks for f in t.rows[:PROBE_ROWS]]
-        sequences = [part for part in probed if isinstance(part, Tokens)]
+        from luthier.engine.probing import PROBE_ROWS, losses, packed_and_padded
+
+        sequences = [p for t in tasks for row in t.rows[:PROBE_ROWS] for p in row.values() if isinstance(p, Tokens)]
         learned = [s for s in sequences if any(s.targets)]
-        answers = [part for t in tasks if t.objective.learns_to_stop for f in t.rows[:PROBE_ROWS]
-                   if isinstance(part := f.get("input"), Tokens) and any(part.targets)]
+        answers = [p for t in tasks if t.objective.learns_to_stop for row in t.rows[:PROBE_ROWS]
+                   for p in row.values() if isinstance(p, Tokens) and any(p.targets)]
         stops = model.template.get("stop_ids", ())
         ends = [(s.decoder_ids or s.ids)[max(i for i, t in enumerate(s.targets) if t)] in stops for s in answers]
         # Rows are counted from the data again, not from the ledger: the receipt compares two ways of counting.
         ctx.journal.put("probe", {
-            "rows_in": sum(len(list(ctx.stream(t.name))) for t in tasks),
+            "rows_in": sum(1 for spec in self.tasks for name in spec.sources
+                           for _ in of_file(ctx.stream(name.partition(":")[0]), name)),
             "sequences": bool(learned), "empty": len(sequences) - len(learned) if learned else 0,
-            "stops": sum(ends) / len(ends) if ends else None, "losses": _losses(model, tasks),
-            "packed": _packed_and_padded(model, tasks)})
+            "stops": sum(ends) / len(ends) if ends else None, "losses": losses(model, tasks),
+            "packed": packed_and_padded(model, tasks)})
 
     def _packed_is_padded(self, losses: list[float], dtype: str) -> Finding:
         """Rows in one pack see only themselves: their loss is that of each row alone, computed without packing."""
@@ -314,20 +328,24 @@ class Fit(Step, name="fit"):
         packed, alone = losses
         tolerance = 1e-5 if dtype == "float32" else 2e-2
         return receipt("fit/packed = unpacked", alone, packed, tolerance * max(1.0, abs(alone)), unit="nats",
-                       detail=f"summed loss of {PROBE_ROWS} rows, each alone against all in one pack")
+                       detail="summed loss of the first rows, each alone against all in one pack")
 
     def _saved_is_trained(self, inputs: Mapping[str, Artifact], artifact: Artifact, ctx: Ctx, kept: Any) -> Finding:
         """Load what was saved and compare its losses with the trained model's on the same rows."""
         import torch
 
         from luthier.engine.models import add_tuned
+        from luthier.engine.probing import PROBE_ROWS, losses
+        from luthier.engine.roles import Roles
 
         dtype = getattr(torch, ctx.journal.values["dtype"])
         model = add_tuned(ctx.engine.fresh(inputs["base"], dtype), open_artifact(artifact.folder))
         render = self._render(model, inputs)
         quiet = Ctx(**{**ctx.__dict__, "log": lambda text: None})
-        tasks, _ = encode_tasks(self.tasks, model, render, inputs, quiet)
-        again = _losses(model, tasks)
+        roles = Roles.named([t.objective for t in self.tasks], self.roles, inputs, ctx.engine)
+        tasks, _ = self._encoded(model, render, lambda: roles.before(ctx.engine.load(inputs["base"], dtype=dtype)),
+                                 inputs, quiet)
+        again = losses(model, tasks)
         worst = max(range(len(again)), key=lambda i: abs(again[i] - kept["losses"][i]))
         # Saving rounds float32 masters to the model's own format: that rounding is the only difference allowed.
         tolerance = 1e-5 if dtype == torch.float32 else 2e-2
@@ -347,50 +365,3 @@ def _cached_is_computed(decision: Mapping[str, Any]) -> Finding:
 def _trained(model: Model) -> list[Any]:
     modules = [model.module, *model.heads.values()]
     return [p for p in {id(p): p for m in modules for p in m.parameters()}.values() if p.requires_grad]
-
-
-def _losses(model: Model, tasks: list[Task]) -> list[float]:
-    """Mean loss of each probed row of each task, evaluation mode."""
-    import torch
-
-    run = _asking(model, tasks)
-    found = []
-    with torch.no_grad():
-        for task in tasks:
-            for i in range(min(PROBE_ROWS, len(task.rows))):
-                total, count = _loss_of(run, task, slice(i, i + 1))
-                found.append(total / max(count, 1))
-    return found
-
-
-def _packed_and_padded(model: Model, tasks: list[Task]) -> list[float]:
-    """Summed loss of the probed rows in one pack and each alone without packing; nothing where rows aren't packed."""
-    import torch
-
-    run = _asking(model, tasks)
-    alone = [t for t in tasks if "coupled" not in t.objective.parts.values()]
-    if not run.packs["policy"] or not alone:
-        return []
-    with torch.no_grad():
-        packed = sum(_loss_of(run, t, slice(0, PROBE_ROWS))[0] for t in alone)
-        run.packs = dict.fromkeys(run.packs, False)
-        padded = sum(_loss_of(run, t, slice(i, i + 1))[0] for t in alone for i in range(min(PROBE_ROWS, len(t.rows))))
-    return [packed, padded]
-
-
-def _asking(model: Model, tasks: list[Task]) -> Forward:
-    from luthier.engine.forward import Forward
-
-    for module in (model.module, *model.heads.values()):
-        module.eval()
-    return Forward({role: model for role in ("policy", *{r for t in tasks for r in t.objective.roles})})
-
-
-def _loss_of(run: Forward, task: Task, rows: slice) -> tuple[float, float]:
-    """Summed loss and count of some rows."""
-    from luthier.engine.batches import collate
-
-    model = run.models["policy"]
-    run.task = task.name
-    batch = collate(task.rows[rows], task.ids[rows], model.tokenizer.pad_token_id or 0, model.device)
-    return (sum(float(p) for p in task.objective.loss(run, batch).values()), sum(task.objective.count(batch).values()))

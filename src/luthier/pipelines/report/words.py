@@ -43,6 +43,7 @@ _METRIC_WORDS = {
     "ndcg": "nDCG",
     "stops": "share that stops by itself",
     "abstains": "share of abstentions",
+    "preference-accuracy": "share of pairs decided as chosen",
 }
 _MARKS = {
     "better": "▲", "worse": "▼", "no difference": "=", "undecided": "?", "agrees": "✓", "differs": "✗",

@@ -79,12 +79,19 @@ class Evaluate(Step, name="evaluate"):
         rows = [(s, e) for s in sets for e in examples.examples(s)]
         if rows and rows[0][1].task == "text":
             return self._texts(model, rows, ctx)
-        prompting, tried = self._choose(model, inputs, ctx)
+        answers = any(m.needs_answers for m in self.metrics)
+        prompting, tried = self._choose(model, inputs, ctx) if answers else (Prompting(), [])
         if not rows:
             raise UserError(f"None of the sets {', '.join(self.sets)} is in the examples: {', '.join(examples.subsets)}.")
         ctx.log(f"test opened: {len(rows)} questions of {', '.join(sets)} by arm {self.arm}")
-        found = self._retrieve([e for _, e in rows], inputs, ctx)
-        predictions, prompt_tokens = self._answer(model, [e for _, e in rows], found, prompting, ctx)
+        asked = [e for _, e in rows]
+        if answers:
+            predictions, prompt_tokens = self._answer(model, asked, self._retrieve(asked, inputs, ctx), prompting, ctx)
+        else:
+            predictions, prompt_tokens = [Prediction(e.id) for e in asked], 0
+        # Metrics may ask the arm's model, and the base as its reference; where nobody asks, no base is loaded.
+        reference = any("reference" in m.roles for m in self.metrics)
+        ctx.roles = {**ctx.roles, "policy": model, **({"reference": ctx.engine.load(inputs["base"])} if reference else {})}
         rows = [(s, self._judged(e, model)) for s, e in rows]
         chosen = {"instruction": prompting.instruction, "shots": len(prompting.shots), "stop": prompting.stop,
                   "shot_ids": [s.id for s in prompting.shots],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
@@ -32,11 +33,26 @@ class Read(Step, name="read"):
     seeded: ClassVar[bool] = False
 
     path: str = Field(description="file with one example a line")
+    also: tuple[str, ...] = Field((), description="further files of the same format; each row's `meta` then names its file")
     format: FormatName = Field("auto", description="keys that the rows have; auto: those of the first row")
     reader: Slot[DataStep] = Field(named("read-jsonl"), description="who reads the file; read-raw for .txt and .md")
 
     def check(self) -> None:
         """Refuse a file that is missing, of another kind, or with a row that can't be used."""
+        formats = {one.path: one._checked() for one in self._each()}
+        names = [Path(p).name for p in formats]
+        twice = next((n for n in names if names.count(n) > 1), None)
+        if twice or len(formats) <= len(self.also):
+            raise UserError(f"Two of the files are called {twice or names[0]}, and their rows could not be told apart. "
+                            "Name each file once, by a name of its own.")
+        first, *others = formats
+        strange = next((p for p in others if formats[p] != formats[first]), None)
+        if strange:
+            raise UserError(f"{strange} holds {formats[strange]} rows, {first} {formats[first]} rows. Files that are read "
+                            "together have one format.")
+
+    def _checked(self) -> str:
+        """The format of this one file, every row checked; empty when its reader knows none."""
         path, suffixes = Path(self.path), getattr(self._by_suffix(), "suffixes", ())
         if not path.is_file():
             beside = [p.name for p in path.parent.glob("*") if p.suffix in suffixes] if path.parent.is_dir() else []
@@ -47,21 +63,26 @@ class Read(Step, name="read"):
             raise UserError(f"path: '{self.reader.info.name}' does not read {path.suffix or 'files without a suffix'} "
                             f"({self.path}). Legal: {legal}.")
         look = getattr(self._reader(), "validate_file", None)
-        if look is not None:
-            look(self._file())
-
-    def found_format(self) -> str:
-        """The format of the file's rows, every row checked; empty when its reader knows none."""
-        self.check()
-        look = getattr(self._reader(), "validate_file", None)
         return str(look(self._file()).format) if look is not None else ""
 
+    def found_format(self) -> str:
+        """The format of the rows, every row checked; empty when their reader knows none."""
+        self.check()
+        return self._each()[0]._checked()
+
+    def _each(self) -> list[Read]:
+        """One of these for each file."""
+        return [self.model_copy(update={"path": path, "also": ()}) for path in (self.path, *self.also)]
+
     def content(self) -> dict[str, Any]:
-        """Hash of the file."""
-        try:
-            return {Path(self.path).name: hash_file(Path(self.path))}
-        except OSError as error:
-            raise UserError(f"path: {self.path} can't be read: {error.strerror}.") from None
+        """Hash of each file."""
+        found = {}
+        for path in (self.path, *self.also):
+            try:
+                found[Path(path).name] = hash_file(Path(path))
+            except OSError as error:
+                raise UserError(f"path: {path} can't be read: {error.strerror}.") from None
+        return found
 
     def run(self, inputs: Mapping[str, Artifact], ctx: Ctx) -> Artifact:
         """The examples as the subset "all", with their format and, for classification, the sorted labels."""
@@ -71,13 +92,15 @@ class Read(Step, name="read"):
 
         def rows() -> Iterator[Example]:
             seen: set[str] = set()
-            for row in self._reader().apply(iter([self._file()]), ctx):
-                if isinstance(row, Dropped):
-                    ledger.append(row)
-                    continue
-                if row.label is not None:
-                    seen.add(str(row.label))
-                yield row
+            ids: dict[str, str] = {}
+            for one in self._each():
+                for row in one._reader().apply(iter([one._file()]), ctx):
+                    if isinstance(row, Dropped):
+                        ledger.append(row)
+                        continue
+                    if row.label is not None:
+                        seen.add(str(row.label))
+                    yield one._of_file(row, ids) if self.also else row
             labels.extend(sorted(seen))
 
         examples = rows()
@@ -92,16 +115,27 @@ class Read(Step, name="read"):
         counted = getattr(self._reader(), "count", None)
         if counted is not None:
             texts = sum(len("".join(t.text.split())) for e in artifact.examples(SUBSET) for t in e.turns)
-            return [receipt("characters", counted(self._file()), texts, unit="characters", evidence="examples",
+            found = sum(counted(one._file()) for one in self._each())
+            return [receipt("characters", found, texts, unit="characters", evidence="examples",
                             detail="characters of the file and of its texts, white space left out")]
-        with Path(self.path).open("rb") as file:
-            found = sum(1 for line in file if line.strip(_BLANK))
+        found = sum(one._rows() for one in self._each())
         kept, left_out = sum(1 for _ in artifact.examples(SUBSET)), len(artifact.ledger())
         return [receipt("rows", found, kept + left_out, unit="rows", evidence="ledger.jsonl",
                         detail=f"{kept} examples + {left_out} in the ledger")]
 
     def _file(self) -> SourceFile:
         return SourceFile(Path(self.path).name, self.path)
+
+    def _rows(self) -> int:
+        with Path(self.path).open("rb") as file:
+            return sum(1 for line in file if line.strip(_BLANK))
+
+    def _of_file(self, row: Example, ids: dict[str, str]) -> Example:
+        """A row that says which file it is from. `ids` are those of all files so far."""
+        name = Path(self.path).name
+        if ids.setdefault(row.id, name) != name:
+            raise UserError(f"id '{row.id}' is in {ids[row.id]} and in {name}; give each row an id of its own, or none.")
+        return replace(row, meta={**row.meta, "file": name})
 
     def _by_suffix(self) -> DataStep:
         """The reader; raw texts have one of their own, unless another was named."""

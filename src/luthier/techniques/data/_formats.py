@@ -8,6 +8,7 @@ prompt-completion  prompt, completion
 text-label         text, label
 messages           messages: [{role, content, tool_calls}, …]              tools
 conversations      conversations: [{from, value}, …]                       tools, system
+preference         chosen, rejected (texts, or lists of messages)           prompt
 raw-text           text
 =================  ======================================================  =============================
 
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from luthier.core.example import Example, Part, Turn, question
 from luthier.techniques.data._messages import Wrong, chat, found_value, said_by_user
+from luthier.techniques.data._preferences import asked_for, preference
 
 Row = Mapping[str, Any]
 # Make an example of a checked row: id, row, the reader's options, what every example gets (source, cluster, meta).
@@ -148,6 +150,14 @@ def _chat(name: str, row: Row, options: Mapping[str, Any], rest: dict[str, Any])
     return chat(name, row, options.get("learn", "every"), **rest)
 
 
+def _preference_problems(row: Row, options: Mapping[str, Any]) -> list[str]:
+    try:
+        preference("", row)
+    except Wrong as wrong:
+        return [str(wrong)]
+    return []
+
+
 FORMATS: dict[str, Format] = {
     "question-answer": Format(
         "qa", (("question",), ("answer", "answers")), _question, _question_problems,
@@ -158,6 +168,9 @@ FORMATS: dict[str, Format] = {
     "text-label": Format("classify", (("text",), ("label",)), _labelled, _label_problems, lambda row: str(row["text"])),
     "messages": Format("chat", (("messages",),), _chat, _chat_problems, said_by_user, ("tools",)),
     "conversations": Format("chat", (("conversations",),), _chat, _chat_problems, said_by_user, ("tools", "system")),
+    "preference": Format(
+        "preference", (("chosen",), ("rejected",)), lambda name, row, options, rest: preference(name, row, **rest),
+        _preference_problems, asked_for, ("prompt",)),
     "raw-text": Format("text", (("text",),), lambda name, row, options, rest: raw_text(name, row["text"], **rest),
                        _texts("text"), lambda row: str(row["text"])),
 }

@@ -119,7 +119,8 @@ class ReadJsonl(DataStep, name="read-jsonl"):
             example = self._example(form, name, row, "")
             asked = exact_key("\n".join(t.text for t in example.turns if not t.target))
             answer = exact_key(example.answer or str(example.label))
-            found.conflicts += found.answers.setdefault(asked, answer) != answer
+            if example.rejected is None:  # several pairs of answers to one prompt don't contradict each other
+                found.conflicts += found.answers.setdefault(asked, answer) != answer
         return [f"row {number}: {problem}" for problem in problems]
 
     def _stranger(self, row: dict[str, Any], number: int, found: Summary) -> str:

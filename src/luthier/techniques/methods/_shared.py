@@ -17,8 +17,9 @@ def linear_names(model: Model) -> dict[str, tuple[int, int]]:
     found = {}
     for name, module in model.module.named_modules():
         if module is not head and isinstance(module, (nn.Linear, Conv1D)):
+            # A weight in 4 bits is packed: its shape is not that of the layer.
             rows, columns = module.weight.shape
-            found[name] = (rows, columns) if isinstance(module, Conv1D) else (columns, rows)
+            found[name] = (rows, columns) if isinstance(module, Conv1D) else (module.in_features, module.out_features)
     return found
 
 

@@ -39,4 +39,5 @@ class Classify(Objective, name="classify"):
         from torch.nn.functional import cross_entropy
 
         scores = run.head(run("policy", batch["input"]).pooled())
+        run.measure(accuracy=(scores.argmax(-1) == batch["label"]).float())
         return {"nll": cross_entropy(scores.float(), batch["label"], reduction="sum")}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from luthier.core.kinds import Schedule
+from luthier.techniques.training._shared import phases
 
 
 class Linear(Schedule, name="linear"):
@@ -14,7 +15,5 @@ class Linear(Schedule, name="linear"):
     end: float = Field(0.0, ge=0, le=1, description="factor at the last step")
 
     def factor(self, step: int, steps: int) -> float:
-        rising = int(self.warmup * steps)
-        if step < rising:
-            return (step + 1) / (rising + 1)
-        return 1 - (1 - self.end) * (step - rising) / max(1, steps - rising)
+        rise, progress = phases(step, steps, self.warmup)
+        return rise * (1 - (1 - self.end) * progress)
