@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -260,6 +261,22 @@ class DummyAnchored(Objective, name="dummy-anchored"):
         return {"kl": self.weight}
 
 
+class DummyCoupled(Objective, name="dummy-coupled"):
+    """Pushes the answers of a batch to the same likelihood: each row sees the others."""
+
+    parts: ClassVar[Mapping[str, Literal["additive", "coupled"]]] = {"pairs": "coupled"}
+
+    def encode(self, example: Example, render: Any, rng: Any) -> Features:
+        return {"input": render.tokens(example)}
+
+    def count(self, batch: Mapping[str, Any]) -> dict[str, float]:
+        return {"pairs": len(batch["ids"])}
+
+    def loss(self, run: Any, batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        nll = run("policy", batch["input"]).nll()
+        return {"pairs": (nll - nll.mean()).square().sum()}
+
+
 class DummyImage(Objective, name="dummy-image"):
     """Tell the label of a picture: the mean of its pixels, through a model that sees."""
 
@@ -337,6 +354,8 @@ class DummyRows(Step, name="dummy-rows"):
     file: str = Field("", description="outside file that this step depends on")
     fails: str = Field("", description="a file; while it exists the step fails")
     differs: bool = Field(False, description="leave two things that must agree but differ")
+    dies: bool = Field(False, description="its process is killed")
+    seconds: float = Field(0, description="how long the work takes, unless a file `go` is there")
 
     def content(self) -> dict[str, Any]:
         return {"file": Path(self.file).read_text()} if self.file else {}
@@ -348,6 +367,13 @@ class DummyRows(Step, name="dummy-rows"):
         ctx.journal.do("first half", lambda: os.getpid())
         if self.fails and Path(self.fails).exists():
             raise Killed("told to fail")
+        if self.dies:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if not (ctx.folder / "go").exists():
+            time.sleep(self.seconds)
+        (ctx.folder / "go").unlink(missing_ok=True)
+        ctx.log(f"{self.count} rows")
+        ctx.progress(self.count, self.count, "rows")
         return write_examples(ctx.folder, {"": self._rows()})
 
     def _rows(self) -> Iterator[Example]:

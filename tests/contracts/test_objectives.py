@@ -88,6 +88,27 @@ def test_one_batch_of_n_is_n_batches_of_one(row, bases, make_ctx):
             assert worst <= 1e-5, (architecture, worst)
 
 
+@every
+@pytest.mark.parametrize("limits", [{"micro_rows": 1}, {"micro_rows": 3}, {"micro_tokens": 1}], ids=str)
+def test_micro_batches_as_the_loop_cuts_them_change_no_gradient(row, bases, make_ctx, limits):
+    objective = example_of(row)
+    if "coupled" in objective.parts.values():
+        pytest.skip("rows of a coupled part stay together")
+    for architecture, (model, features) in settings(objective, bases).items():
+        found = []
+        for plan in ({"micro_rows": len(features)}, limits):
+            roles = {role: load_base(bases[architecture]) for role in objective.roles}
+            loop = make_loop(model, objective, features, make_ctx(f"{architecture}{plan}/loop"), roles=roles,
+                             batch_rows=len(features), **plan)
+            batches = loop.batch(loop.tasks[0], 0)
+            values = loop.closure(batches, loop.tasks[0])
+            found.append((len(batches), sum(values.values()), loop.masters.taken()))
+        (few, loss, gradients), (many, other, cut) = found
+        assert many > few and loss == pytest.approx(other, abs=1e-5)
+        for a, b in zip(gradients, cut, strict=True):
+            assert (a is None) == (b is None) and (a is None or float((a - b).abs().max()) <= 1e-5)
+
+
 def self_gradients(model, objective, features, size, base, make_ctx):
     """Loss and gradients of all rows, `size` rows at a time."""
     model.module.zero_grad(set_to_none=True)

@@ -168,13 +168,13 @@ def test_two_processes_do_not_work_in_one_folder(folder):
 
 
 def test_a_kill_between_finishing_and_renaming_loses_nothing(folder, monkeypatch):
-    from luthier.engine import executor
+    from luthier.engine import run_step
 
-    right = executor.commit_folder
-    monkeypatch.setattr(executor, "commit_folder", lambda work, final: (_ for _ in ()).throw(KeyboardInterrupt))
+    right = run_step.commit_folder
+    monkeypatch.setattr(run_step, "commit_folder", lambda work, final: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         execute(recipe(), folder, ENGINE)
-    monkeypatch.setattr(executor, "commit_folder", right)
+    monkeypatch.setattr(run_step, "commit_folder", right)
     assert calls(folder) == ["rows"]
     execute(recipe(), folder, ENGINE)
     assert calls(folder) == ["copy", "last"]

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,6 +24,8 @@ Seed = Annotated[int | None, typer.Option("--seed", help="seed of everything ran
 Json = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="start over: delete what the run folder holds")]
 Exact = Annotated[bool, typer.Option("--exact", help="float32 and fixed decisions instead of measured ones")]
+Executor = Annotated[str, typer.Option("--executor", metavar="WHERE", help="where steps run: local, one after the other; "
+                                       "processes[:N], independent ones at the same time")]
 Terms = Annotated[str | None, typer.Option("--accept-terms", metavar="NAME", help="accept a model's terms once (gemma)")]
 Sets = Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="set a value of the recipe, such as "
                                                                                   "tuned.length='{epochs: 2}'")]
@@ -68,10 +71,8 @@ def watcher(quiet: bool = False) -> Watcher:
 class _Shown:
     def __init__(self, moving: bool) -> None:
         self.moving = moving
-        self.name, self.began, self.last, self.first = "", time.monotonic(), 0.0, 0
 
     def started(self, name: str, number: int, total: int) -> None:
-        self.name, self.began, self.last, self.first = name, time.monotonic(), 0.0, -1
         self._line(f"[{number}/{total}] {name} …", keep=not self.moving)
 
     def finished(self, name: str, seconds: float, cached: bool) -> None:
@@ -80,18 +81,25 @@ class _Shown:
     def log(self, text: str) -> None:
         self._line(f"  {text}", keep=True)
 
-    def progress(self, done: int, total: int, unit: str = "", **numbers: float) -> None:
-        now = time.monotonic()
-        if self.first < 0:  # what a resumed step finds done must not enter the rate
-            self.first, self.began = done, now
-        if now - self.last < (0.5 if self.moving else 15) and done < total:
-            return
-        self.last = now
-        fresh = done - self.first
-        known = fresh > 0 and done < total
-        extra = "".join(f", {k} {v:.3g}" for k, v in numbers.items())
-        tail = f", {_time((now - self.began) / fresh * (total - done))} left" if known else ""
-        self._line(f"  {self.name}: {done} of {total} {unit}{extra}{tail}", keep=not self.moving)
+    def progress(self, name: str) -> Callable[..., None]:
+        """What one step reports, with its own pace: several may run at the same time."""
+        began = last = 0.0
+        first = -1
+
+        def show(done: int, total: int, unit: str = "", **numbers: float) -> None:
+            nonlocal began, last, first
+            now = time.monotonic()
+            if first < 0:  # what a resumed step finds done must not enter the rate
+                first, began = done, now
+            if now - last < (0.5 if self.moving else 15) and done < total:
+                return
+            last = now
+            known = first < done < total
+            extra = "".join(f", {k} {v:.3g}" for k, v in numbers.items())
+            tail = f", {_time((now - began) / (done - first) * (total - done))} left" if known else ""
+            self._line(f"  {name}: {done} of {total} {unit}{extra}{tail}", keep=not self.moving)
+
+        return show
 
     def _line(self, text: str, keep: bool) -> None:
         if self.moving:

@@ -22,6 +22,7 @@ def command(
     decoder: shared.Decoder = None, metric: shared.Metric = None, data_step: shared.DataStep = None,
     retriever: shared.Retriever = None, sets: shared.Sets = None, accept_terms: shared.Terms = None,
     exact: shared.Exact = False, fresh: shared.Fresh = False, as_json: shared.Json = False,
+    executor: shared.Executor = "local",
 ) -> None:
     """Documents in; base, base+retrieval, tuned and tuned+retrieval out, compared on questions kept apart."""
     from luthier.core.errors import UserError
@@ -41,7 +42,7 @@ def command(
              "decoder": decoder or [], "metric": metric or [], "data_step": data_step or [], "retriever": retriever or []}
     made = jobs.override(made, base=base, seed=seed, parts=parts, sets=sets or ())
     folder = out or Path("runs") / ("demo-pico" if pico else "demo" if demo else made.name.replace(" ", "-"))
-    run = jobs.run(made, folder, fresh=fresh, exact=exact, watcher=shared.watcher(as_json))
+    run = jobs.run(made, folder, fresh=fresh, exact=exact, watcher=shared.watcher(as_json), executor=executor)
     shared.finish(run, as_json)
     if not as_json and run.has("comparison"):
         print(f'Ask it: luthier ask {folder} "your question"')

@@ -16,6 +16,7 @@ def command(
     out: Annotated[Path | None, typer.Option("--out", metavar="RUN_DIR", help="folder of this evaluation")] = None,
     decoder: shared.Decoder = None, metric: shared.Metric = None, accept_terms: shared.Terms = None,
     exact: shared.Exact = False, fresh: shared.Fresh = False, as_json: shared.Json = False,
+    executor: shared.Executor = "local",
 ) -> None:
     """Score the base and the tuned model of a run on further rows; rows it was trained on are refused."""
     from luthier.core.run import Run
@@ -25,5 +26,5 @@ def command(
     source = Run.open(run)
     made = jobs.override(jobs.evaluate(source, data), parts={"decoder": decoder or [], "metric": metric or []})
     folder = out or run / f"evaluate-{Path(data).stem}"
-    finished = jobs.run(made, folder, fresh=fresh, exact=exact, watcher=shared.watcher(as_json))
+    finished = jobs.run(made, folder, fresh=fresh, exact=exact, watcher=shared.watcher(as_json), executor=executor)
     shared.finish(finished, as_json)

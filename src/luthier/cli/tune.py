@@ -19,6 +19,7 @@ def command(
     optimizer: shared.Optimizer = None, decoder: shared.Decoder = None, metric: shared.Metric = None,
     sets: shared.Sets = None, accept_terms: shared.Terms = None, exact: shared.Exact = False,
     fresh: shared.Fresh = False, as_json: shared.Json = False,
+    executor: shared.Executor = "local",
 ) -> None:
     """Examples in, a tuned model out, scored on rows that were kept out of training."""
     from luthier.pipelines import jobs
@@ -29,5 +30,5 @@ def command(
              "decoder": decoder or [], "metric": metric or []}
     made = jobs.override(made, base=base, seed=seed, parts=parts, sets=sets or ())
     folder = out or Path("runs") / Path(data[0]).stem
-    run = jobs.run(made, folder, fresh=fresh, exact=exact, watcher=shared.watcher(as_json))
+    run = jobs.run(made, folder, fresh=fresh, exact=exact, watcher=shared.watcher(as_json), executor=executor)
     shared.finish(run, as_json)

@@ -133,11 +133,17 @@ class Hook:
     """
 
     def on_batch(self, batch: Any) -> list[Any]:
-        """The batches to train on instead of this one."""
+        """The batches to train on instead of this one; under a launcher, of this rank's rows.
+
+        When memory runs out a step begins again: a state must not change here or in `on_loss`.
+        """
         return [batch]
 
     def on_loss(self, run: Forward, batch: Any, parts: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The parts of the loss, changed or with further ones."""
+        """The parts of the loss, changed or with further ones.
+
+        A part that the objective does not count belongs to the whole step, and is divided by its micro-batches.
+        """
         return parts
 
     def on_gradients(self) -> None:

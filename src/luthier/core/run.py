@@ -133,8 +133,8 @@ class Run:
             file.write(f"{now()} {text}\n")
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep a second process out of the run.
+    def locked(self) -> Iterator[int]:
+        """Keep a second process out of the run; the descriptor of the lock, for processes that share in the work.
 
         Raises:
             UserError: another process works here.
@@ -146,7 +146,7 @@ class Run:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise UserError(f"Another process is working in {self.folder}. Wait for it, or give another --out.") from None
-            yield
+            yield file.fileno()
 
 
 def now() -> str:

@@ -75,6 +75,8 @@ class Step(Component, kind="step"):
     inputs: ClassVar[dict[str, str]] = {}
     output: ClassVar[str] = "records"
     seeded: ClassVar[bool] = True
+    # Whether all ranks of a distributed run work on it; the others wait for the first one.
+    distributed: ClassVar[bool] = False
 
     def check(self) -> None:
         """Look at what can be refused before anything runs. Raises UserError."""

@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from luthier.core.files import write_json
+from luthier.engine import distributed, guards, sharding
 from luthier.engine.weights import pack, unpack
 
 if TYPE_CHECKING:
@@ -51,9 +52,9 @@ class State:
         return {f"{prefix}{n}": p for prefix, module in modules.items() for n, p in module.named_parameters()}
 
     def tree(self) -> dict[str, Any]:
-        """Every state as nested dictionaries."""
+        """Every state as nested dictionaries; what is sharded is put together, so all ranks call this."""
         loop = self.loop
-        return {
+        found: dict[str, Any] = sharding.whole({
             "clock": asdict(loop.clock), "curve": loop.curve,
             "trained": [n for n, p in self.weights().items() if p.requires_grad],
             "left": {n: p.detach() for n, p in self.left.items()},
@@ -61,7 +62,8 @@ class State:
             "optimizer": loop.torch_optimizer.state_dict(),
             "hooks": [h.state_dict() for h in loop.hooks],
             "kept": {name: part.state_dict() for name, part in loop.kept.items()},
-        }
+        })
+        return found
 
     def load_tree(self, tree: dict[str, Any]) -> None:
         """The inverse of `tree`."""
@@ -72,9 +74,10 @@ class State:
         self._choose(tree["trained"], tree["left"])
         with torch.no_grad():
             for master, tensor in zip(loop.masters.tensors(), tree["masters"], strict=True):
-                master.copy_(tensor)
+                master.copy_(sharding.like(tensor, master))
         loop.masters.spread()
         loop.torch_optimizer.load_state_dict(tree["optimizer"])
+        sharding.place_state(loop.torch_optimizer)
         for hook, state in zip(loop.hooks, tree["hooks"], strict=True):
             hook.load_state_dict(state)
         for name, part in loop.kept.items():
@@ -109,7 +112,13 @@ class State:
         return Snapshot(unpack(skeleton, tensors), self)
 
     def save(self) -> None:
-        """Write a checkpoint beside the last one, then drop the last one: one of them is always whole."""
+        """Write a checkpoint beside the last one, then drop the last one: one of them is always whole.
+
+        The first rank writes. No weight that is not finite is written.
+
+        Raises:
+            LuthierError: a trained weight is infinite or not a number.
+        """
         self._write("step")
 
     def save_best(self) -> None:
@@ -126,12 +135,16 @@ class State:
             self.loop.ctx.log(f"the weights of step {step} are kept, the best on the validation rows")
 
     def _write(self, kind: str) -> None:
+        guards.require_finite_weights(self.loop)
+        tree = self.tree()
+        if distributed.rank():
+            return
         root = self.loop.ctx.folder / "checkpoints"
         work, final = root / "part", root / f"{kind}-{self.loop.clock.step:07d}"
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
         tensors: dict[str, torch.Tensor] = {}
-        skeleton = pack(self.tree(), tensors)
+        skeleton = pack(tree, tensors)
         save_file(tensors, work / "state.safetensors")
         write_json(work / "state.json", skeleton)
         shutil.rmtree(final, ignore_errors=True)

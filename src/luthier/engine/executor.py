@@ -1,8 +1,11 @@
-"""The step executor: runs a recipe's steps in order, in one process.
+"""The step executor: runs a recipe's steps, each as soon as its inputs are there.
 
 A step works in a private folder `steps/.NAME.work` and is renamed to `steps/NAME` when it has finished. Its key is
 its identity, the seed and the identities of its inputs; a finished step with the same key is not run again, an
 unfinished one finds its journal and its checkpoints where it left them, and one that failed keeps `failure.json`.
+
+Everything here is the same wherever steps run. A `Backend` says only how a prepared folder is worked on: `Here` in
+this process, `processes.Processes` in several, `distributed.Together` in ranks that were started together.
 """
 
 from __future__ import annotations
@@ -11,43 +14,116 @@ import errno
 import os
 import shutil
 import time
-import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from luthier.core.artifact import Artifact, open_artifact
-from luthier.core.errors import GateError, LuthierError, UserError
-from luthier.core.files import Journal, commit_folder, read_json, write_json, write_lines
+from luthier.core.artifact import Artifact
+from luthier.core.errors import UserError, nearest
 from luthier.core.identity import digest
 from luthier.core.recipe import Node, Recipe
-from luthier.core.rng import Rng
 from luthier.core.run import Run, now
-from luthier.core.step import Ctx, Progress, silent
+from luthier.core.step import Progress, silent
+from luthier.engine.run_step import commit, finished, prepare, run_step
 
 if TYPE_CHECKING:
     from luthier.engine.workshop import Engine
 
+EXECUTORS = ("local", "processes")
+
 
 @dataclass
 class Watcher:
-    """Who is told what happens; every method may be replaced."""
+    """Who is told what happens; every method may be replaced. `progress(name)` watches one step."""
 
     started: Callable[[str, int, int], None] = lambda name, n, of: None
     finished: Callable[[str, float, bool], None] = lambda name, seconds, cached: None
     log: Callable[[str], None] = lambda text: None
-    progress: Progress = silent
+    progress: Callable[[str], Progress] = lambda name: silent
 
 
-def execute(recipe: Recipe, folder: Path, engine: Engine, watcher: Watcher | None = None, fresh: bool = False) -> Run:
+@dataclass(frozen=True)
+class Job:
+    """A prepared step folder, and where its words and its progress go."""
+
+    name: str
+    work: Path
+    log: Callable[[str], None]
+    progress: Progress
+    # Whether every rank of a distributed training works on it.
+    together: bool = False
+
+
+class Backend(Protocol):
+    """How a prepared step folder is worked on.
+
+    `start` is called with at most `at_once` steps unfinished; `wait` returns the name of one that has ended, and its
+    error if it failed. `close` is called once; what is still working then is stopped.
+    """
+
+    at_once: int
+
+    def start(self, job: Job) -> None: ...
+
+    def wait(self) -> tuple[str, Exception | None]: ...
+
+    def close(self) -> None: ...
+
+
+class Here:
+    """One step after the other, in this process; an error leaves at once."""
+
+    at_once = 1
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.jobs: list[Job] = []
+
+    def start(self, job: Job) -> None:
+        self.jobs.append(job)
+
+    def wait(self) -> tuple[str, Exception | None]:
+        job = self.jobs.pop()
+        run_step(job.work, self.engine, job.log, job.progress)
+        return job.name, None
+
+    def close(self) -> None:
+        self.jobs.clear()
+
+
+def check_executor(text: str) -> None:
+    """Refuse what `--executor` can't be.
+
+    Raises:
+        UserError: names what there is.
+    """
+    name, _, rest = text.partition(":")
+    if name == "ray":
+        raise UserError(f"--executor {text}: steps can't be sent to Ray yet. There is: local (one after the other in this "
+                        "process) and processes (independent steps at the same time, processes:N for at most N).")
+    if name not in EXECUTORS or (name == "local" and rest) or (rest and not (rest.isdigit() and int(rest))):
+        raise UserError(f"--executor {text}: write local, processes or processes:N. {nearest(name, EXECUTORS)}")
+
+
+def execute(recipe: Recipe, folder: Path, engine: Engine, watcher: Watcher | None = None, fresh: bool = False,
+            executor: str = "local") -> Run:
     """Run what has not run yet and return the run.
 
     Raises:
         UserError: bad input, found before anything expensive.
         GateError: a receipt differs; the step is kept as a failure.
     """
+    from luthier.engine import distributed
+
     watcher = watcher or Watcher()
+    check_executor(executor)
+    if distributed.launched() > 1:
+        if executor != "local":
+            raise UserError(f"--executor {executor} does not go with a launcher, which has started "
+                            f"{distributed.launched()} processes already. Leave out one of the two.")
+        if distributed.connect():
+            distributed.follow(engine)
     for node in recipe.nodes:
         node.step.check()
     if fresh and (folder / "run.json").exists():
@@ -55,14 +131,19 @@ def execute(recipe: Recipe, folder: Path, engine: Engine, watcher: Watcher | Non
             shutil.rmtree(folder)
     run = Run.start(folder, recipe)
     try:
-        with run.locked():
+        with run.locked() as lock:
             kept = run.record.get("decisions", {})
             if kept and kept["exact"] != engine.exact:
                 raise UserError(f"{folder} was begun {'with' if kept['exact'] else 'without'} --exact. Run its command "
                                 "again as it was, give another folder with --out, or start over with --fresh.")
-            run.update(decisions=engine.decide(kept))
-            execute_nodes(recipe, folder / "steps", engine, watcher, run.log)
-            run.update(state="finished", finished=run.record.get("finished") or now(), decisions=engine.decisions)
+            backend, chosen = _backend(executor, recipe, engine, kept, lock)
+            run.update(decisions=engine.decide(kept or chosen), executor={"name": executor, "at_once": backend.at_once})
+            try:
+                made = execute_nodes(recipe, folder / "steps", engine, watcher, run.log, backend=backend)
+            finally:
+                backend.close()
+            run.update(state="finished", finished=run.record.get("finished") or now(), decisions=engine.decisions,
+                       bit_reproducible=all(map(_bit_reproducible, made.values())))
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
             raise UserError(f"Can't write to {folder}: {os.strerror(error.errno)}. What is finished is kept; make room and run "
@@ -71,93 +152,103 @@ def execute(recipe: Recipe, folder: Path, engine: Engine, watcher: Watcher | Non
     return run
 
 
-def execute_nodes(recipe: Recipe, root: Path, engine: Engine, watcher: Watcher,
-                  log: Callable[[str], None], given: Mapping[str, Artifact] | None = None) -> dict[str, Artifact]:
-    """Run a recipe's steps under `root`; `given` are artifacts from outside, by step name."""
+def _bit_reproducible(artifact: Artifact) -> bool:
+    """Whether the same command gives the same bits here; not where memory ran out while it was trained."""
+    return bool(artifact.meta.get("fit", {}).get("decisions", {}).get("bit_reproducible", True))
+
+
+def _backend(executor: str, recipe: Recipe, engine: Engine, kept: Mapping[str, Any], lock: int
+             ) -> tuple[Backend, dict[str, Any]]:
+    """The back end, and what it decides for a run that has decided nothing yet."""
+    if executor == "local":
+        from luthier.engine import distributed
+
+        return distributed.Together(engine) if distributed.launched() > 1 else Here(engine), {}
+    from luthier.engine.processes import Processes, share_of_machine
+
+    at_once, threads = share_of_machine(recipe, kept.get("threads"), int(executor.partition(":")[2] or 0))
+    return Processes(at_once, threads, keep_open=(lock,)), {"threads": threads, "exact": engine.exact}
+
+
+def execute_nodes(recipe: Recipe, root: Path, engine: Engine, watcher: Watcher, log: Callable[[str], None],
+                  given: Mapping[str, Artifact] | None = None, backend: Backend | None = None) -> dict[str, Artifact]:
+    """Run a recipe's steps under `root`; `given` are artifacts from outside, by step name.
+
+    When a step fails, those that are running are waited for and nothing new is started; the first failure is raised.
+    """
     done: dict[str, Artifact] = dict(given or {})
     nodes = [n for n in recipe.nodes if n.name not in done]
-    for number, node in enumerate(nodes, 1):
-        watcher.started(node.name, number, len(nodes))
-        inputs = {wanted: done[source] for wanted, source in node.inputs.items()}
-        key = digest({"step": node.step.identity, "content": node.step.content(),
-                      "seed": recipe.seed if type(node.step).seeded else None,
-                      "inputs": {n: a.identity for n, a in inputs.items()}})
-        final = root / node.name
-        kept = _finished(final, key)
-        if kept is not None:
-            done[node.name] = kept
-            watcher.finished(node.name, 0.0, True)
-            continue
-        began = time.monotonic()
-        done[node.name] = _run_one(node, inputs, key, root, Rng(recipe.seed), engine, watcher, log)
-        watcher.finished(node.name, time.monotonic() - began, False)
+    graph = _Graph(recipe.seed, root, engine, watcher, log, backend or Here(engine), done, nodes, len(nodes))
+    while graph.waiting or graph.running:
+        if not graph.start_next() and not graph.collect():
+            break
+    if graph.failures:
+        raise graph.failures[0]
     return done
 
 
-def _finished(folder: Path, key: str) -> Artifact | None:
-    path = folder / "step.json"
-    return open_artifact(folder) if path.exists() and read_json(path)["key"] == key else None
+@dataclass
+class _Graph:
+    """Which steps wait, run and are done."""
 
+    seed: int
+    root: Path
+    engine: Engine
+    watcher: Watcher
+    log: Callable[[str], None]
+    backend: Backend
+    done: dict[str, Artifact]
+    waiting: list[Node]
+    total: int
+    running: dict[str, tuple[Path, float]] = field(default_factory=dict)
+    failures: list[Exception] = field(default_factory=list)
 
-def _run_one(node: Node, inputs: Mapping[str, Artifact], key: str, root: Path, rng: Rng, engine: Engine,
-             watcher: Watcher, log: Callable[[str], None]) -> Artifact:
-    work = root / f".{node.name}.work"
-    if _finished(work, key) is not None:
-        # A kill came between the last line of the work and its new name.
-        return _commit(work, root / node.name)
-    state = work / "state.json"
-    if work.exists() and (not state.exists() or read_json(state)["key"] != key):
-        shutil.rmtree(work)
-    work.mkdir(parents=True, exist_ok=True)
-    if not state.exists():
-        write_json(state, {"key": key, "started": now(), "seconds": 0.0})
-    record = read_json(state)
+    def start_next(self) -> bool:
+        """Start the first step whose inputs are there; False when there is none, or no room."""
+        if self.failures or len(self.running) >= self.backend.at_once:
+            return False
+        node = next((n for n in self.waiting if all(s in self.done for s in n.inputs.values())), None)
+        if node is None:
+            return False
+        self.waiting.remove(node)
+        self.watcher.started(node.name, self.total - len(self.waiting), self.total)
+        inputs = {wanted: self.done[source] for wanted, source in node.inputs.items()}
+        key = digest({"step": node.step.identity, "content": node.step.content(),
+                      "seed": self.seed if type(node.step).seeded else None,
+                      "inputs": {n: a.identity for n, a in inputs.items()}})
+        work, final = self.root / f".{node.name}.work", self.root / node.name
+        kept = finished(final, key)
+        if kept is None and finished(work, key) is not None:
+            # A kill came between the last line of the work and its new name.
+            kept = commit(work, final)
+        if kept is not None:
+            self.done[node.name] = kept
+            self.watcher.finished(node.name, 0.0, True)
+            return True
+        prepare(node, inputs, key, self.seed, work, self.engine.decisions)
+        self.running[node.name] = (work, time.monotonic())
+        self.backend.start(Job(node.name, work, self._say(node.name), self.watcher.progress(node.name),
+                               type(node.step).distributed))
+        return True
 
-    def say(text: str) -> None:
-        log(f"[{node.name}] {text}")
-        watcher.log(f"{node.name}: {text}")
+    def collect(self) -> bool:
+        """Wait for one running step and take what it left; False when none runs."""
+        if not self.running:
+            return False
+        name, error = self.backend.wait()
+        work, began = self.running.pop(name)
+        if error is not None:
+            self.failures.append(error)
+            self.log(f"[{name}] failed: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+            return True
+        self.done[name] = commit(work, self.root / name)
+        self.log(f"[{name}] finished in {time.monotonic() - began:.1f} s")
+        self.watcher.finished(name, time.monotonic() - began, False)
+        return True
 
-    ctx = Ctx(rng=rng.within(node.name), folder=work, journal=Journal(work / "journal.jsonl"), engine=engine,
-              stream=lambda name: inputs[name.partition(".")[0]].examples(name.partition(".")[2]),
-              log=say, progress=watcher.progress)
-    began = time.monotonic()
-    try:
-        artifact = node.step.run(inputs, ctx)
-        receipts = node.step.receipts(inputs, artifact, ctx)
-    except BaseException as error:
-        spent = record["seconds"] + time.monotonic() - began
-        _keep_failure(work, record, spent, error)
-        raise
-    seconds = record["seconds"] + time.monotonic() - began
-    write_lines(work / "receipts.jsonl", (r.to_dict() for r in receipts))
-    broken = [r for r in receipts if r.verdict == "differs"]
-    if broken:
-        gate = GateError(f"Step '{node.name}' left two things that must agree but differ: {broken[0].name}: "
-                         f"{broken[0].left} against {broken[0].right}. {broken[0].detail}")
-        _keep_failure(work, record, seconds, gate)
-        raise gate
-    write_json(work / "step.json", {
-        "name": node.name, "use": node.step.info.name, "version": node.step.info.version, "kind": artifact.kind, "key": key,
-        "identity": artifact.identity, "inputs": {n: a.identity for n, a in inputs.items()},
-        "started": record["started"], "finished": now(), "seconds": round(seconds, 3), "log": "log.txt",
-    })
-    log(f"[{node.name}] finished in {seconds:.1f} s")
-    return _commit(work, root / node.name)
+    def _say(self, name: str) -> Callable[[str], None]:
+        def say(text: str) -> None:
+            self.log(f"[{name}] {text}")
+            self.watcher.log(f"{name}: {text}")
 
-
-def _commit(work: Path, final: Path) -> Artifact:
-    for name in ("state.json", "failure.json"):
-        (work / name).unlink(missing_ok=True)
-    shutil.rmtree(work / "checkpoints", ignore_errors=True)
-    commit_folder(work, final)
-    return open_artifact(final)
-
-
-def _keep_failure(work: Path, record: dict[str, Any], seconds: float, error: BaseException) -> None:
-    """Best effort: on a full disk the failure itself can't be written, and the error must still be shown."""
-    try:
-        write_json(work / "state.json", {**record, "seconds": seconds})
-        shown = str(error) if isinstance(error, LuthierError) else traceback.format_exc()
-        write_json(work / "failure.json", {"when": now(), "type": type(error).__name__, "error": shown})
-    except OSError:
-        return
+        return say

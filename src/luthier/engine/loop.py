@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from luthier.core.errors import LuthierError, UserError
+from luthier.core.errors import UserError
 from luthier.core.kinds import Features, Hook, Objective, Optimizer, Schedule
 from luthier.core.rng import Rng, epoch_order, rank_share
 from luthier.core.step import FitCtx
-from luthier.engine.batches import Batch, by_length, collate, lengths_of, narrow, packs_of, tokens_in
+from luthier.engine import distributed, guards, sharding
+from luthier.engine.batches import Batch, by_length, collate, lengths_of, narrow, packs_of
 from luthier.engine.checkpoints import State
 from luthier.engine.forward import Forward
 from luthier.engine.masters import Masters
@@ -74,6 +75,15 @@ class Clock:
     seconds: float = 0.0
 
 
+@dataclass(frozen=True)
+class Counts:
+    """Of one task's batch over all ranks: units of each part, micro-batches, and most micro-batches of one rank."""
+
+    parts: Mapping[str, float]
+    micros: int
+    most: int
+
+
 def rows_at(rng: Rng, step: int, rows: int, batch: int, rank: int = 0, ranks: int = 1) -> np.ndarray:
     """Row numbers of one rank at one step: pure in (seed, step); an epoch's last batch may be smaller."""
     per_epoch = math.ceil(rows / batch)
@@ -101,16 +111,18 @@ class Loop:
     def __post_init__(self) -> None:
         if not self.tasks or not all(t.rows for t in self.tasks):
             raise UserError("There is nothing to train on: a task has no rows.")
+        distributed.refuse_coupled(t.objective for t in self.tasks)
         if self.validation:
             self.kept["validation"] = self.validation
         self.clock = Clock(steps=self.plan.steps)
-        self.masters = Masters(self.groups(), self.plan.beside)
+        self.masters = Masters(sharding.groups_apart(self.groups()), self.plan.beside)
         self.torch_optimizer = self.optimizer.make(self.masters.groups, self.plan.learning_rate)
         self.rates = [g["lr"] for g in self.torch_optimizer.param_groups]
         self.rng = self.ctx.rng.within("loop")
         self.pad = self.model.tokenizer.pad_token_id or 0
         self.per_epoch = math.ceil(len(self.tasks[0].rows) / self.plan.batch_rows)
         self.ctx.clock, self.ctx.closure, self.ctx.perturbed = self.clock, self.closure, self.perturbed
+        self.micro = guards.decided(self.ctx.journal, guards.Micro(self.plan.micro_rows, self.plan.micro_tokens))
         self.state = State(self)
         self.ctx.snapshot, self.ctx.rebuild_optimizer = self.state.snapshot, self.rebuild_optimizer
 
@@ -122,6 +134,7 @@ class Loop:
     def train(self) -> None:
         """All steps from the last checkpoint to the end."""
         self.state.resume()
+        distributed.require_same(self.masters.tensors())
         saved = began = time.monotonic()
         before = self.clock.seconds
         if self.run.frozen:
@@ -136,8 +149,8 @@ class Loop:
             self._validate(row, round_ended)
             self.curve.append({**row, "seconds": round(self.clock.seconds, 3)})
             self.ctx.progress(self.clock.step, self.plan.steps, "steps", loss=row["loss"])
-            if time.monotonic() - saved >= self.plan.checkpoint_seconds or self.clock.step == self.plan.steps \
-                    or self.stopped:
+            due = time.monotonic() - saved >= self.plan.checkpoint_seconds or self.clock.step == self.plan.steps
+            if distributed.agreed(due or self.stopped):
                 self.state.save()
                 saved = time.monotonic()
         if self.validation and self.validation.spec.keep == "best":
@@ -150,42 +163,30 @@ class Loop:
         return self.validation is not None and self.validation.stopped
 
     def batch(self, task: Task, step: int) -> list[Batch]:
-        """The micro-batches of one task at one step; hooks have seen the whole batch."""
+        """This rank's micro-batches of one task at one step; hooks have seen its rows whole. None when it has no rows."""
         rng, size = self.rng.within(task.name), self.plan.batch_rows
-        rows = task.mixture.rows_at(rng, step, size) if task.mixture else rows_at(rng, step, len(task.rows), size)
-        batches = [self._collate(task, rows)]
+        mine = distributed.rank(), distributed.ranks()
+        rows = task.mixture.rows_at(rng, step, size, *mine) if task.mixture else \
+            rows_at(rng, step, len(task.rows), size, *mine)
+        batches = [self._collate(task, rows)] if len(rows) else []
         for hook in self.hooks:
             batches = [b for given in batches for b in hook.on_batch(given)]
         if any(kind == "coupled" for kind in task.objective.parts.values()):
             return batches  # rows of a coupled part see each other, so they stay together
         cut = packs_of if self.run.packs["policy"] else by_length
         return [narrow(b, rows) for b in batches
-                for rows in cut(lengths_of(b), self.plan.micro_rows, self.plan.micro_tokens)]
+                for rows in cut(lengths_of(b), self.micro.rows, self.micro.tokens)]
 
     def _collate(self, task: Task, rows: np.ndarray) -> Batch:
         return collate([task.rows[i] for i in rows], [task.ids[i] for i in rows], self.pad, self.model.device)
 
     def _step(self) -> dict[str, Any]:
         step = self.clock.step
-        parts: dict[str, float] = {}
-        names: list[str] = []
-        self.run.take()  # what hooks or an evaluation measured
-        for task in self.tasks:
-            batches = self.batch(task, step)
-            names += [n for b in batches for n in b["ids"]]
-            for name, value in self.closure(batches, task).items():
-                parts[name] = parts.get(name, 0.0) + value
-            self.clock.tokens += sum(tokens_in(b) for b in batches)
-        loss = sum(parts.values())
-        if not math.isfinite(loss):
-            raise LuthierError(
-                f"The loss of step {step + 1} is {loss}: rows {', '.join(names[:8])}. The last checkpoint is kept; lower "
-                "learning_rate, or train in float32 (--set fit.dtype=float32)."
-            )
+        parts, tokens = guards.gradients(self)
+        self.clock.tokens += tokens
         for hook in self.hooks:
             hook.on_gradients()
-        if self.plan.clip:
-            torch.nn.utils.clip_grad_norm_(self.masters.tensors(), self.plan.clip)
+        guards.require_finite_gradients(self, sharding.clip_(self.masters.tensors(), self.plan.clip or math.inf))
         factor = self.schedule.factor(step, self.plan.steps)
         for group, rate in zip(self.torch_optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
@@ -196,31 +197,61 @@ class Loop:
             hook.on_step()
         self.clock.step += 1
         return {"step": self.clock.step, "epoch": self.clock.step / self.per_epoch, "tokens": self.clock.tokens,
-                "loss": loss, "learning_rate": self.rates[0] * factor,
+                "loss": sum(parts.values()), "learning_rate": self.rates[0] * factor,
                 **({"parts": parts} if len(parts) > 1 else {}), **self.run.take()}
 
     def closure(self, batches: Sequence[Batch], task: Task | None = None, rng: str = "") -> dict[str, float]:
         """Add the gradients of these micro-batches and return the weighted parts. `rng` names another dropout draw."""
         task = task or self.tasks[0]
-        self.run.task = task.name
+        before = self.masters.taken() if distributed.ranks() > 1 else []
+        values = distributed.summed(self.accumulate(batches, task, self.counts(batches, task), rng))
+        distributed.sum_gradients(self.masters.tensors())
+        self.masters.add(before)
+        return values
+
+    def counts(self, batches: Sequence[Batch], task: Task) -> Counts:
+        """What each part sums over, and how many micro-batches there are, on all ranks together."""
         counts: dict[str, float] = {}
         for batch in batches:
             for name, n in task.objective.count(batch).items():
                 counts[name] = counts.get(name, 0.0) + n
+        shares = distributed.gathered(len(batches))
+        return Counts(distributed.summed(counts), sum(shares), max(shares))
+
+    def parts(self, batch: Batch, task: Task) -> Parts:
+        """The parts of the loss of one micro-batch, un-normalised, as the hooks leave them."""
+        parts: Parts = task.objective.loss(self.run, batch)
+        for hook in self.hooks:
+            parts = hook.on_loss(self.run, batch, parts)
+        return parts
+
+    def accumulate(self, batches: Sequence[Batch], task: Task, counts: Counts, rng: str = "") -> dict[str, float]:
+        """Add this rank's gradients to the masters; parts are divided by `counts`.
+
+        A part that nothing counts, such as a penalty on weights, belongs to the whole step: each micro-batch bears its
+        share.
+        """
+        self.run.task = task.name
         coefficients = task.objective.coefficients()
+        own = f"/{distributed.rank()}" if distributed.rank() else ""
         values: dict[str, float] = {}
         for i, batch in enumerate(batches):
-            torch.manual_seed(self.rng.key(f"dropout{rng}/{task.name}", f"{self.clock.step}/{i}"))
-            parts: Parts = task.objective.loss(self.run, batch)
-            for hook in self.hooks:
-                parts = hook.on_loss(self.run, batch, parts)
-            scaled = {n: task.weight * coefficients.get(n, 1.0) * p / max(counts.get(n, 1.0), 1e-12)
-                      for n, p in parts.items()}
+            torch.manual_seed(self.rng.key(f"dropout{rng}/{task.name}", f"{self.clock.step}/{i}{own}"))
+            scaled = {n: task.weight * coefficients.get(n, 1.0) * p / max(counts.parts.get(n, counts.micros), 1e-12)
+                      for n, p in self.parts(batch, task).items()}
             torch.stack([p.float() for p in scaled.values()]).sum().backward()
             self.masters.collect()
             for name, part in scaled.items():
                 values[name] = values.get(name, 0.0) + float(part.detach())
+        if sharding.is_sharded(self.masters.tensors()):
+            for _ in range(counts.most - len(batches)):  # every rank takes part in putting layers together
+                self._idle(task)
         return values
+
+    def _idle(self, task: Task) -> None:
+        parts = task.objective.loss(self.run, self._collate(task, np.zeros(1, dtype=int)))
+        (0.0 * torch.stack([p.float() for p in parts.values()]).sum()).backward()
+        self.masters.collect()
 
     @contextmanager
     def perturbed(self, delta: Sequence[torch.Tensor]) -> Iterator[None]:
@@ -240,7 +271,7 @@ class Loop:
         """Choose the trained weights anew from the method's groups; `keep` carries the state of those that stay."""
         old = {id(p): self.torch_optimizer.state.get(m, {}) for p, m in self.masters.pairs}
         was = {id(p) for p, _ in self.masters.pairs}
-        self.masters = Masters(self.groups(), self.plan.beside)
+        self.masters = Masters(sharding.groups_apart(self.groups()), self.plan.beside)
         self.torch_optimizer = self.optimizer.make(self.masters.groups, self.plan.learning_rate)
         self.rates = [g["lr"] for g in self.torch_optimizer.param_groups]
         for parameter, master in self.masters.pairs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -32,6 +33,28 @@ class Masters:
                 gradient = parameter.grad.to(master.device, torch.float32)
                 master.grad = gradient if master.grad is None else master.grad.add_(gradient)
                 parameter.grad = None
+
+    def taken(self) -> list[torch.Tensor | None]:
+        """The gradients, taken away."""
+        found = [m.grad for m in self.tensors()]
+        self.drop()
+        return found
+
+    def add(self, gradients: Sequence[torch.Tensor | None]) -> None:
+        """Add gradients that were taken."""
+        for master, gradient in zip(self.tensors() if gradients else [], gradients, strict=True):
+            if gradient is not None:
+                master.grad = gradient if master.grad is None else master.grad.add_(gradient)
+
+    def drop(self) -> None:
+        """Throw all gradients away."""
+        for parameter, master in self.pairs:
+            parameter.grad = master.grad = None
+
+    def names(self, weights: Mapping[str, torch.nn.Parameter]) -> list[str]:
+        """The names of the masters, from those of the model's weights."""
+        known = {id(p): n for n, p in weights.items()}
+        return [known.get(id(p), "?") for p, _ in self.pairs]
 
     def spread(self) -> None:
         """Copy moved masters back into the model."""

@@ -17,6 +17,7 @@ from luthier.core.errors import UserError, nearest
 from luthier.core.example import Example
 from luthier.core.kinds import Objective, Prediction
 from luthier.core.step import Ctx
+from luthier.engine import distributed
 from luthier.engine.batches import collate
 from luthier.engine.encoding import Encoded
 from luthier.engine.forward import Forward
@@ -86,6 +87,7 @@ class Validation:
         found = {"loss": self._loss(), **self.run.take(), **(self.metrics(self.run) if self.metrics else {})}
         if self.spec.by not in found:
             raise UserError(f"validation.by = '{self.spec.by}' is not measured here. {nearest(self.spec.by, found)}")
+        found = distributed.agreed(found)  # what is decided by it must be the same on every rank
         value = found[self.spec.by]
         if self._improves(value):
             self.best, self.best_step, self.waited = value, step, 0

@@ -16,7 +16,7 @@ from luthier.core.component import build
 from luthier.core.errors import UserError
 from luthier.core.recipe import Recipe, load_recipe
 from luthier.core.run import Run
-from luthier.engine.executor import Watcher, execute
+from luthier.engine.executor import Watcher, check_executor, execute
 
 DEMO_PAGES = 10
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
@@ -218,7 +218,7 @@ def _place(recipe: Recipe, kind: str, specs: list[str]) -> dict[str, Any]:
 
 
 def run(recipe: Recipe, folder: Path, *, fresh: bool = False, exact: bool = False, watcher: Watcher | None = None,
-        report: Callable[[Run], Path] | None = None) -> Run:
+        report: Callable[[Run], Path] | None = None, executor: str = "local") -> Run:
     """Execute a recipe in a run folder and write its report.
 
     Raises:
@@ -228,9 +228,10 @@ def run(recipe: Recipe, folder: Path, *, fresh: bool = False, exact: bool = Fals
     from luthier.engine.workshop import Engine
     from luthier.pipelines.report import write
 
+    check_executor(executor)
     _check(recipe, folder)
     try:
-        finished = execute(recipe, folder, Engine(exact=exact), watcher, fresh)
+        finished = execute(recipe, folder, Engine(exact=exact), watcher, fresh, executor)
         (report or write)(finished)
     except Exception as error:
         number = _disk_error(error)

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from luthier.engine.rendering import Render
     from luthier.engine.validation import Metrics
 
-PROBE_ROWS = 4
 
 
 class Fit(Step, name="fit"):
@@ -36,6 +35,7 @@ class Fit(Step, name="fit"):
 
     inputs: ClassVar[dict[str, str]] = {"base": "model", "*": "examples|model|adapter|delta"}
     output: ClassVar[str] = "adapter|delta|model"
+    distributed: ClassVar[bool] = True
     tasks: tuple[TaskSpec, ...] = Field(named(({"data": "examples.train"},)), description="what is learned, from which data")
     method: Slot[Method] = Field(named("lora"), description="which weights move")
     regularizers: tuple[Slot[Regularizer], ...] = Field((), description="what is added to the objective")
@@ -57,6 +57,8 @@ class Fit(Step, name="fit"):
     cache_frozen: Literal["auto", "on", "off"] = Field(
         "auto", description="compute what lies below the lowest trained layer once and keep it on disk while training")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="format of the weights while training")
+    sharding: Literal["none", "fsdp"] = Field("none", description="fsdp: ranks share the layers' weights (full fine-tuning "
+                                                                  "under a launcher)")
     activation_checkpointing: Literal["auto", "on", "off"] = Field(
         "auto", description="compute activations again in the backward: less memory, about a third more work, the same "
                             "gradients; auto: where they would take more than half of the free memory")
@@ -87,6 +89,10 @@ class Fit(Step, name="fit"):
         if self.over_long in ("split", "truncate-context") and any(t.head or t.objective.needs_head for t in self.tasks):
             raise UserError(f"over_long: {self.over_long} is for rows with answers or raw texts; texts with labels take drop "
                             "or truncate.")
+        if self.sharding == "fsdp" and (self.method.artifact != "model" or self.regularizers or self.new_tokens
+                                        or self.offload != "none"):
+            raise UserError("sharding: fsdp is for training that moves every weight, without regularizers, new tokens, offload "
+                            f"(--method full); method '{self.method.info.name}' needs sharding: none.")
         check_choice(self.template)
         strange = [s for s in self.new_tokens if not s or self.new_tokens.count(s) > 1]
         if strange:
@@ -100,7 +106,7 @@ class Fit(Step, name="fit"):
         """Encode, train from the last checkpoint, save."""
         import torch
 
-        from luthier.engine import new_tokens
+        from luthier.engine import distributed, guards, new_tokens, sharding
         from luthier.engine.frozen import Frozen
         from luthier.engine.memory import require_mb
         from luthier.engine.quantized import check_method
@@ -135,6 +141,8 @@ class Fit(Step, name="fit"):
         if not trained:
             raise UserError(f"Method '{self.method.info.name}' trains nothing on {model.name}.")
         require_mb(trained * 16 / 1e6, f"Training {trained:,} weights")
+        if self.sharding == "fsdp":
+            sharding.shard(model)
         rate = self._learning_rate(model, len(tasks[0].rows))
         objectives = [t.objective for t in tasks]
         fit_ctx.roles, bare = roles.live(objectives, model, self.method.artifact == "adapter")
@@ -152,10 +160,14 @@ class Fit(Step, name="fit"):
         frozen.close()
         for part, hook in zip((self.method, *self.regularizers), hooks, strict=True):
             part.finish(model, hook)
+        if self.sharding == "fsdp":
+            sharding.gather(model, engine.fresh(base, dtype))
         new_tokens.settle(model)
+        if distributed.part():
+            return base  # the first rank saves what all have trained
         model.template = render.state()
         self._probe(model, tasks, ctx)
-        return self._save(model, loop, encoded, base, rate, ctx, frozen.record())
+        return self._save(model, loop, encoded, base, rate, ctx, {**frozen.record(), **guards.decisions(ctx.journal)})
 
     def receipts(self, inputs: Mapping[str, Artifact], artifact: Artifact, ctx: Ctx) -> list[Finding]:
         """Rows in = out + ledger; something is learned and the stop token is; saved = trained."""
@@ -240,14 +252,15 @@ class Fit(Step, name="fit"):
 
     def _loop(self, model: Model, tasks: list[Task], rate: Default, ctx: FitCtx, bare: frozenset[str],
               held_out: Encoded | None, metrics: Metrics | None) -> Loop:
-        from luthier.engine import new_tokens
+        from luthier.engine import guards, new_tokens
         from luthier.engine.forward import Forward
         from luthier.engine.loop import Loop, Plan
         from luthier.engine.validation import Validation
 
         per_epoch = math.ceil(len(tasks[0].rows) / self.batch_rows)
         steps = self.length.steps or max(1, round((self.length.epochs or 1) * per_epoch))
-        tokens = self.micro_tokens or (1024 if model.device.type == "cpu" else 16384)
+        # Decided once, as the dtype: another start may find more or less memory free.
+        tokens = self.micro_tokens or ctx.journal.do("micro_tokens", lambda: guards.micro_tokens(model, ctx.engine.exact))
         plan = Plan(steps, self.batch_rows, self.micro_rows or self.batch_rows, rate.value, tokens, self.clip,
                     self.checkpoint_seconds, self.offload == "optimizer")
 
@@ -292,6 +305,8 @@ class Fit(Step, name="fit"):
 
     def _probe(self, model: Model, tasks: list[Task], ctx: Ctx) -> None:
         """Keep what the receipts compare: counts, and the trained model's loss on a few rows."""
+        from luthier.engine.probing import PROBE_ROWS, losses, packed_and_padded
+
         sequences = [p for t in tasks for row in t.rows[:PROBE_ROWS] for p in row.values() if isinstance(p, Tokens)]
         learned = [s for s in sequences if any(s.targets)]
         answers = [p for t in tasks if t.objective.learns_to_stop for row in t.rows[:PROBE_ROWS]
@@ -303,8 +318,8 @@ class Fit(Step, name="fit"):
             "rows_in": sum(1 for spec in self.tasks for name in spec.sources
                            for _ in of_file(ctx.stream(name.partition(":")[0]), name)),
             "sequences": bool(learned), "empty": len(sequences) - len(learned) if learned else 0,
-            "stops": sum(ends) / len(ends) if ends else None, "losses": _losses(model, tasks),
-            "packed": _packed_and_padded(model, tasks)})
+            "stops": sum(ends) / len(ends) if ends else None, "losses": losses(model, tasks),
+            "packed": packed_and_padded(model, tasks)})
 
     def _packed_is_padded(self, losses: list[float], dtype: str) -> Finding:
         """Rows in one pack see only themselves: their loss is that of each row alone, computed without packing."""
@@ -313,13 +328,14 @@ class Fit(Step, name="fit"):
         packed, alone = losses
         tolerance = 1e-5 if dtype == "float32" else 2e-2
         return receipt("fit/packed = unpacked", alone, packed, tolerance * max(1.0, abs(alone)), unit="nats",
-                       detail=f"summed loss of {PROBE_ROWS} rows, each alone against all in one pack")
+                       detail="summed loss of the first rows, each alone against all in one pack")
 
     def _saved_is_trained(self, inputs: Mapping[str, Artifact], artifact: Artifact, ctx: Ctx, kept: Any) -> Finding:
         """Load what was saved and compare its losses with the trained model's on the same rows."""
         import torch
 
         from luthier.engine.models import add_tuned
+        from luthier.engine.probing import PROBE_ROWS, losses
         from luthier.engine.roles import Roles
 
         dtype = getattr(torch, ctx.journal.values["dtype"])
@@ -329,7 +345,7 @@ class Fit(Step, name="fit"):
         roles = Roles.named([t.objective for t in self.tasks], self.roles, inputs, ctx.engine)
         tasks, _ = self._encoded(model, render, lambda: roles.before(ctx.engine.load(inputs["base"], dtype=dtype)),
                                  inputs, quiet)
-        again = _losses(model, tasks)
+        again = losses(model, tasks)
         worst = max(range(len(again)), key=lambda i: abs(again[i] - kept["losses"][i]))
         # Saving rounds float32 masters to the model's own format: that rounding is the only difference allowed.
         tolerance = 1e-5 if dtype == torch.float32 else 2e-2
@@ -349,51 +365,3 @@ def _cached_is_computed(decision: Mapping[str, Any]) -> Finding:
 def _trained(model: Model) -> list[Any]:
     modules = [model.module, *model.heads.values()]
     return [p for p in {id(p): p for m in modules for p in m.parameters()}.values() if p.requires_grad]
-
-
-def _losses(model: Model, tasks: list[Task]) -> list[float]:
-    """Mean loss of each probed row of each task, evaluation mode."""
-    import torch
-
-    run = _asking(model, tasks)
-    found = []
-    with torch.no_grad():
-        for task in tasks:
-            for i in range(min(PROBE_ROWS, len(task.rows))):
-                total, count = _loss_of(run, task, slice(i, i + 1))
-                found.append(total / max(count, 1))
-    return found
-
-
-def _packed_and_padded(model: Model, tasks: list[Task]) -> list[float]:
-    """Summed loss of the probed rows in one pack and each alone without packing; nothing where rows aren't packed."""
-    import torch
-
-    run = _asking(model, tasks)
-    alone = [t for t in tasks if "coupled" not in t.objective.parts.values()]
-    if not run.packs["policy"] or not alone:
-        return []
-    with torch.no_grad():
-        packed = sum(_loss_of(run, t, slice(0, PROBE_ROWS))[0] for t in alone)
-        run.packs = dict.fromkeys(run.packs, False)
-        padded = sum(_loss_of(run, t, slice(i, i + 1))[0] for t in alone for i in range(min(PROBE_ROWS, len(t.rows))))
-    return [packed, padded]
-
-
-def _asking(model: Model, tasks: list[Task]) -> Forward:
-    from luthier.engine.forward import Forward
-
-    for module in (model.module, *model.heads.values()):
-        module.eval()
-    others = {role for t in tasks for role in t.objective.live_roles()}
-    return Forward({role: model for role in ("policy", *others)}, others)
-
-
-def _loss_of(run: Forward, task: Task, rows: slice) -> tuple[float, float]:
-    """Summed loss and count of some rows."""
-    from luthier.engine.batches import collate
-
-    model = run.models["policy"]
-    run.task = task.name
-    batch = collate(task.rows[rows], task.ids[rows], model.tokenizer.pad_token_id or 0, model.device)
-    return (sum(float(p) for p in task.objective.loss(run, batch).values()), sum(task.objective.count(batch).values()))

@@ -53,7 +53,7 @@ class Repeat(Step, name="repeat"):
             # Inputs stand in as steps of the round so that the wiring is checked like any other.
             steps = {**{n: {"use": "given", "kind": a.kind} for n, a in given.items()}, **self.steps}
             recipe = Recipe({"name": f"round {number + 1}", "seed": ctx.rng.key("round", number), "steps": steps})
-            watcher = Watcher(log=ctx.log, progress=ctx.progress)
+            watcher = Watcher(log=ctx.log, progress=lambda name: ctx.progress)
             made = execute_nodes(recipe, ctx.folder / "rounds" / str(number), ctx.engine, watcher, ctx.log, given)
             given.update({name: made[source] for name, source in self.carry.items()})
             rounds = number + 1
