@@ -71,7 +71,8 @@ def test_results_are_those_of_one_process_and_run_at_the_same_time(tmp_path):
     assert len({*pids.values(), os.getpid()}) == 3
     assert made.record["executor"] == {"name": "processes:2", "at_once": 2}
     # In the order in which steps finished, which is any.
-    assert sorted(map(str, made.findings())) == sorted(map(str, local.findings())) and "[both] finished" in (made.folder / "log.txt").read_text()
+    assert sorted(map(str, made.findings())) == sorted(map(str, local.findings()))
+    assert "[both] finished" in (made.folder / "log.txt").read_text()
     assert calls(tmp_path / "made") and processes(fork(), tmp_path / "made").record["state"] == "finished"
     assert calls(tmp_path / "made") == [] and not workers()
 
