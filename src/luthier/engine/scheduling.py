@@ -19,6 +19,7 @@ import torch
 
 from luthier.core.kinds import Decoder
 from luthier.core.rng import Rng
+from luthier.engine import quick
 from luthier.engine.attention import Layout, no_masks
 from luthier.engine.forward import Vocabulary, trunk_of, vocabulary_of
 from luthier.engine.models import Model
@@ -105,6 +106,10 @@ class _Voice:
     def __init__(self, model: Model) -> None:
         self.model = model
         self.vocabulary: Vocabulary | None = vocabulary_of(model)
+        # A model whose layers are reordered gets a reordered copy of its head, too: most of the reading is there.
+        self.head: Any = self.vocabulary[0] if self.vocabulary else None
+        if quick.quickened(model) and quick.fits(self.head):
+            self.head = model.quick_head = model.quick_head or quick.QuickLinear(self.head)
         self.lanes: dict[tuple[int, ...], Lane] = {}
 
     def states(self, ids: Sequence[int], positions: torch.Tensor, layout: Layout) -> torch.Tensor:
@@ -118,8 +123,8 @@ class _Voice:
     def scores(self, states: torch.Tensor) -> torch.Tensor:
         """[rows, vocabulary] logits in float32."""
         assert self.vocabulary is not None
-        head, cap = self.vocabulary
-        scores: torch.Tensor = head(states).float()
+        _, cap = self.vocabulary
+        scores: torch.Tensor = self.head(states).float()
         return scores if cap is None else torch.tanh(scores / cap) * cap
 
 
