@@ -107,9 +107,10 @@ class _Voice:
         self.model = model
         self.vocabulary: Vocabulary | None = vocabulary_of(model)
         # A model whose layers are reordered gets a reordered copy of its head, too: most of the reading is there.
-        self.head: Any = self.vocabulary[0] if self.vocabulary else None
-        if quick.quickened(model) and quick.fits(self.head):
-            self.head = model.quick_head = model.quick_head or quick.QuickLinear(self.head)
+        head: Any = self.vocabulary[0] if self.vocabulary else None
+        if quick.quickened(model) and quick.fits(head):
+            head = model.quick_head = model.quick_head or quick.QuickLinear(head)
+        self.head = head
         self.lanes: dict[tuple[int, ...], Lane] = {}
 
     def states(self, ids: Sequence[int], positions: torch.Tensor, layout: Layout) -> torch.Tensor:
