@@ -206,8 +206,8 @@ def _require_disk(name: str, needed: int) -> None:
         place = place.parent
     free = shutil.disk_usage(place).free
     if needed * SPARE > free:
-        raise UserError(f"{name} needs {needed / 1e9:,.2f} GB of disk; {place} has {free / 1e9:,.2f} GB free. Make room, or set "
-                        "HF_HUB_CACHE to a larger disk.")
+        raise UserError(f"{name} needs {needed / 1e9:,.2f} GB of disk; {place} has {free / 1e9:,.2f} GB free. Make room, "
+                        "or set HF_HUB_CACHE to a larger disk.")
 
 
 def _linked(name: str, snapshot: Path) -> Path:
@@ -272,8 +272,8 @@ def _refuse(name: str, kind: str, detail: str) -> NoReturn:
         "no revision": f"{repo} has no revision '{revision}'. Name a branch, tag or commit of it: {repo}@main",
         "network": f"{name} is not on this machine, and {place} can't be reached ({detail}). Connect to the network once, or "
                    "give a packaged model or a local folder (luthier list base).",
-        "disk": f"{name}: the disk is full ({detail}). Make room, or set HF_HUB_CACHE to a larger disk, and run the same command "
-                "again.",
+        "disk": f"{name}: the disk is full ({detail}). Make room, or set HF_HUB_CACHE to a larger disk, and run the same "
+                "command again.",
     }
     raise UserError(words.get(kind) or f"{name}: the hub refused ({detail}).")
 

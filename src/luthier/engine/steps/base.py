@@ -38,8 +38,8 @@ class Base(Step, name="base"):
 
     def run(self, inputs: Mapping[str, Artifact], ctx: Ctx) -> Artifact:
         """Write where the model is; its weights stay in the cache or the user's folder."""
-        from luthier.engine.models import architecture_of, base_identity, resolve
         from luthier.engine.hub import is_hub_id, pinned
+        from luthier.engine.models import architecture_of, base_identity, resolve
         from luthier.engine.packages import PACKAGES, is_converted
 
         if self.model in PACKAGES and not is_converted(self.model):
@@ -48,7 +48,8 @@ class Base(Step, name="base"):
         if (folder / "licenses").exists():
             copy_licenses([folder], ctx.folder)
         else:
-            texts = [p for pattern in ("LICENSE*", "NOTICE*", "*TERMS*", "USE_POLICY*", "README.md") for p in folder.glob(pattern)]
+            patterns = ("LICENSE*", "NOTICE*", "*TERMS*", "USE_POLICY*", "README.md")
+            texts = [p for pattern in patterns for p in folder.glob(pattern)]
             (ctx.folder / "licenses").mkdir(exist_ok=True)
             for path in texts:
                 (ctx.folder / "licenses" / path.name).write_bytes(path.read_bytes())
