@@ -115,12 +115,12 @@ def finish(run: Run, as_json: bool) -> None:
                           "findings": [f.to_dict() for f in findings]}, ensure_ascii=False, indent=1))
         return
     for row in table:
-        if row["metric"] in ("f1", "accuracy", "exact-match", "abstains"):
+        if row["metric"] in ("f1", "accuracy", "exact-match", "abstains", "bits-per-byte"):
             interval = "" if row["low"] is None else f"  [{row['low']:.3f}, {row['high']:.3f}]"
             print(f"{row['set']:<13}{row['arm']:<17}{row['metric']:<12}{row['value']:.3f}{interval}  "
                   f"({row['questions']} questions, {row['clusters']} sections)")
     for f in findings:
-        if f.name.startswith(("compare/f1", "compare/accuracy")) and f.verdict in ("better", "worse"):
+        if f.name.startswith(("compare/f1", "compare/accuracy", "compare/bits-per-byte")) and f.verdict in ("better", "worse"):
             e = f.extra
             print(f"{e['set']}: {e['right_arm']} is {f.verdict} than {e['left_arm']} by {f.difference:+.3f} {e['metric']}")
     receipts = [f for f in run.findings() if not f.name.startswith("compare/")]

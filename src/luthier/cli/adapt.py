@@ -16,6 +16,7 @@ def command(
     pico: Annotated[bool, typer.Option("--pico", help="with --demo: ten pages and random weights, in a minute")] = False,
     questions: Annotated[str | None, typer.Option("--questions", metavar="FILE", help="hand-written test questions "
                                                      "(JSON lines: id, set, question, answers, quote, page)")] = None,
+    pretrain: Annotated[bool, typer.Option("--pretrain", help="a fifth arm: continued pretraining on the documents")] = False,
     base: shared.Base = None, out: shared.Out = None, recipe: shared.RecipeOption = None, seed: shared.Seed = None,
     method: shared.Method = None, regularizer: shared.Regularizer = None, optimizer: shared.Optimizer = None,
     decoder: shared.Decoder = None, metric: shared.Metric = None, data_step: shared.DataStep = None,
@@ -34,6 +35,8 @@ def command(
     if not demo and not docs and not recipe:
         raise UserError("Name files or folders with documents: luthier adapt DOCS. Or try: luthier adapt --demo")
     made = jobs.demo(pico) if demo else jobs.adapt(docs or [], recipe=recipe or "adapt", questions=questions)
+    if pretrain:
+        made = jobs.with_pretrained(made)
     parts = {"method": method or [], "regularizer": regularizer or [], "optimizer": optimizer or [],
              "decoder": decoder or [], "metric": metric or [], "data_step": data_step or [], "retriever": retriever or []}
     made = jobs.override(made, base=base, seed=seed, parts=parts, sets=sets or ())

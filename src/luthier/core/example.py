@@ -12,7 +12,7 @@ PartType = Literal["text", "image", "audio", "array", "tool_call"]
 class Part:
     """A piece of content. `name` says what it is in its turn (`question`, `passage`, …), for the template.
 
-    `value` is text for text parts, a path or a nested list for the others.
+    `value` is text for text parts, `{"id", "name", "arguments"}` for tool calls, a path or a nested list for the others.
     """
 
     value: Any
@@ -22,17 +22,26 @@ class Part:
 
 @dataclass(frozen=True)
 class Turn:
-    """What one role says. `target` marks what is to be learned; it may be narrowed by character `spans`."""
+    """What one role says. `target` marks what is to be learned; it may be narrowed by character `spans`.
+
+    `extra` holds further keys of a chat message that a chat template may read: `name`, `tool_call_id`, ….
+    """
 
     role: Literal["system", "user", "assistant", "tool"]
     parts: tuple[Part, ...]
     target: bool = False
     spans: tuple[tuple[int, int], ...] = ()
+    extra: dict[str, Any] = field(default_factory=dict)
 
     @property
     def text(self) -> str:
         """The text parts, joined by line breaks."""
         return "\n".join(p.value for p in self.parts if p.type == "text")
+
+    @property
+    def calls(self) -> list[dict[str, Any]]:
+        """The tool calls: `id`, `name` and `arguments` of each."""
+        return [p.value for p in self.parts if p.type == "tool_call"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +60,7 @@ class Example:
     label: str | float | None = None
     references: tuple[str, ...] = ()
     meta: dict[str, Any] = field(default_factory=dict)
+    tools: tuple[dict[str, Any], ...] = ()
 
     @property
     def answer(self) -> str:
@@ -69,10 +79,11 @@ class Example:
     def from_dict(cls, row: dict[str, Any]) -> Example:
         """The inverse of `to_dict`."""
         turns = tuple(
-            Turn(t["role"], tuple(Part(**p) for p in t["parts"]), t["target"], tuple((a, b) for a, b in t["spans"]))
+            Turn(t["role"], tuple(Part(**p) for p in t["parts"]), t["target"], tuple((a, b) for a, b in t["spans"]),
+                 t.get("extra") or {})
             for t in row["turns"]
         )
-        return cls(**{**row, "turns": turns, "references": tuple(row["references"])})
+        return cls(**{**row, "turns": turns, "references": tuple(row["references"]), "tools": tuple(row.get("tools") or ())})
 
 
 def question(id: str, text: str, answer: str = "", *, passage: str = "", **rest: Any) -> Example:

@@ -91,10 +91,15 @@ class Objective(Component, kind="objective"):
     parts: ClassVar[Mapping[str, Literal["additive", "coupled"]]] = {}
     architectures: ClassVar[tuple[Architecture, ...]] = ("decoder", "encoder-decoder")
     needs_head: ClassVar[bool] = False
+    learns_to_stop: ClassVar[bool] = True  # every sequence it learns from ends with a token that stops generation
 
     @abstractmethod
     def encode(self, example: Example, render: Render, rng: Rng) -> Features:
         """Named sequences and numbers of one example. Raises `DroppedRow` when it can't be used."""
+
+    def rows(self, example: Example, render: Render, rng: Rng) -> list[Features]:
+        """The training rows of one example: mostly one, several where its template or `over_long` asks for it."""
+        return [self.encode(piece, render, rng) for piece in render.pieces(example)]
 
     @abstractmethod
     def count(self, batch: Mapping[str, Any]) -> dict[str, float]:

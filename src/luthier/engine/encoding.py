@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.artifact import Artifact
@@ -22,12 +23,22 @@ if TYPE_CHECKING:
 
 @dataclass
 class Encoded:
-    """Rows as features: `ids[i]` belongs to `rows[i]`; `ledger` names the rows left out, `seen` counts all."""
+    """Rows as features: `ids[i]` belongs to `rows[i]`.
+
+    `seen` counts the examples, `used` those that became a row or several; `ledger` names those left out, and with
+    `kept: true` those that were shortened or divided.
+    """
 
     rows: list[Features] = field(default_factory=list)
     ids: list[str] = field(default_factory=list)
     ledger: list[dict[str, Any]] = field(default_factory=list)
     seen: int = 0
+    used: int = 0
+
+    @property
+    def dropped(self) -> list[dict[str, Any]]:
+        """The part of the ledger that names examples left out."""
+        return [entry for entry in self.ledger if not entry.get("kept")]
 
 
 def subset(inputs: Mapping[str, Artifact], name: str) -> Iterable[Example]:
@@ -46,20 +57,25 @@ def subset(inputs: Mapping[str, Artifact], name: str) -> Iterable[Example]:
 
 def encode(examples: Iterable[Example], objective: Objective, render: Render, rng: Rng) -> Encoded:
     """Features of every example that the objective can use; what an example draws depends on its id alone."""
-    found = Encoded()
+    found, before = Encoded(), len(render.cuts)
     for example in examples:
         found.seen += 1
         try:
-            found.rows.append(objective.encode(example, render, rng.within(f"encode/{example.id}")))
-            found.ids.append(example.id)
+            made = objective.rows(example, render, rng.within(f"encode/{example.id}"))
+            found.rows += made
+            found.ids += [example.id] if len(made) == 1 else [f"{example.id}/{n}" for n in range(1, len(made) + 1)]
+            found.used += 1
         except DroppedRow as drop:
             found.ledger.append({"id": drop.dropped.id, "reason": drop.dropped.reason, "detail": drop.dropped.detail})
+    gone = {entry["id"] for entry in found.ledger}
+    found.ledger += [{"id": cut.id, "reason": "shortened", "detail": cut.detail, "tokens_cut": cut.tokens, "kept": True}
+                     for cut in render.cuts[before:] if cut.id not in gone]
     return found
 
 
 def encode_tasks(specs: Sequence[TaskSpec], model: Model, render: Render, inputs: Mapping[str, Artifact], ctx: Ctx
-                 ) -> tuple[list[Task], list[dict[str, Any]]]:
-    """Every task with its rows, and the ledger over all of them.
+                 ) -> tuple[list[Task], dict[str, Encoded]]:
+    """Every task with its rows, and what became of the examples of each.
 
     Raises:
         UserError: a label task with fewer than two labels, or a task that no row can be used for.
@@ -67,8 +83,7 @@ def encode_tasks(specs: Sequence[TaskSpec], model: Model, render: Render, inputs
     from luthier.engine.loop import Task
 
     tasks: list[Task] = []
-    ledger: list[dict[str, Any]] = []
-    seen = 0
+    encoded: dict[str, Encoded] = {}
     for spec in specs:
         examples = list(subset(inputs, spec.data))
         if spec.objective.needs_head:
@@ -80,10 +95,32 @@ def encode_tasks(specs: Sequence[TaskSpec], model: Model, render: Render, inputs
         if not found.rows:
             why = found.ledger[0]["detail"] if found.ledger else "it is empty"
             raise UserError(f"No row of {spec.data} can be trained on: {why}.")
-        seen += found.seen
-        ledger += found.ledger
+        encoded[spec.name] = found
         tasks.append(Task(spec.name, spec.objective, found.rows, found.ids, spec.weight))
-    if ledger:
-        ctx.log(f"{len(ledger)} of {seen} rows left out (ledger.jsonl); first: {ledger[0]['id']}: "
-                f"{ledger[0]['reason']}, {ledger[0]['detail']}")
-    return tasks, ledger
+    _say(encoded, ctx)
+    return tasks, encoded
+
+
+def counted(encoded: Iterable[Encoded]) -> dict[str, int]:
+    """What an artifact's record says: examples dropped, examples shortened or divided, tokens cut from those."""
+    all_of = list(encoded)
+    cut = [entry for e in all_of for entry in e.ledger if entry.get("kept")]
+    return {"dropped": sum(len(e.dropped) for e in all_of),
+            **({"shortened": len(cut), "tokens_cut": sum(entry["tokens_cut"] for entry in cut)} if cut else {})}
+
+
+def _say(encoded: Mapping[str, Encoded], ctx: Ctx) -> None:
+    """Log how many examples were left out, shortened or divided, and the first of each."""
+    seen = sum(e.seen for e in encoded.values())
+    ledger = [entry for e in encoded.values() for entry in e.ledger]
+    for kept, what in ((False, "left out"), (True, "shortened or divided")):
+        some = [entry for entry in ledger if bool(entry.get("kept")) is kept]
+        if some:
+            cut = f", {sum(e['tokens_cut'] for e in some)} tokens cut" if kept else ""
+            first = some[0]["detail"] if kept else f"{some[0]['reason']}, {some[0]['detail']}"
+            ctx.log(f"{len(some)} of {seen} rows {what}{cut} (ledger.jsonl); first: {some[0]['id']}: {first}")
+
+
+def chats(examples: Iterable[Example]) -> bool:
+    """Whether examples are conversations: the first one tells, since a file holds one format."""
+    return any(example.task == "chat" for example in islice(examples, 1))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -47,13 +47,16 @@ def batches_of(lengths: Sequence[int], rows: int = 16, tokens: int = BATCH_TOKEN
 
 
 def generate(models: Mapping[str, Model], prompts: Sequence[list[int]], decoder: Decoder, rng: Rng, *,
-             stop: Stop = "token", journal: Journal | None = None,
+             stop: Stop = "token", stop_ids: Collection[int] | None = None, journal: Journal | None = None,
              progress: Progress = silent) -> list[Generated]:
     """Continue each prompt (token ids) with the decoder. `models["policy"]` speaks; other roles are asked too.
+
+    An answer ends at any of `stop_ids`; those of the speaking model when left out.
 
     With a journal every finished batch is kept under the digest of what it was asked.
     """
     results: dict[int, Generated] = {}
+    ends = sorted(models["policy"].stop_ids if stop_ids is None else stop_ids)
     lengths = [len(p) for p in prompts]
     groups = batches_of(lengths)
     if any(map(_prompted, models.values())):
@@ -64,14 +67,14 @@ def generate(models: Mapping[str, Model], prompts: Sequence[list[int]], decoder:
         batch = [prompts[i] for i in group]
 
         def make(batch: list[list[int]] = batch, group: list[int] = group) -> list[list[Any]]:
-            made = _generate(models, batch, decoder, [rng.within(f"item/{i}") for i in group], stop)
+            made = _generate(models, batch, decoder, [rng.within(f"item/{i}") for i in group], stop, ends)
             return [[g.text, g.tokens, g.stopped, g.prompt_tokens] for g in made]
 
         if journal is None:
             rows = make()
         else:
             key = digest({"models": named, "prompts": batch, "items": group, "decoder": decoder.identity_values(),
-                          "seed": rng.seed, "scope": rng.scope, "stop": stop})
+                          "seed": rng.seed, "scope": rng.scope, "stop": stop, "stop_ids": ends})
             rows = journal.do(f"generate/{key}", make)
         results.update({i: Generated(*row) for i, row in zip(group, rows, strict=True)})
         progress(sum(len(g) for g in groups[:n + 1]), len(prompts), "answers")
@@ -80,7 +83,7 @@ def generate(models: Mapping[str, Model], prompts: Sequence[list[int]], decoder:
 
 @torch.no_grad()
 def _generate(models: Mapping[str, Model], prompts: list[list[int]], decoder: Decoder, rngs: Sequence[Rng],
-              stop: Stop) -> list[Generated]:
+              stop: Stop, ends: Sequence[int]) -> list[Generated]:
     model = models["policy"]
     tokenizer, rows = model.tokenizer, len(prompts)
     speakers = {role: _Speaker(m, prompts) for role, m in models.items()}
@@ -94,7 +97,7 @@ def _generate(models: Mapping[str, Model], prompts: list[list[int]], decoder: De
         for i, token in enumerate(chosen):
             if done[i]:
                 continue
-            if token == tokenizer.eos_token_id:
+            if token in ends:
                 stopped[i] = done[i] = True
                 continue
             written[i].append(token)

@@ -19,6 +19,8 @@ from luthier.engine.packages import PACKAGES, check, model_folder
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from luthier.engine.new_tokens import NewTokens
+
 Architecture = Literal["encoder", "decoder", "encoder-decoder"]
 HEAD_FILE = "head.safetensors"
 
@@ -40,6 +42,13 @@ class Model:
     heads: dict[str, torch.nn.Module] = field(default_factory=dict)
     labels: dict[str, list[str]] = field(default_factory=dict)
     template: dict[str, Any] = field(default_factory=dict)
+    new_tokens: NewTokens | None = None
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Every token that ends an answer: the end token, and those of the template it was trained with."""
+        end = self.tokenizer.eos_token_id
+        return frozenset({*self.template.get("stop_ids", ()), *([] if end is None else [int(end)])})
 
     @property
     def width(self) -> int:
@@ -160,12 +169,13 @@ def add_tuned(model: Model, artifact: Artifact) -> Model:
     Raises:
         UserError: the artifact was trained on another base.
     """
-    from luthier.engine import weights
+    from luthier.engine import new_tokens, weights
 
     trained_on = artifact.meta["base"]["identity"]
     if trained_on != model.base.identity:
         raise UserError(f"{artifact.folder} was trained on {artifact.meta['base']['name']} ({trained_on[:8]}), "
                         f"not on {model.name} ({model.base.identity[:8]}).")
+    new_tokens.install(model, artifact)
     weights.LOADERS[artifact.kind](model, artifact.folder)
     weights.load_heads(model, artifact)
     model.identity = artifact.identity

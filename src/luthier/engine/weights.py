@@ -16,6 +16,7 @@ from luthier.core.artifact import Artifact, copy_licenses, seal
 from luthier.core.component import build
 from luthier.core.errors import UserError
 from luthier.core.files import read_json, write_json
+from luthier.engine import new_tokens
 
 if TYPE_CHECKING:
     from luthier.engine.models import Model
@@ -25,7 +26,9 @@ HEADS_FILE = "heads.safetensors"
 
 
 def _save_adapter(model: Model, folder: Path) -> None:
-    model.module.save_pretrained(folder, safe_serialization=True)
+    # PEFT would save whole embeddings beside the adapter when it sees a larger vocabulary than the base's.
+    options: dict[str, Any] = {"save_embedding_layers": False} if model.new_tokens else {}
+    model.module.save_pretrained(folder, safe_serialization=True, **options)
     # PEFT writes a card that is an empty form and names the local path of the base: ours is luthier.json.
     (folder / "README.md").unlink(missing_ok=True)
     config = read_json(folder / "adapter_config.json")
@@ -91,6 +94,7 @@ def save(model: Model, kind: str, folder: Path, heads: dict[str, Any], **meta: A
     heads: the head component of each task as a dictionary (`use`, fields), for building it again.
     """
     SAVERS[kind](model, folder)
+    meta |= new_tokens.save(model, folder, kind)
     if model.heads:
         tensors = {f"{task}.{n}": t.detach().contiguous() for task, head in model.heads.items()
                    for n, t in head.state_dict().items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -39,12 +39,13 @@ class Engine:
         self._models: dict[tuple[str, str, torch.dtype], Model] = {}
         _quiet()
 
-    def dtype(self, model: Artifact) -> torch.dtype:
-        """bfloat16 where its matrix products are measured faster than float32 and the model is a language model.
+    def dtype(self, model: Artifact, training: bool = False) -> torch.dtype:
+        """bfloat16 where its matrix products are measured faster than float32; embeddings are made in float32.
 
-        The measurement is made once a process; what was decided is in `decisions` and in each artifact's record.
+        An encoder is only trained in bfloat16 (its masters are float32). The measurement is made once a process; what
+        was decided is in `decisions` and in each artifact's record.
         """
-        if self.exact or model.meta["architecture"] == "encoder":
+        if self.exact or (model.meta["architecture"] == "encoder" and not training):
             return torch.float32
         if "bfloat16_speedup" not in self.decisions:
             self.decisions["bfloat16_speedup"] = round(_bfloat16_speedup(), 2)
@@ -87,11 +88,14 @@ class Engine:
         self._models.clear()
 
     def generate(self, model: Model | Mapping[str, Model], prompts: Sequence[list[int]], decoder: Decoder | str, *,
-                 rng: Rng | None = None, stop: Stop = "token",
+                 rng: Rng | None = None, stop: Stop = "token", stop_ids: Collection[int] | None = None,
                  journal: Journal | None = None, progress: Progress = silent) -> list[Generated]:
-        """Continue token ids; batched, and journalled batch by batch when a journal is given."""
+        """Continue token ids; batched, and journalled batch by batch when a journal is given.
+
+        stop_ids: tokens that end an answer (`Render.stop_ids`); the model's own when left out.
+        """
         speakers = {"policy": model} if isinstance(model, Model) else model
-        return generation.generate(speakers, prompts, build("decoder", decoder), rng or Rng(0), stop=stop,
+        return generation.generate(speakers, prompts, build("decoder", decoder), rng or Rng(0), stop=stop, stop_ids=stop_ids,
                                    journal=journal, progress=progress)
 
     def score(self, model: Model, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, int]]:

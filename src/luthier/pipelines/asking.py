@@ -70,7 +70,8 @@ def ask(run: Run, text: str, *, arm: str | None = None, passages: int | None = N
         # The solved examples as the arm was evaluated with them: without passages where it shows none.
         shown = [shots[i] if reads else with_passages(shots[i], ()) for i in chosen["shot_ids"]]
         prompting = Prompting(chosen["instruction"], tuple(shown), chosen["stop"])
-        asked = make_question("asked", text)
+        # A model that was tuned on conversations is asked in one.
+        asked = make_question("asked", text, task="chat" if chosen.get("conversation") else "qa")
         hits = step._retrieve([asked], inputs, ctx)
         (prediction,), _ = step._answer(model, [asked], hits, prompting, ctx)
     return {

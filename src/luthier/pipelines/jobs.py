@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,21 @@ def demo(pico: bool = False) -> Recipe:
     return recipe
 
 
+def with_pretrained(recipe: Recipe) -> Recipe:
+    """A fifth arm: the base after continued pretraining on the documents, asked as the base is."""
+    text = copy.deepcopy(recipe.text)
+    steps = text["steps"]
+    steps["sections"] = {"use": "sections", "inputs": {"documents": "documents", "examples": "split"}}
+    steps["pretrained"] = {
+        "use": "fit", "tasks": [{"data": "sections.train", "objective": "pretrain"}], "over_long": "split",
+        "streams": {"validation": "sections.dev"}, "inputs": {"base": "base", "sections": "sections"}}
+    steps["arm-pretrained"] = {
+        **copy.deepcopy(steps["arm-base"]), "arm": "pretrained",
+        "inputs": {"base": "base", "tuned": "pretrained", "examples": "split"}}
+    steps["comparison"]["inputs"]["pretrained"] = "arm-pretrained"
+    return Recipe(text)
+
+
 def _with_questions(recipe: Recipe, path: str, missing: str) -> Recipe:
     text = copy.deepcopy(recipe.text)
     steps = text["steps"]
@@ -72,7 +88,12 @@ def tune(data: str, *, recipe: str = "tune", objective: str | None = None) -> Re
     from luthier.pipelines.steps.read import Read
 
     made = load_recipe(recipe).edit(**{"rows.path": data})
-    labels = objective == "classify" if objective else Read(path=data).found_format() == "text-label"
+    found = Read(path=data).found_format()
+    if found == "raw-text" and objective in (None, "pretrain"):
+        return _read_on(made)
+    if found in ("messages", "conversations"):
+        made = made.edit(**{"arm-base.shots": [0]})  # a conversation within a conversation is no solved example
+    labels = objective == "classify" if objective else found == "text-label"
     if labels:
         text = copy.deepcopy(made.text)
         steps = text["steps"]
@@ -84,6 +105,16 @@ def tune(data: str, *, recipe: str = "tune", objective: str | None = None) -> Re
         made = Recipe(text)
     elif objective:
         made = made.edit(**{"tuned.tasks": [{"data": "examples.train", "objective": objective}]})
+    return made
+
+
+def _read_on(recipe: Recipe) -> Recipe:
+    """Raw texts: all tokens are learned, long texts become several rows, and arms read the texts kept out."""
+    made = recipe.edit(**{
+        "tuned.tasks": [{"data": "examples.train", "objective": "pretrain"}], "tuned.over_long": "split",
+        "comparison.metrics": ["bits-per-byte"]})
+    for arm in ("arm-base", "arm-tuned"):
+        made = made.edit(**{f"{arm}.metrics": ["bits-per-byte"], f"{arm}.shots": [0], f"{arm}.stops": ["token"]})
     return made
 
 
@@ -197,11 +228,12 @@ def evaluate(source: Run, data: str) -> Recipe:
     if not source.has("tuned"):
         raise UserError(f"{source.folder} has no tuned model. Finish it first: run its command again.")
     labels, found = bool(source.step("tuned").meta.get("heads")), Read(path=data).found_format()
-    if labels != (found == "text-label"):
-        wanted = "text-label" if labels else "question-answer or prompt-completion"
+    texts = any(e.task == "text" for e in islice(source.step("split").examples("train"), 1))
+    if labels != (found == "text-label") or texts != (found == "raw-text"):
+        wanted = "text-label" if labels else "raw-text" if texts else "question-answer, prompt-completion or messages"
         raise UserError(f"{data} holds {found} rows; the model of {source.folder} was tuned on {wanted} rows. "
                         "Give a file of that format.")
-    metrics = ["accuracy"] if labels else ["exact-match", "f1", "stops"]
+    metrics = ["accuracy"] if labels else ["bits-per-byte"] if texts else ["exact-match", "f1", "stops"]
     place = str(source.folder.resolve() / "steps")
     base_model = source.step("base").meta
     name = base_model["name"] if base_model["name"] in _packaged() else \
@@ -215,12 +247,16 @@ def evaluate(source: Run, data: str) -> Recipe:
         "arm-tuned": {"use": "evaluate", "arm": "tuned", "sets": ["test"], "metrics": metrics,
                       "inputs": {"base": "base", "tuned": "tuned", "examples": "test"}},
     }
-    if labels:
+    if texts or found in ("messages", "conversations"):
+        steps["arm-base"] = {"use": "evaluate", "arm": "base", "sets": ["test"], "metrics": metrics,
+                             "inputs": {"base": "base", "examples": "test"}}
+    elif labels:
         steps["arm-base"] = {"use": "majority", "sets": ["test"], "inputs": {"examples": "test"}}
     else:
         steps["arm-base"] = {"use": "evaluate", "arm": "base", "sets": ["test"], "metrics": metrics, "shots": [0, 3],
                              "stops": ["token", "newline"], "inputs": {"base": "base", "examples": "test"}}
-    steps["comparison"] = {"use": "compare-arms", "inputs": {"base": "arm-base", "tuned": "arm-tuned"}}
+    steps["comparison"] = {"use": "compare-arms", "inputs": {"base": "arm-base", "tuned": "arm-tuned"},
+                           **({"metrics": metrics} if texts else {})}
     return Recipe({"name": "evaluate", "about": "A run's base and tuned model on further rows.",
                    "seed": int(source.record["seed"]), "steps": steps})
 

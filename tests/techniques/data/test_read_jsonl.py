@@ -148,8 +148,8 @@ def test_mixed_formats_name_the_first_row_that_differs(examples):
 
 
 def test_unknown_keys_of_the_first_row(examples):
-    said = refusal(examples, [{"messages": [], "n": 1}])
-    assert "row 1: keys found: messages, n. Expected" in said and "prompt-completion: prompt, completion" in said
+    said = refusal(examples, [{"dialogue": [], "n": 1}])
+    assert "row 1: keys found: dialogue, n. Expected" in said and "prompt-completion: prompt, completion" in said
 
 
 def test_a_named_format_is_kept_to(examples):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -13,9 +14,11 @@ from luthier.core.component import Slot, named
 from luthier.core.errors import UserError, nearest
 from luthier.core.files import write_json, write_lines
 from luthier.core.finding import Finding, not_applicable, receipt
+from luthier.core.identity import hash_file
 from luthier.core.kinds import Default, Head, Method, Objective, Optimizer, Regularizer, Schedule, Tokens
 from luthier.core.step import Ctx, FitCtx, Step
-from luthier.engine.encoding import encode, encode_tasks, subset
+from luthier.engine.chat import CHOICES, check_choice
+from luthier.engine.encoding import chats, counted, encode, encode_tasks, subset
 
 if TYPE_CHECKING:
     from luthier.engine.forward import Forward
@@ -73,7 +76,11 @@ class Fit(Step, name="fit"):
     micro_tokens: int | None = Field(None, ge=1, description="tokens that go through the model at once, about; 1024 on a "
                                                              "processor and 16384 on a GPU if left out")
     max_tokens_per_example: int = Field(512, ge=8, description="longest row in tokens; longer ones follow over_long")
-    over_long: Literal["drop", "truncate"] = Field("drop", description="drop long rows, or cut texts (never targets)")
+    over_long: Literal["drop", "truncate", "split", "truncate-context"] = Field(
+        "drop", description="long rows: drop; truncate texts with labels; split into rows that fit; or cut what is not "
+                            "learned (truncate-context). A target is never cut")
+    template: str = Field("auto", description="auto (the model's own for chats, else plain), plain, chat, or a Jinja file")
+    new_tokens: tuple[str, ...] = Field((), description="strings that become one token each; only their rows are trained")
     clip: float = Field(1.0, ge=0, description="gradient norm above which gradients are scaled down; 0 = never")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="format of the weights while training")
     streams: dict[str, str] = Field({}, description="further data by name; `validation` gives a loss each epoch")
@@ -86,28 +93,38 @@ class Fit(Step, name="fit"):
         if len(set(names)) < len(names):
             raise UserError(f"Two tasks train on the same data ({', '.join(names)}); give each its own subset.")
         if self.over_long == "truncate" and not all(t.head or t.objective.needs_head for t in self.tasks):
-            raise UserError("over_long: truncate cuts texts for label tasks only; an answer is never cut. Use drop.")
+            raise UserError("over_long: truncate cuts texts for label tasks only; an answer is never cut. Use drop, split "
+                            "or truncate-context.")
+        check_choice(self.template)
+        strange = [s for s in self.new_tokens if not s or self.new_tokens.count(s) > 1]
+        if strange:
+            raise UserError(f"new_tokens: {strange[0]!r} is {'given twice' if strange[0] else 'empty'}.")
+
+    def content(self) -> dict[str, Any]:
+        """Hash of a template that is a file."""
+        return {} if self.template in CHOICES else {"template": hash_file(Path(self.template).expanduser())}
 
     def run(self, inputs: Mapping[str, Artifact], ctx: Ctx) -> Artifact:
         """Encode, train from the last checkpoint, save."""
         import torch
 
-        from luthier.engine import weights
+        from luthier.engine import new_tokens, weights
         from luthier.engine.memory import peak_mb, require_mb
-        from luthier.engine.rendering import renderer
 
         engine = ctx.engine
         engine.forget()
         base = inputs["base"]
-        dtype = engine.dtype(base) if self.dtype == "auto" else getattr(torch, self.dtype)
+        dtype = engine.dtype(base, training=True) if self.dtype == "auto" else getattr(torch, self.dtype)
         # Decided once, before step 1: a resumed run must not measure again and decide otherwise.
         dtype = getattr(torch, ctx.journal.do("dtype", lambda: str(dtype).removeprefix("torch.")))
         model = engine.fresh(base, dtype)
         self._check_architecture(model)
-        render = renderer(model, self.max_tokens_per_example, over_long=self.over_long)
+        if self.new_tokens:
+            model = new_tokens.extend(model, self.new_tokens)
+        render = self._render(model, inputs)
         fit_ctx = FitCtx(**ctx.__dict__)
         fit_ctx.roles = self._roles(model, inputs, ctx)
-        tasks, dropped = encode_tasks(self.tasks, model, render, inputs, ctx)
+        tasks, encoded = encode_tasks(self.tasks, model, render, inputs, ctx)
         model.module.train()
         torch.manual_seed(ctx.rng.key("prepare"))
         model = self.method.prepare(model, fit_ctx)
@@ -115,6 +132,7 @@ class Fit(Step, name="fit"):
             model = regularizer.prepare(model, fit_ctx)
         for task, spec in zip(tasks, self.tasks, strict=True):
             self._add_head(model, task, spec)
+        new_tokens.train(model)
         trained = sum(p.numel() for p in _trained(model))
         if not trained:
             raise UserError(f"Method '{self.method.info.name}' trains nothing on {model.name}.")
@@ -128,10 +146,11 @@ class Fit(Step, name="fit"):
         loop.train()
         for part, hook in zip((self.method, *self.regularizers), hooks, strict=True):
             part.finish(model, hook)
+        new_tokens.settle(model)
         model.template = render.state()
         self._probe(model, tasks, ctx)
         write_lines(ctx.folder / "curve.jsonl", loop.curve)
-        write_lines(ctx.folder / "ledger.jsonl", dropped)
+        write_lines(ctx.folder / "ledger.jsonl", (entry for e in encoded.values() for entry in e.ledger))
         heads = {t.name: spec.head.to_dict() for t, spec in zip(tasks, self.tasks, strict=True) if spec.head}
         clock = loop.clock
         decisions = {**engine.decisions, "dtype": str(dtype).removeprefix("torch.")}
@@ -140,7 +159,7 @@ class Fit(Step, name="fit"):
             model, self.method.artifact, ctx.folder, heads,
             base={"name": base.meta["name"], "note": base.meta["note"], "identity": base.identity,
                   "step": base.folder.name},
-            rows={t.name: len(t.rows) for t in tasks}, dropped=len(dropped),
+            rows={name: e.used for name, e in encoded.items()}, **counted(encoded.values()),
             fit={"method": self.method.to_dict(), "trained_parameters": trained, "total_parameters": model.parameters(),
                  "seconds": round(clock.seconds, 2), "tokens": clock.tokens,
                  "tokens_per_second": round(clock.tokens / max(clock.seconds, 1e-9), 1),
@@ -155,18 +174,24 @@ class Fit(Step, name="fit"):
         found = [receipt("fit/rows", kept["rows_in"], rows + artifact.meta["dropped"], unit="rows",
                          detail="rows of the data against rows trained on plus ledger")]
         if kept["sequences"]:
-            found += [
-                receipt("fit/learned tokens", 0, kept["empty"], unit="rows", detail="rows with nothing learned"),
-                receipt("fit/stop token", 1.0, kept["stops"], unit="share",
-                        detail="share of probed rows whose last learned token is the stop token"),
-            ]
+            found.append(receipt("fit/learned tokens", 0, kept["empty"], unit="rows", detail="rows with nothing learned"))
+        if kept["stops"] is not None:
+            found.append(receipt("fit/stop token", 1.0, kept["stops"], unit="share",
+                                 detail="share of probed rows whose last learned token ends generation"))
         else:
-            found.append(not_applicable("fit/stop token", "a label task learns no tokens"))
+            found.append(not_applicable("fit/stop token", "nothing here learns to answer: labels, or texts to be read on"))
         found.append(self._packed_is_padded(kept["packed"], ctx.journal.values["dtype"]))
         found.append(self._saved_is_trained(inputs, artifact, ctx, kept))
         return found
 
     # --- parts of run ------------------------------------------------------------------------------------------
+
+    def _render(self, model: Model, inputs: Mapping[str, Artifact]) -> Render:
+        """The renderer of all tasks: a model has one template, that of conversations where any task has them."""
+        from luthier.engine.rendering import renderer
+
+        talks = any(chats(subset(inputs, task.data)) for task in self.tasks)
+        return renderer(model, self.max_tokens_per_example, over_long=self.over_long, template=self.template, chats=talks)
 
     def _check_architecture(self, model: Model) -> None:
         for task in self.tasks:
@@ -204,6 +229,7 @@ class Fit(Step, name="fit"):
 
     def _loop(self, model: Model, tasks: list[Task], rate: Default, ctx: FitCtx, inputs: Mapping[str, Artifact],
               render: Render) -> Loop:
+        from luthier.engine import new_tokens
         from luthier.engine.forward import Forward
         from luthier.engine.loop import Loop, Plan
 
@@ -215,7 +241,10 @@ class Fit(Step, name="fit"):
 
         def groups() -> list[dict[str, Any]]:
             heads = [p for h in model.heads.values() for p in h.parameters()]
-            return [*self.method.parameter_groups(model), *([{"params": heads}] if heads else [])]
+            made = [*self.method.parameter_groups(model), *([{"params": heads}] if heads else [])]
+            held = {id(p) for group in made for p in group["params"]}
+            rows = [p for p in new_tokens.train(model) if id(p) not in held]
+            return [*made, *([{"params": rows}] if rows else [])]
 
         run = Forward({"policy": model, **ctx.roles})
         validation = self._validation(run, render, inputs, ctx)
@@ -235,17 +264,16 @@ class Fit(Step, name="fit"):
         probed = [f.get("input") for t in tasks for f in t.rows[:PROBE_ROWS]]
         sequences = [part for part in probed if isinstance(part, Tokens)]
         learned = [s for s in sequences if any(s.targets)]
-        stop = model.tokenizer.eos_token_id
-        ends = [(s.decoder_ids or s.ids)[max(i for i, t in enumerate(s.targets) if t)] == stop for s in learned]
+        answers = [part for t in tasks if t.objective.learns_to_stop for f in t.rows[:PROBE_ROWS]
+                   if isinstance(part := f.get("input"), Tokens) and any(part.targets)]
+        stops = model.template.get("stop_ids", ())
+        ends = [(s.decoder_ids or s.ids)[max(i for i, t in enumerate(s.targets) if t)] in stops for s in answers]
+        # Rows are counted from the data again, not from the ledger: the receipt compares two ways of counting.
         ctx.journal.put("probe", {
-            "rows_in": sum(len(t.rows) for t in tasks) + self._dropped(ctx, tasks),
+            "rows_in": sum(len(list(ctx.stream(t.name))) for t in tasks),
             "sequences": bool(learned), "empty": len(sequences) - len(learned) if learned else 0,
-            "stops": sum(ends) / len(ends) if ends else 0.0, "losses": _losses(model, tasks),
+            "stops": sum(ends) / len(ends) if ends else None, "losses": _losses(model, tasks),
             "packed": _packed_and_padded(model, tasks)})
-
-    def _dropped(self, ctx: Ctx, tasks: list[Task]) -> int:
-        # Counted from the data again, not from the ledger: the receipt compares two ways of counting.
-        return sum(len(list(ctx.stream(t.name))) for t in tasks) - sum(len(t.rows) for t in tasks)
 
     def _packed_is_padded(self, losses: list[float], dtype: str) -> Finding:
         """Rows in one pack see only themselves: their loss is that of each row alone, computed without packing."""
@@ -261,11 +289,10 @@ class Fit(Step, name="fit"):
         import torch
 
         from luthier.engine.models import add_tuned
-        from luthier.engine.rendering import renderer
 
         dtype = getattr(torch, ctx.journal.values["dtype"])
         model = add_tuned(ctx.engine.fresh(inputs["base"], dtype), open_artifact(artifact.folder))
-        render = renderer(model, self.max_tokens_per_example, over_long=self.over_long)
+        render = self._render(model, inputs)
         quiet = Ctx(**{**ctx.__dict__, "log": lambda text: None})
         tasks, _ = encode_tasks(self.tasks, model, render, inputs, quiet)
         again = _losses(model, tasks)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import product
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -19,12 +21,15 @@ from luthier.core.errors import UserError
 from luthier.core.example import Example, Passage
 from luthier.core.files import write_json, write_lines
 from luthier.core.finding import Finding, receipt
+from luthier.core.identity import hash_file
 from luthier.core.kinds import Decoder, Metric, Prediction
 from luthier.core.step import Ctx, Step
+from luthier.engine.chat import CHOICES, check_choice
 from luthier.engine.rendering import Prompting
 
 if TYPE_CHECKING:
     from luthier.engine.models import Model
+    from luthier.engine.rendering import Render
 
 Stop = Literal["token", "newline"]
 
@@ -46,12 +51,20 @@ class Evaluate(Step, name="evaluate"):
     metrics: tuple[Slot[Metric], ...] = Field(
         named(("exact-match", "f1", "recall", "ndcg", "stops", "abstains")), description="what is measured")
     choose_by: Slot[Metric] = Field(named("f1"), description="the metric on dev that decides")
+    template: str = Field("auto", description="auto (the trained one; of a base, its own for chats), plain, chat, or a file")
+    other_template: bool = Field(False, description="allow a template other than the one the model was trained with")
+    max_tokens_per_example: int = Field(512, ge=8, description="raw texts are scored in rows of at most so many tokens")
 
     def check(self) -> None:
         """Refuse an empty choice."""
         for name in ("instructions", "shots", "stops"):
             if not getattr(self, name):
                 raise UserError(f"evaluate.{name} is empty: give at least one to choose from.")
+        check_choice(self.template)
+
+    def content(self) -> dict[str, Any]:
+        """Hash of a template that is a file."""
+        return {} if self.template in CHOICES else {"template": hash_file(Path(self.template).expanduser())}
 
     def run(self, inputs: Mapping[str, Artifact], ctx: Ctx) -> Artifact:
         """Choose the prompting on dev, then open the test sets and answer them."""
@@ -62,16 +75,20 @@ class Evaluate(Step, name="evaluate"):
         model = ctx.engine.load(inputs["base"], inputs.get("tuned"))
         if model.heads:
             return self._labels(model, inputs, ctx)
-        prompting, tried = self._choose(model, inputs, ctx)
         sets = [s for s in self.sets if s in examples.subsets]
         rows = [(s, e) for s in sets for e in examples.examples(s)]
+        if rows and rows[0][1].task == "text":
+            return self._texts(model, rows, ctx)
+        prompting, tried = self._choose(model, inputs, ctx)
         if not rows:
             raise UserError(f"None of the sets {', '.join(self.sets)} is in the examples: {', '.join(examples.subsets)}.")
         ctx.log(f"test opened: {len(rows)} questions of {', '.join(sets)} by arm {self.arm}")
         found = self._retrieve([e for _, e in rows], inputs, ctx)
         predictions, prompt_tokens = self._answer(model, [e for _, e in rows], found, prompting, ctx)
+        rows = [(s, self._judged(e, model)) for s, e in rows]
         chosen = {"instruction": prompting.instruction, "shots": len(prompting.shots), "stop": prompting.stop,
-                  "shot_ids": [s.id for s in prompting.shots]}
+                  "shot_ids": [s.id for s in prompting.shots],
+                  **({"conversation": True} if rows[0][1].task == "chat" else {})}
         write_json(ctx.folder / "cost.json", {"seconds": time.monotonic() - began})
         return self._write(ctx, rows, predictions, prompting=chosen, tried=tried, prompt_tokens=prompt_tokens,
                            new_tokens=sum(p.tokens for p in predictions), seconds=round(time.monotonic() - began, 2))
@@ -141,9 +158,9 @@ class Evaluate(Step, name="evaluate"):
 
     def _answer(self, model: Model, rows: Sequence[Example], found: Sequence[Sequence[Passage]], prompting: Prompting,
                 ctx: Ctx) -> tuple[list[Prediction], int]:
-        from luthier.engine.rendering import renderer, with_passages
+        from luthier.engine.rendering import with_passages
 
-        render = renderer(model, prompting=prompting)
+        render = self._render(model, rows, prompting=prompting)
         asked = [with_passages(e, [p.shown for p in hits[:self.passages]]) for e, hits in zip(rows, found, strict=True)]
         prompts = [render.prompt(e) for e in asked]
         longest = max(map(len, prompts)) + self.decoder.max_new_tokens
@@ -151,11 +168,41 @@ class Evaluate(Step, name="evaluate"):
             raise UserError(f"A prompt of arm '{self.arm}' has {longest} tokens; {model.name} reads {model.limit}. "
                             "Show fewer passages (passages) or fewer solved examples (shots).")
         made = ctx.engine.generate(model, prompts, self.decoder, rng=ctx.rng.within("answers"), stop=prompting.stop,
-                                   journal=ctx.journal, progress=ctx.progress)
+                                   stop_ids=render.stop_ids, journal=ctx.journal, progress=ctx.progress)
         predictions = [
             Prediction(e.id, text=g.text, stopped=g.stopped, tokens=g.tokens, passages=tuple(p.id for p in hits))
             for e, g, hits in zip(rows, made, found, strict=True)]
         return predictions, sum(map(len, prompts))
+
+    def _render(self, model: Model, rows: Sequence[Example], **options: Any) -> Render:
+        from luthier.engine.encoding import chats
+        from luthier.engine.rendering import renderer
+
+        return renderer(model, template=self.template, other_template=self.other_template, chats=chats(rows), **options)
+
+    def _judged(self, example: Example, model: Model) -> Example:
+        """An example as answers are compared with it: a tool call is what the arm's template makes of it."""
+        last = next((t for t in reversed(example.turns) if t.target), None)
+        if last is None or not last.calls:
+            return example
+        return replace(example, references=(self._render(model, [example]).target_text(example), *example.references))
+
+    def _texts(self, model: Model, rows: Sequence[tuple[str, Example]], ctx: Ctx) -> Artifact:
+        """Raw texts are not answered but read: the log-probability of each, in rows as training cuts them."""
+        from luthier.engine.rendering import renderer
+
+        ctx.log(f"test opened: {len(rows)} texts of {', '.join(sorted({s for s, _ in rows}))} by arm {self.arm}")
+        began = time.monotonic()
+        render = renderer(model, min(self.max_tokens_per_example, model.limit), template="auto")
+        blocks = [(n, block.ids) for n, (_, e) in enumerate(rows) for block in render.blocks(e)]
+        scored = ctx.engine.score(model, [(ids[:1], ids[1:]) for _, ids in blocks])
+        sums, tokens = [0.0] * len(rows), [0] * len(rows)
+        for (n, _), (log_probability, count) in zip(blocks, scored, strict=True):
+            sums[n] += log_probability
+            tokens[n] += count
+        predictions = [Prediction(e.id, tokens=tokens[n], log_probability=sums[n]) for n, (_, e) in enumerate(rows)]
+        return self._write(ctx, rows, predictions, prompting={}, tried=[], prompt_tokens=sum(tokens), new_tokens=0,
+                           seconds=round(time.monotonic() - began, 2))
 
     def _labels(self, model: Model, inputs: Mapping[str, Artifact], ctx: Ctx) -> Artifact:
         """The answers of a classifier: the most probable label and all probabilities."""
@@ -177,7 +224,7 @@ class Evaluate(Step, name="evaluate"):
         examples = [e for _, e in rows]
         about = {e.id: {"id": e.id, "set": s, "cluster": e.cluster or e.id} for s, e in rows}
         write_lines(ctx.folder / "predictions.jsonl", (
-            {**about[e.id], "question": e.part("question") or e.turns[0].text[:400], "references": list(e.references),
+            {**about[e.id], "question": _asked(e), "references": list(e.references),
              "text": p.text or (p.label or ""), "stopped": p.stopped, "tokens": p.tokens,
              "passages": list(p.passages[:self.passages]), "ranked": list(p.passages),
              **({"label": e.label, "probabilities": dict(p.probabilities)} if p.label is not None else {})}
@@ -187,6 +234,11 @@ class Evaluate(Step, name="evaluate"):
             {**about[r["id"]], "metric": name, **r} for name, found in records.items() for r in found))
         measured = {name: next(m.higher_is_better for m in self.metrics if m.info.name == name) for name in records}
         return seal("records", ctx.folder, arm=self.arm, metrics=measured, **meta)
+
+
+def _asked(example: Example) -> str:
+    """What an example asks: its question, or the last message that is not learned."""
+    return example.part("question") or next((t.text for t in reversed(example.turns) if not t.target), "")[:400]
 
 
 def _cut(prediction: Prediction) -> Prediction:
