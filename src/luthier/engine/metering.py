@@ -163,10 +163,9 @@ def passed(model: Model, rows: int, tokens: int, learned: int, head: Any = None,
     """
     length = max(1, round(tokens / rows))
     meter = Meter()
-    packed = model.architecture != "encoder-decoder" and _takes_layout(model)
     sketch = _Sketch(rows)
     with torch.set_grad_enabled(backward), meter, no_masks():
-        states = _trunk(model, rows, length, sketch if packed else None)
+        states = _trunk(model, rows, length, sketch if packed(model) else None)
         activations = meter.live
         before = meter.peak = meter.live
         loss = _loss(model, states, learned, head)
@@ -181,6 +180,11 @@ def passed(model: Model, rows: int, tokens: int, learned: int, head: Any = None,
     for parameter in model.module.parameters():
         parameter.grad = None
     return Passed(meter.work, activations, vocabulary, max(0, highest))
+
+
+def packed(model: Model) -> bool:
+    """Whether the rows will be packed: what `forward.packs` asks the weights, as far as it shows without them."""
+    return model.architecture != "encoder-decoder" and _takes_layout(model)
 
 
 def _trunk(model: Model, rows: int, length: int, sketch: _Sketch | None) -> torch.Tensor:
