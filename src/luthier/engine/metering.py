@@ -58,6 +58,8 @@ class Meter(TorchDispatchMode):
         self.work = Work()
         self.live = self.peak = 0
         self._known: set[int] = set()
+        # Matrix products in bfloat16 of different shapes: each gets a kernel of its own, made when it is first met.
+        self.kernels: set[tuple[Any, ...]] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -69,6 +71,8 @@ class Meter(TorchDispatchMode):
             self.work.flops[dtype] = self.work.flops.get(dtype, 0) + \
                 flop_registry[packet](*args, **(kwargs or {}), out_val=out)
             self.work.calls += 1
+            if dtype == "bfloat16":
+                self.kernels.add((str(packet), *(tuple(t.shape) for t in read), *(tuple(t.stride()) for t in read)))
         elif made and not func.is_view:
             self.work.moved += sum(map(_bytes, (*made, *read)))
             self.work.calls += 1
@@ -142,13 +146,14 @@ class _Sketch:
 @dataclass(frozen=True)
 class Passed:
     """One micro-batch on the meter. Bytes: `activations` live after the trunk's forward, `vocabulary` more while the
-    loss is made, `backward` more than both at the backward's highest (gradients of weights counted in).
+    loss is made, `backward` more than both at the backward's highest (gradients of weights counted in). `kernels`: different bfloat16 products.
     """
 
     work: Work
     activations: int
     vocabulary: int
     backward: int
+    kernels: int = 0
 
     @property
     def peak(self) -> int:
@@ -179,7 +184,7 @@ def passed(model: Model, rows: int, tokens: int, learned: int, head: Any = None,
     highest = meter.peak - activations if backward else 0
     for parameter in model.module.parameters():
         parameter.grad = None
-    return Passed(meter.work, activations, vocabulary, max(0, highest))
+    return Passed(meter.work, activations, vocabulary, max(0, highest), len(meter.kernels))
 
 
 def packed(model: Model) -> bool:

@@ -38,6 +38,9 @@ CHECKPOINT_COPIES = 2
 # Allocators and kernels keep more than the tensors; measured over the workloads of benchmarks/plan_accuracy.py.
 SLACK = 1.06
 GENERATED_ROWS = 16
+# On a processor the library of matrix products keeps a compiled kernel for each shape of a bfloat16 product, at most so
+# many, each about so large (measured: 720 MB after 60 steps of a pico model, each step with another number of tokens).
+KERNELS, KERNEL_BYTES = 1024, 0.7e6
 MOST_STEPS = 64
 
 
@@ -142,7 +145,8 @@ def plan(recipe: Recipe, engine: Engine, log: Callable[[str], None] = lambda tex
 def on_gpu(planned: RunPlan, gpu: Gpu) -> RunPlan:
     """The same work by a GPU's data sheet: a prediction."""
     assumed = gpu_rates(gpu)
-    steps = [StepPlan(**{**vars(s), "seconds": s.work.seconds(assumed) if s.work else s.seconds}) for s in planned.steps]
+    steps = [StepPlan(**{**vars(s), "seconds": s.work.seconds(assumed) if s.work else s.seconds,
+                         "memory": {k: v for k, v in s.memory.items() if k != "bfloat16 kernels"}}) for s in planned.steps]
     return RunPlan(gpu.name, steps, GPU_CONTEXT_MB, gpu.memory_gb * 1e3, planned.free_disk_mb, True, asdict(assumed))
 
 
@@ -189,15 +193,18 @@ def plan_fit(fit: Fit, inputs: Mapping[str, Artifact], ctx: Ctx, here: Rates, na
     """Memory by part, seconds and disk of one training; `inputs` as the step gets them."""
     import torch
 
+    from luthier.engine import new_tokens
     from luthier.engine.encoding import encode_tasks
     from luthier.engine.metering import Work, meta_model, passed, state_bytes
-    from luthier.engine.rendering import renderer
 
     base = inputs["base"]
-    dtype = ctx.engine.dtype(base) if fit.dtype == "auto" else getattr(torch, fit.dtype)
+    dtype = ctx.engine.dtype(base, training=True) if fit.dtype == "auto" else getattr(torch, fit.dtype)
     model = meta_model(Path(base.meta["path"]), base, dtype)
     model.name = str(base.meta["name"])
-    render = renderer(model, fit.max_tokens_per_example, over_long=fit.over_long)
+    fit._check_architecture(model)
+    if fit.new_tokens:
+        model = new_tokens.extend(model, fit.new_tokens)
+    render = fit._render(model, inputs)
     tasks, _ = encode_tasks(fit.tasks, model, render, inputs, ctx)
     weights = _bytes(model)
     fit_ctx = FitCtx(**ctx.__dict__)
@@ -207,6 +214,7 @@ def plan_fit(fit: Fit, inputs: Mapping[str, Artifact], ctx: Ctx, here: Rates, na
     for task, spec in zip(tasks, fit.tasks, strict=True):
         if spec.head is not None:
             model.heads[task.name] = spec.head.build(model, model.labels.get(task.name, [])).to("meta")
+    new_tokens.train(model)
     trained = {id(p): p for m in (model.module, *model.heads.values()) for p in m.parameters() if p.requires_grad}
     count = sum(p.numel() for p in trained.values())
     short = sum(p.numel() for p in trained.values() if p.dtype != torch.float32)
@@ -234,6 +242,9 @@ def plan_fit(fit: Fit, inputs: Mapping[str, Artifact], ctx: Ctx, here: Rates, na
         "adapter": _bytes(model) - weights, "float32 masters": masters, "optimizer state": kept,
         "activations": peak.activations, "vocabulary chunk": peak.vocabulary,
         "backward and gradients": max(0, peak.backward - peak.vocabulary) + gradients}
+    if peak.kernels:
+        sizes = len({c[1] for cuts in batches for c in cuts})
+        memory["bfloat16 kernels"] = min(KERNELS, peak.kernels * sizes) * KERNEL_BYTES / SLACK
     rest = moving - sum(memory[k] for k in ("activations", "vocabulary chunk", "backward and gradients"))
     memory["checkpoint or update"] = max(0.0, rest)
     checkpoint_bytes = 4 * count + kept
@@ -248,6 +259,19 @@ def plan_fit(fit: Fit, inputs: Mapping[str, Artifact], ctx: Ctx, here: Rates, na
          "rows": sum(len(t.rows) for t in tasks), "tokens in the largest micro-batch": max(c[1] for b in batches for c in b),
          "flop": sum(work.flops.values()), "checkpoint_mb": checkpoint_bytes / MB, "artifact_mb": saved / MB},
         work=work, dtype=str(dtype).removeprefix("torch."))
+
+
+def foretold(fit: Fit, inputs: Mapping[str, Artifact], ctx: Ctx) -> dict[str, Any]:
+    """A training's plan as its record keeps it beside what was measured; where it can't be planned, why."""
+    quiet = Ctx(**{**{k: v for k, v in vars(ctx).items() if k in Ctx.__dataclass_fields__}, "log": lambda text: None})
+    floor = _resident_mb()
+    try:
+        made = plan_fit(fit, inputs, quiet, rates(ctx.engine.decisions["threads"]))
+    except (RuntimeError, NotImplementedError, TypeError, ValueError, AttributeError) as error:
+        # A method that reads weights can't be put on a model that has none.
+        return {"note": f"not planned: {type(error).__name__}: {error}"}
+    return {"peak_mb": round(floor + made.peak_mb, 1), "seconds": round(made.seconds, 2), "floor_mb": round(floor, 1),
+            "memory_mb": {k: round(v, 1) for k, v in made.memory.items()}}
 
 
 def _bytes(model: Model) -> int:
@@ -378,7 +402,8 @@ def cheaper(recipe: Recipe, engine: Engine, limit_mb: float, judge: Callable[[Ru
     fits = [n for n in recipe.nodes if n.step.info.name == "fit"]
     found: list[dict[str, Any]] = []
     made: Made = recipe
-    before = judge(plan(recipe, engine)).peak_mb
+    first = judge(plan(recipe, engine))
+    before = first.peak_mb
     for key, value, why in EDITS:
         if key not in Fit.model_fields or not fits:
             continue
@@ -387,12 +412,14 @@ def cheaper(recipe: Recipe, engine: Engine, limit_mb: float, judge: Callable[[Ru
             planned = judge(plan(tried, engine))
         except UserError:
             continue  # a part that this recipe or this version can't take
-        if planned.peak_mb > 0.98 * before:
+        # The process itself grows a little from plan to plan; only the steps are compared.
+        peak = first.floor_mb + planned.peak_mb - planned.floor_mb
+        if peak - first.floor_mb > 0.98 * (before - first.floor_mb):
             continue
-        made, before = tried, planned.peak_mb
+        made, before = tried, peak
         edits = " ".join(f"--set {n.name}.{key}={value}" for n in fits)
-        found.append({"edit": edits, "why": why, "peak_mb": round(planned.peak_mb, 1), "seconds": round(planned.seconds, 1),
-                      "fits": planned.peak_mb <= limit_mb})
-        if planned.peak_mb <= limit_mb:
+        found.append({"edit": edits, "why": why, "peak_mb": round(peak, 1), "seconds": round(planned.seconds, 1),
+                      "fits": peak <= limit_mb})
+        if peak <= limit_mb:
             break
     return found

@@ -110,9 +110,11 @@ class Fit(Step, name="fit"):
 
         from luthier.engine import new_tokens, weights
         from luthier.engine.memory import peak_mb, require_mb
+        from luthier.engine.planning import foretold
 
         engine = ctx.engine
         engine.forget()
+        planned = ctx.journal.do("plan", lambda: foretold(self, inputs, ctx))
         base = inputs["base"]
         dtype = engine.dtype(base, training=True) if self.dtype == "auto" else getattr(torch, self.dtype)
         # Decided once, before step 1: a resumed run must not measure again and decide otherwise.
@@ -163,7 +165,7 @@ class Fit(Step, name="fit"):
             fit={"method": self.method.to_dict(), "trained_parameters": trained, "total_parameters": model.parameters(),
                  "seconds": round(clock.seconds, 2), "tokens": clock.tokens,
                  "tokens_per_second": round(clock.tokens / max(clock.seconds, 1e-9), 1),
-                 "peak_mb": round(peak_mb()), "steps": clock.steps, "epochs": clock.epoch,
+                 "peak_mb": round(peak_mb()), "planned": planned, "steps": clock.steps, "epochs": clock.epoch,
                  "learning_rate": {"value": rate.value, "source": rate.source}, "decisions": decisions})
         return artifact
 
