@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from luthier.core.run import Run
     from luthier.engine.executor import Watcher
 
-Base = Annotated[str | None, typer.Option("--base", metavar="MODEL", help="packaged model or local folder")]
+Base = Annotated[str | None, typer.Option("--base", metavar="MODEL", help="packaged model, local folder, or hub id "
+                                                                             "org/name[@revision]")]
 Out = Annotated[Path | None, typer.Option("--out", metavar="RUN_DIR", help="folder of the run; the same folder and "
                                                                             "recipe go on where they stopped")]
 RecipeOption = Annotated[str | None, typer.Option("--recipe", metavar="NAME_OR_FILE", help="another recipe")]

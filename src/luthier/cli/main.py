@@ -15,6 +15,8 @@ COMMANDS = {
     "evaluate": "score a tuned model on more rows",
     "ask": "ask a run, with cited passages",
     "data": "look at data before training: what was understood, what is learned",
+    "plan": "memory, time and disk of a run before it starts",
+    "doctor": "what is wrong here, and the one command that mends it",
     "list": "the components, by kind",
     "schema": "JSON schema of recipes or of one component",
     "catalog": "the 210 published techniques and what stands behind each",

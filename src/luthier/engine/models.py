@@ -12,6 +12,7 @@ from luthier.core.artifact import Artifact, open_artifact
 from luthier.core.errors import UserError, nearest
 from luthier.core.files import read_json
 from luthier.core.identity import hash_folder
+from luthier.engine import hub
 from luthier.engine.memory import require_mb
 from luthier.engine.packages import PACKAGES, check, model_folder
 from luthier.engine.quantized import loading
@@ -80,13 +81,15 @@ class Model:
 
 
 def resolve(name: str) -> Path:
-    """The folder of a base: a package's model by name, or a local folder with config and safetensors.
+    """The folder of a base: a package's model by name, a hub id, or a local folder with config and safetensors.
 
     Raises:
         UserError: unknown name, unsafe or missing weights.
     """
     if name in PACKAGES:
         return model_folder(name)
+    if hub.is_hub_id(name):
+        return hub.folder_of(name)
     return check_folder(name)
 
 
@@ -95,6 +98,8 @@ def check_base(name: str) -> float:
     if name in PACKAGES:
         check(name)
         return float(PACKAGES[name].megabytes)
+    if hub.is_hub_id(name):
+        return hub.check(name)
     return sum(p.stat().st_size for p in check_folder(name).glob("*.safetensors")) / 1e6
 
 
@@ -102,7 +107,8 @@ def check_folder(name: str) -> Path:
     """A local model folder that is complete and safe to load. Raises UserError otherwise."""
     folder = Path(name).expanduser()
     if not folder.is_dir():
-        raise UserError(f"There is no base '{name}': neither a packaged model nor a local folder. "
+        raise UserError(f"There is no base '{name}': no packaged model, no local folder, and no "
+                        f"hub id (org/name). "
                         f"{nearest(name, PACKAGES)}")
     if not (folder / "config.json").exists():
         raise UserError(f"{folder} is no model folder: it has no config.json.")

@@ -16,12 +16,12 @@ from luthier.core.files import Journal
 from luthier.core.kinds import Decoder, Metric, Prediction
 from luthier.core.rng import Rng
 from luthier.core.step import Ctx, Progress, silent
-from luthier.engine import compiling, fused, generation, models, quick, scoring
+from luthier.engine import compiling, fused, generation, hub, models, quick, scoring
 from luthier.engine.generation import Generated, Stop
 from luthier.engine.models import Model
 
 # Nothing is sent out unasked, by us or by what we build on.
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
+hub.stay_offline()
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -289,7 +289,8 @@ def evaluate(source: Run, data: str) -> Recipe:
         ["exact-match", "f1", "stops"]
     place = str(source.folder.resolve() / "steps")
     base_model = source.step("base").meta
-    name = base_model["name"] if base_model["name"] in _packaged() else base_model["path"]
+    name = base_model["name"] if base_model["name"] in _packaged() else \
+        f"{base_model['hub']}@{base_model['revision']}" if "hub" in base_model else base_model["path"]
     steps: dict[str, Any] = {
         "base": {"use": "base", "model": name, "quantize": base_model.get("quantize", "none")},
         "rows": {"use": "read", "path": data},

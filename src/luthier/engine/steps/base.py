@@ -13,11 +13,12 @@ from luthier.core.step import Ctx, Step
 
 
 class Base(Step, name="base"):
-    """A pretrained model by name or local folder: where it is, what it is, under which terms."""
+    """A pretrained model by name, local folder or hub id: where it is, what it is, under which terms."""
 
     output: ClassVar[str] = "model"
     seeded: ClassVar[bool] = False
-    model: str = Field(description="a packaged model (luthier list base) or a local folder with safetensors")
+    model: str = Field(description="a packaged model (luthier list base), a local folder with safetensors, or a hub "
+                                   "id org/name[@revision]")
     quantize: Literal["none", "nf4"] = Field("none", description="nf4: frozen weights in 4 bits, for adapters on a GPU")
 
     def check(self) -> None:
@@ -40,6 +41,7 @@ class Base(Step, name="base"):
 
     def run(self, inputs: Mapping[str, Artifact], ctx: Ctx) -> Artifact:
         """Write where the model is; its weights stay in the cache or the user's folder."""
+        from luthier.engine.hub import is_hub_id, pinned
         from luthier.engine.models import architecture_of, base_identity, resolve
         from luthier.engine.packages import PACKAGES, is_converted
         from luthier.engine.quantized import identity
@@ -50,7 +52,8 @@ class Base(Step, name="base"):
         if (folder / "licenses").exists():
             copy_licenses([folder], ctx.folder)
         else:
-            texts = [p for pattern in ("LICENSE*", "NOTICE*", "*TERMS*", "README.md") for p in folder.glob(pattern)]
+            patterns = ("LICENSE*", "NOTICE*", "*TERMS*", "USE_POLICY*", "README.md")
+            texts = [p for pattern in patterns for p in folder.glob(pattern)]
             (ctx.folder / "licenses").mkdir(exist_ok=True)
             for path in texts:
                 (ctx.folder / "licenses" / path.name).write_bytes(path.read_bytes())
@@ -58,11 +61,12 @@ class Base(Step, name="base"):
                 note = f"No licence file was found beside the base '{folder.name}'. Find its terms before you share.\n"
                 (ctx.folder / "licenses" / "NOT-STATED.txt").write_text(note)
         note = PACKAGES[self.model].note if self.model in PACKAGES else ""
-        name = self.model if self.model in PACKAGES else folder.name
+        named = self.model in PACKAGES or is_hub_id(self.model)
+        name = self.model.partition("@")[0] if named else folder.name
         low = {} if self.quantize == "none" else {"quantize": self.quantize}
         note = ", ".join(filter(None, (note, "4 bits (NF4)" if low else "")))
         return seal("model", ctx.folder, identity=identity(base_identity(folder), self.quantize), name=name, note=note,
-                    path=str(folder), architecture=architecture_of(folder), **low)
+                    path=str(folder), architecture=architecture_of(folder), **low, **pinned(folder))
 
     def receipts(self, inputs: Mapping[str, Artifact], artifact: Artifact, ctx: Ctx) -> list[Finding]:
         """The weights are what their checksum says."""

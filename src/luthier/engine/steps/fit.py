@@ -109,12 +109,14 @@ class Fit(Step, name="fit"):
         from luthier.engine import distributed, guards, new_tokens, sharding
         from luthier.engine.frozen import Frozen
         from luthier.engine.memory import require_mb
+        from luthier.engine.planning import foretold
         from luthier.engine.quantized import check_method
         from luthier.engine.roles import Roles
         from luthier.engine.thrift import check_offload, checkpointing, wants_checkpointing
 
         engine = ctx.engine
         engine.forget()
+        ctx.journal.do("plan", lambda: foretold(self, inputs, ctx))
         base = inputs["base"]
         dtype = engine.dtype(base, training=True) if self.dtype == "auto" else getattr(torch, self.dtype)
         # Decided once, before step 1: a resumed run must not measure again and decide otherwise.
@@ -298,7 +300,7 @@ class Fit(Step, name="fit"):
                  "total_parameters": model.parameters(),
                  "seconds": round(clock.seconds, 2), "tokens": clock.tokens,
                  "tokens_per_second": round(clock.tokens / max(clock.seconds, 1e-9), 1),
-                 "peak_mb": round(peak_mb()), "steps": clock.step, "epochs": clock.epoch,
+                 "peak_mb": round(peak_mb()), "planned": kept["plan"], "steps": clock.step, "epochs": clock.epoch,
                  "learning_rate": {"value": rate.value, "source": rate.source}, "decisions": decisions,
                  **({"mixtures": mixtures} if mixtures else {}),
                  **({"validation": loop.validation.report()} if loop.validation else {})})

@@ -68,7 +68,16 @@ def _training(name: str, artifact: Artifact) -> Html:
         rows.insert(1, ("trained parameters", _trained(fit)))
     if fit.get("learning_rate") is not None:
         rows.append(("learning rate", _learning_rate(fit["learning_rate"])))
+    if isinstance(fit.get("planned"), dict):
+        rows.append(("planned", _planned(fit["planned"])))
     return join((el("h3", "Training: ", name), pairs(rows, class_="fit")))
+
+
+def _planned(planned: dict[str, Any]) -> Html:
+    """What was foretold before the first step, beside which the measured rows stand."""
+    if not finite(planned.get("peak_mb")):
+        return plain(planned.get("note"))
+    return join((number(planned["peak_mb"], 0), " MB and ", duration(planned.get("seconds"))))
 
 
 def _trained(fit: dict[str, Any]) -> Html:
