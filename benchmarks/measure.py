@@ -67,16 +67,19 @@ def contend(environment: str, script: str, arguments: Sequence[Any], threads: in
         sampler = _Sampler(process.pid)
         lines = []
         assert process.stdout is not None
-        for line in process.stdout:
-            if line.strip() == MARK:
-                sampler.stop()
-            elif line.strip() in (PAUSE, RESUME):
-                sampler.looking = line.strip() == RESUME
-            elif line.strip():
-                lines.append(line.strip())
-        process.wait()
-        clock.cancel()
-        sampler.stop()
+        try:
+            for line in process.stdout:
+                if line.strip() == MARK:
+                    sampler.stop()
+                elif line.strip() in (PAUSE, RESUME):
+                    sampler.looking = line.strip() == RESUME
+                elif line.strip():
+                    lines.append(line.strip())
+            process.wait()
+        finally:
+            process.kill()  # nothing goes on alone when the benchmark is interrupted
+            clock.cancel()
+            sampler.stop()
         errors.seek(0)
         said = [*lines, *errors.read().splitlines()]
     if process.returncode or not lines or not lines[-1].startswith("{"):

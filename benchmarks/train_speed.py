@@ -57,7 +57,7 @@ def main() -> int:
     shutil.rmtree(folder, ignore_errors=True)
     measure.say(f"{workload.name}: making the workload with {workload.base}")
     made = workloads.make(workload, folder, lambda f: measure.contend(
-        "luthier", "luthier_fit.py", ["prepare", f], asked.threads))
+        "luthier", "luthier_fit.py", ["prepare", f, *(["--steps", asked.steps] if asked.steps else [])], asked.threads))
     measure.say(f"{len(made['order'])} rows, {made['tokens']} tokens, {made['trained_tokens']} of them trained")
     runs = measure.interleave({n: CONTENDERS[n] for n in names}, asked.rounds,
                               lambda name, contender: run(name, contender, folder, made, asked), measure.say)

@@ -118,12 +118,12 @@ def fit(asked: workloads.Workload, rows: Path, out: Path, engine: Engine, steps:
     return out / "steps" / "fit"
 
 
-def prepare(folder: Path, asked: workloads.Workload, engine: Engine, file_order: bool) -> None:
-    """Write workload.json and initial.safetensors after one epoch with the recorder.
+def prepare(folder: Path, asked: workloads.Workload, engine: Engine, file_order: bool, most: int | None) -> None:
+    """Write workload.json and initial.safetensors after one epoch, or `most` steps of it, with the recorder.
 
     `file_order`: no training, the rows as they come and no initial weights, for workloads whose losses nobody compares.
     """
-    per_epoch = asked.steps // asked.epochs
+    per_epoch = min(most or asked.steps, asked.steps // asked.epochs)
     steps = folder / "prepared" / "steps"
     if file_order:
         text = recipe(asked, folder / "rows.jsonl", None).text
@@ -230,7 +230,7 @@ def main() -> None:
     engine = Engine()
     build("regularizer", {"use": "bench-recorder", "folder": "."})  # fails here, not in the middle, if it is not known
     if options.what == "prepare":
-        prepare(options.folder, asked, engine, options.file_order)
+        prepare(options.folder, asked, engine, options.file_order, options.steps)
         print(json.dumps({"prepared": asked.name}))
     else:
         print(json.dumps(train(options.folder, asked, engine, options)))
