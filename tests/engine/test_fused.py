@@ -322,12 +322,23 @@ def test_compiling_can_be_switched_off_and_is_tried_once(monkeypatch, tmp_path):
 
 
 def test_a_run_keeps_its_settings(monkeypatch):
-    monkeypatch.setattr(fused, "measure", lambda: Settings(64, compiled=True))
-    monkeypatch.setattr(compiling, "available", lambda: True)
+    from luthier.engine.workshop import Engine
+
+    monkeypatch.setattr(fused, "settings", Settings())
+    monkeypatch.setattr(fused, "measure", lambda: Settings(64))
     first = dict(Engine(threads=1).decide({}))
-    assert first["fused"] == {"chunk": 64, "compiled": True} and fused.settings == Settings(64, True)
-    monkeypatch.setattr(fused, "measure", lambda: Settings(512))
-    assert Engine(threads=1).decide(first)["fused"] == first["fused"]
-    monkeypatch.setattr(compiling, "available", lambda: False)
-    assert Engine(threads=1).decide(first)["fused"] == {"chunk": 64, "compiled": False}
-    assert Engine(threads=1, exact=True).decide({})["fused"] == {"chunk": 256, "compiled": False}
+    assert first["fused_chunk_rows"] == 64 and fused.settings == Settings(64)
+    monkeypatch.setattr(fused, "measure", lambda: pytest.fail("measured again"))
+    assert Engine(threads=1).decide(first)["fused_chunk_rows"] == 64
+    assert Engine(threads=1, exact=True).decide({})["fused_chunk_rows"] == 256
+
+
+def test_only_long_work_is_compiled_and_only_where_it_can_be(monkeypatch):
+    monkeypatch.setattr(fused.compiling, "available", lambda: True)
+    assert fused.pays(fused.LONG) and not fused.pays(fused.LONG - 1)
+    monkeypatch.setattr(fused.compiling, "available", lambda: False)
+    assert not fused.pays(fused.LONG)
+    before = fused.settings
+    with fused.compiled(True):
+        assert fused.settings == Settings(before.chunk, True)
+    assert fused.settings == before

@@ -203,6 +203,12 @@ class Forward:
         self.measured = {}
         return found
 
+    @property
+    def vocabulary_size(self) -> int:
+        """Scores that the trained model makes for one learned token by the fused functions; 0 where it has no such head."""
+        found = self._vocabulary["policy"]
+        return len(found[0].weight) if found else 0  # type: ignore[arg-type]
+
     def head(self, features: torch.Tensor) -> torch.Tensor:
         """The current task's head on pooled features."""
         head = self.models["policy"].heads[self.task]

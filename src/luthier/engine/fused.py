@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +25,8 @@ MASKED = -100
 # Most scores of one chunk that are kept between the two looks that entropy, divergence and distance take at them.
 KEPT = 1 << 25
 CHUNKS = (64, 128, 256, 512)
+# Scores of one work from which a compiled soft-max gains more than compiling it takes (up to a minute, the first time).
+LONG = 3e10
 
 settings = Settings()
 
@@ -34,8 +37,24 @@ def use(chosen: Settings) -> None:
     settings = chosen
 
 
+def pays(scores: float) -> bool:
+    """Whether compiling pays for so many scores in one work: it takes seconds, and gains a tenth of the head's time."""
+    return scores >= LONG and compiling.available()
+
+
+@contextmanager
+def compiled(wanted: bool) -> Iterator[None]:
+    """Within the block the soft-max is compiled, or not."""
+    before = settings
+    use(Settings(before.chunk, wanted))
+    try:
+        yield
+    finally:
+        use(before)
+
+
 def measure(width: int = 640, size: int = 4096, repeats: int = 3) -> Settings:
-    """The chunk that takes the least time a row here, a larger one only if it gains 3 %; compiled where it can be."""
+    """The chunk that takes the least time a row here, a larger one only if it gains 3 %."""
     head = Head(torch.ones(size, width, dtype=torch.bfloat16))
     hidden = torch.zeros(max(CHUNKS), width, dtype=torch.bfloat16)
     best = CHUNKS[0]
@@ -48,7 +67,7 @@ def measure(width: int = 640, size: int = 4096, repeats: int = 3) -> Settings:
             times.append(time.perf_counter() - began)
         seconds[chunk] = min(times[1:])
         best = chunk if seconds[chunk] < 0.97 * seconds[best] else best
-    return Settings(best, compiling.available())
+    return Settings(best)
 
 
 # --- what is known from the log-sum and a few scores ------------------------------------------------------------------

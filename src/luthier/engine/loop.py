@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from luthier.core.errors import UserError
-from luthier.core.kinds import Features, Hook, Objective, Optimizer, Schedule
+from luthier.core.kinds import Features, Hook, Objective, Optimizer, Schedule, Tokens
 from luthier.core.rng import Rng, epoch_order, rank_share
 from luthier.core.step import FitCtx
 from luthier.engine import distributed, guards, sharding
@@ -130,6 +130,13 @@ class Loop:
     def model(self) -> Model:
         """The model being trained."""
         return self.run.models["policy"]
+
+    def scores(self) -> float:
+        """Scores over the vocabulary that all steps will make, about."""
+        head = self.run.vocabulary_size
+        learned = sum(sum(part.targets) for t in self.tasks for row in t.rows for part in row.values()
+                      if isinstance(part, Tokens))
+        return float(head * learned * self.plan.steps / max(1, self.per_epoch))
 
     def train(self) -> None:
         """All steps from the last checkpoint to the end."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from luthier.core.files import Journal
 from luthier.core.kinds import Decoder, Metric, Prediction
 from luthier.core.rng import Rng
 from luthier.core.step import Ctx, Progress, silent
-from luthier.engine import compiling, fused, generation, hub, models, quick, scoring
+from luthier.engine import fused, generation, hub, models, quick, scoring
 from luthier.engine.generation import Generated, Stop
 from luthier.engine.models import Model
 
@@ -62,13 +61,10 @@ class Engine:
         return self.decisions
 
     def _decide_fused(self) -> None:
-        """How the vocabulary is cut. What was decided to be compiled is not where there is no compiler any more."""
-        kept = self.decisions.get("fused")
-        chosen = fused.Settings(**kept) if kept else fused.Settings() if self.exact else fused.measure()
-        if chosen.compiled and not compiling.available():
-            chosen = fused.Settings(chosen.chunk)
-        fused.use(chosen)
-        self.decisions["fused"] = asdict(chosen)
+        """How the vocabulary is cut. Whether the soft-max is compiled is for each training to decide, by its length."""
+        kept = self.decisions.get("fused_chunk_rows")
+        fused.use(fused.Settings(kept) if kept else fused.Settings() if self.exact else fused.measure())
+        self.decisions["fused_chunk_rows"] = fused.settings.chunk
 
     def tokenizer(self, base: Artifact) -> Any:
         """The tokenizer of a base, without its weights."""

@@ -106,7 +106,7 @@ class Fit(Step, name="fit"):
         """Encode, train from the last checkpoint, save."""
         import torch
 
-        from luthier.engine import distributed, guards, new_tokens, sharding
+        from luthier.engine import distributed, fused, guards, new_tokens, sharding
         from luthier.engine.frozen import Frozen
         from luthier.engine.memory import require_mb
         from luthier.engine.planning import foretold
@@ -155,8 +155,10 @@ class Fit(Step, name="fit"):
                                           loop.plan.steps / loop.per_epoch, lambda: hooks)
         ctx.log(f"{trained:,} of {model.parameters():,} weights, {loop.plan.steps} steps, {dtype}, "
                 f"learning rate {rate.value:g} ({rate.source})")
-        with checkpointing(model, ctx.journal.do("activation_checkpointing", lambda: wants_checkpointing(
-                self.activation_checkpointing, model, loop.plan.micro_tokens))):
+        compiled = ctx.journal.do("compiled", lambda: not engine.exact and fused.pays(loop.scores()))
+        with fused.compiled(compiled), checkpointing(model, ctx.journal.do(
+                "activation_checkpointing",
+                lambda: wants_checkpointing(self.activation_checkpointing, model, loop.plan.micro_tokens))):
             loop.train()
         loop.run.frozen = None
         frozen.close()
@@ -290,7 +292,7 @@ class Fit(Step, name="fit"):
         write_json(ctx.folder / "cost.json", {"seconds": clock.seconds, "tokens": clock.tokens, "peak_mb": peak_mb()})
         heads = {t.name: spec.head.to_dict() for t, spec in zip(loop.tasks, self.tasks, strict=True) if spec.head}
         mixtures = {t.name: t.mixture.report(clock.step * self.batch_rows) for t in loop.tasks if t.mixture}
-        decisions = {**ctx.engine.decisions, **{n: kept[n] for n in ("dtype", "activation_checkpointing")}, **found}
+        decisions = {**ctx.engine.decisions, **{n: kept[n] for n in ("dtype", "activation_checkpointing", "compiled")}, **found}
         return weights.save(
             model, self.method.artifact, ctx.folder, heads,
             base={"name": base.meta["name"], "note": base.meta["note"], "identity": base.identity,
