@@ -21,6 +21,8 @@ from luthier.engine.packages import cache_folder
 # Tokens, inputs and outputs of the matrix product that is timed: a layer of a small model at a full micro-batch.
 SHAPE = (1024, 768, 2048)
 COPIED_BYTES = 1 << 26
+# Compiled kernels of matrix products that are kept: those of a few micro-batches.
+KERNELS = 128
 SMALL_CALLS = 1000
 
 

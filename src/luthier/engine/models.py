@@ -47,6 +47,7 @@ class Model:
     packing: tuple[Any, bool] | None = field(default=None, repr=False, compare=False)
     # The vocabulary head in the order of the processor, made when something is written (`quick`).
     quick_head: Any = field(default=None, repr=False, compare=False)
+    quick_kind: Any = field(default=None, repr=False, compare=False)
     new_tokens: NewTokens | None = None
 
     @property

@@ -20,7 +20,7 @@ from luthier.core.files import Journal
 from luthier.core.recipe import Node, Recipe
 from luthier.core.rng import Rng
 from luthier.core.step import Ctx, FitCtx
-from luthier.engine.hardware import GPU_CONTEXT_MB, Gpu, Rates, gpu_rates, rates
+from luthier.engine.hardware import GPU_CONTEXT_MB, KERNELS, Gpu, Rates, gpu_rates, rates
 
 if TYPE_CHECKING:
     from luthier.engine.loop import Task
@@ -38,9 +38,9 @@ CHECKPOINT_COPIES = 2
 # Allocators and kernels keep more than the tensors; measured over the workloads of benchmarks/plan_accuracy.py.
 SLACK = 1.06
 GENERATED_ROWS = 16
-# On a processor the library of matrix products keeps a compiled kernel for each shape of a bfloat16 product, at most so
-# many, each about so large (measured: 720 MB after 60 steps of a pico model, each step with another number of tokens).
-KERNELS, KERNEL_BYTES = 1024, 0.7e6
+# On a processor the library of matrix products keeps a compiled kernel for each shape of a bfloat16 product, each about so
+# large (measured: 720 MB for 1,024 of them, after 60 steps of a pico model with another number of tokens each).
+KERNEL_BYTES = 0.7e6
 MOST_STEPS = 64
 
 

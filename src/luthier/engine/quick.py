@@ -10,6 +10,7 @@ Whether it pays is measured once a process (`speedup`) and recorded with the oth
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -41,14 +42,17 @@ class QuickLinear(nn.Module):
         return out[:count].view(*x.shape[:-1], self.out_features)
 
 
-def fits(linear: Any) -> bool:
-    """Whether a module is a plain linear layer that can be read this way."""
-    return type(linear) is nn.Linear and linear.weight.dtype == torch.bfloat16 and linear.weight.device.type == "cpu" \
-        and not linear.weight.requires_grad
+def fits(linear: Any, kind: Any = QuickLinear) -> bool:
+    """Whether a module is a plain linear layer that can be read this way: reordering is for bfloat16 on a processor."""
+    if type(linear) is not nn.Linear or linear.weight.requires_grad:
+        return False
+    return kind is not QuickLinear or (linear.weight.dtype == torch.bfloat16 and linear.weight.device.type == "cpu")
 
 
-def quicken(model: Model) -> Model:
+def quicken(model: Model, kind: Callable[[nn.Linear], nn.Module] = QuickLinear) -> Model:
     """Replace the linear layers below the vocabulary head, once; the head's own copy is made when something is written.
+
+    kind: what they become, reordered or `int8.Int8Linear`.
 
     The head stays: its weight may be the embedding's, and losses read it. So do the layers of adapters that read the
     weight itself, which is anything but plain LoRA.
@@ -60,14 +64,15 @@ def quicken(model: Model) -> Model:
     head = inner.get_output_embeddings() if hasattr(inner, "get_output_embeddings") else None
     for parent in list(model.module.modules()):
         for name, child in list(parent.named_children()):
-            if child is not head and fits(child) and not isinstance(parent, nn.ModuleDict):
-                setattr(parent, name, QuickLinear(child))
+            if child is not head and fits(child, kind) and not isinstance(parent, nn.ModuleDict):
+                setattr(parent, name, kind(child))
+    model.quick_kind = kind
     return model
 
 
 def quickened(model: Model) -> bool:
-    """Whether a model has such layers."""
-    return any(isinstance(m, QuickLinear) for m in model.module.modules())
+    """Whether a model's layers were replaced."""
+    return model.quick_kind is not None
 
 
 def speedup(size: tuple[int, int] = (2048, 640), repeats: int = 20) -> float:

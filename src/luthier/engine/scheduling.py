@@ -108,8 +108,8 @@ class _Voice:
         self.vocabulary: Vocabulary | None = vocabulary_of(model)
         # A model whose layers are reordered gets a reordered copy of its head, too: most of the reading is there.
         head: Any = self.vocabulary[0] if self.vocabulary else None
-        if quick.quickened(model) and quick.fits(head):
-            head = model.quick_head = model.quick_head or quick.QuickLinear(head)
+        if quick.quickened(model) and quick.fits(head, model.quick_kind):
+            head = model.quick_head = model.quick_head or model.quick_kind(head)
         self.head = head
         self.lanes: dict[tuple[int, ...], Lane] = {}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -17,6 +17,8 @@ from luthier.core.rng import Rng
 from luthier.core.step import Ctx, Progress, silent
 from luthier.engine import fused, generation, hub, models, quick, scoring
 from luthier.engine.generation import Generated, Stop
+from luthier.engine.hardware import KERNELS
+from luthier.engine.int8 import Int8Linear
 from luthier.engine.models import Model
 
 # Nothing is sent out unasked, by us or by what we build on.
@@ -24,6 +26,13 @@ hub.stay_offline()
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# oneDNN keeps a compiled kernel for every shape of a bfloat16 product, 1,024 of them by default at about 0.7 MB each. With
+# packs every micro-batch has another number of tokens, and old shapes hardly come back. Read at its first product.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNELS))
+
+# As the artifact has them, or in 8 bits.
+Weights = Literal["own", "int8"]
 
 
 class Engine:
@@ -36,7 +45,7 @@ class Engine:
         self.device = device
         self.exact = exact
         self.decisions: dict[str, Any] = {"threads": torch.get_num_threads(), "exact": exact}
-        self._models: dict[tuple[str, str, torch.dtype], Model] = {}
+        self._models: dict[tuple[str, str, torch.dtype, str], Model] = {}
         _quiet()
 
     def dtype(self, model: Artifact, training: bool = False) -> torch.dtype:
@@ -72,19 +81,26 @@ class Engine:
 
         return models.load_tokenizer(Path(base.meta["path"]))
 
-    def load(self, base: Artifact, tuned: Artifact | None = None, dtype: torch.dtype | None = None) -> Model:
+    def load(self, base: Artifact, tuned: Artifact | None = None, dtype: torch.dtype | None = None,
+             weights: Weights = "own") -> Model:
         """A frozen model in evaluation mode: a base, or a base with an adapter, delta or full weights on it.
 
-        The last two models are kept in memory; a model handed out here must not be changed.
+        The last two models are kept in memory; a model handed out here must not be changed. With `weights` int8 its linear
+        layers read 8 bits a weight: a near, but another model, with an identity of its own.
         """
         wanted = dtype or self.dtype(base)
-        key = (base.identity, tuned.identity if tuned else "", wanted)
+        key = (base.identity, tuned.identity if tuned else "", wanted, weights)
         if key not in self._models:
             model = self.fresh(base, wanted)
             if len(self._models) >= 2:
                 self._models.pop(next(iter(self._models)))
             model = models.add_tuned(model, tuned) if tuned else model
-            self._models[key] = quick.quicken(model) if self.reorders(wanted) else model
+            if weights == "int8":
+                model = quick.quicken(model, Int8Linear)
+                model.identity = f"{model.identity}-int8"
+            elif self.reorders(wanted):
+                model = quick.quicken(model)
+            self._models[key] = model
         return self._models[key]
 
     def reorders(self, dtype: torch.dtype) -> bool:

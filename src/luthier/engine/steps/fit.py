@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -342,6 +343,7 @@ class Fit(Step, name="fit"):
         from luthier.engine.probing import PROBE_ROWS, losses
         from luthier.engine.roles import Roles
 
+        gc.collect()  # the trained model hangs in circles; two of them need not lie in memory
         dtype = getattr(torch, ctx.journal.values["dtype"])
         model = add_tuned(ctx.engine.fresh(inputs["base"], dtype), open_artifact(artifact.folder))
         render = self._render(model, inputs)

@@ -48,6 +48,7 @@ class Evaluate(Step, name="evaluate"):
     stops: tuple[Stop, ...] = Field(("token",), description="ends of an answer to choose from on dev")
     dev_rows: int = Field(16, ge=1, description="dev questions used for the choice")
     decoder: Slot[Decoder] = Field(named("greedy"), description="how answers are written")
+    weights: Literal["own", "int8"] = Field("own", description="int8: 8 bits a weight while answering, a near model but another")
     metrics: tuple[Slot[Metric], ...] = Field(
         named(("exact-match", "f1", "recall", "ndcg", "stops", "abstains")), description="what is measured")
     choose_by: Slot[Metric] = Field(named("f1"), description="the metric on dev that decides")
@@ -72,7 +73,7 @@ class Evaluate(Step, name="evaluate"):
             raise UserError(f"Arm '{self.arm}' shows passages: it needs the inputs 'index' and 'encoder'.")
         began = time.monotonic()
         examples = inputs["examples"]
-        model = ctx.engine.load(inputs["base"], inputs.get("tuned"))
+        model = ctx.engine.load(inputs["base"], inputs.get("tuned"), weights=self.weights)
         if model.heads:
             return self._labels(model, inputs, ctx)
         sets = [s for s in self.sets if s in examples.subsets]
@@ -240,7 +241,8 @@ class Evaluate(Step, name="evaluate"):
         write_lines(ctx.folder / "scores.jsonl", (
             {**about[r["id"]], "metric": name, **r} for name, found in records.items() for r in found))
         measured = {name: next(m.higher_is_better for m in self.metrics if m.info.name == name) for name in records}
-        return seal("records", ctx.folder, arm=self.arm, metrics=measured, **meta)
+        low = {"weights": self.weights} if self.weights != "own" else {}
+        return seal("records", ctx.folder, arm=self.arm, metrics=measured, **low, **meta)
 
 
 def _asked(example: Example) -> str:
