@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2MoeConfig, Qwen2MoeForCausalLM
 
 from luthier.core.component import build
+from luthier.core.errors import LuthierError, UserError
 from luthier.core.files import Journal
 from luthier.core.rng import Rng
 from luthier.engine import generation, scheduling, slots
@@ -13,6 +15,7 @@ from luthier.engine.forward import packs
 from luthier.engine.generation import generate
 from luthier.engine.models import load_base
 from luthier.engine.scheduling import Request, Scheduler, beginnings
+from luthier.engine.scoring import score_tokens
 from tests.engine.test_packing import gemma, rows_of, wrapped
 
 NEW = 9
@@ -168,6 +171,58 @@ def test_memory_for_keys_bounds_the_rows(model, monkeypatch):
     monkeypatch.setattr(Scheduler, "step", lambda self: (step(self), most.append(sum(map(len, self.active.values()))))[0])
     expected = [theirs(model, p, {2}) for p in prompts]
     assert served(model, prompts) == expected and 1 < max(most) < len(prompts)
+
+
+def test_keys_of_rows_of_very_different_width_stay_within_memory(model, monkeypatch):
+    prompts = some(model, (4, 4, 400, 4, 4, 4, 4))
+    bound = scheduling._bytes_per_token(model) * 800
+    monkeypatch.setattr(scheduling, "KEPT_MB", bound / 1e6)
+    most = []
+    step = Scheduler.step
+
+    def counted(self):
+        ended = step(self)
+        kept = [x for v in self.voices.values() for lane in v.lanes.values() for pair in lane._own.values() for x in pair]
+        most.append((sum(x.numel() * x.element_size() for x in kept), sum(map(len, self.active.values()))))
+        return ended
+
+    monkeypatch.setattr(Scheduler, "step", counted)
+    assert served(model, prompts, ends=()) == [theirs(model, p, ()) for p in prompts]
+    assert 0 < max(kept for kept, _ in most) <= bound and max(rows for _, rows in most) == len(prompts)
+
+
+def test_rows_of_different_width_read_a_shared_beginning_once(model, monkeypatch):
+    start = some(model, (20,), seed=3)[0]
+    prompts = [start + r for r in some(model, (6, 300, 4, 280), seed=5)]
+    begun = []
+    begin = slots.Lane.begin
+    monkeypatch.setattr(slots.Lane, "begin", lambda self, layer, *rest: (begun.append(layer), begin(self, layer, *rest)))
+    expected = [theirs(model, p, ()) for p in prompts]
+    assert served(model, prompts, [tuple(start)] * 4, ends=()) == expected
+    assert sorted(begun) == sorted(set(begun)), "once a layer"
+
+
+def test_what_does_not_pack_is_refused(bases):
+    with pytest.raises(LuthierError, match="padding"):
+        Scheduler({"policy": load_base(bases["encoder-decoder"])}, [2])
+
+
+def test_nothing_is_asked_of_an_empty_prompt(model):
+    with pytest.raises(UserError, match="Prompt 1"):
+        generate({"policy": model}, [[3], []], greedy(), Rng(0))
+    with pytest.raises(UserError, match="Pair 0"):
+        score_tokens(model, [([], [3])])
+
+
+def test_a_window_that_stands_in_the_mask_alone_takes_no_layout(pico):
+    sizes = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2,
+             "num_attention_heads": 4, "num_key_value_heads": 2, "max_window_layers": 1}
+    moe = {"moe_intermediate_size": 16, "shared_expert_intermediate_size": 16, "num_experts": 2, "num_experts_per_tok": 2}
+    said, unsaid = Qwen2Config(use_sliding_window=True, sliding_window=24, **sizes), Qwen2MoeConfig(
+        use_sliding_window=True, sliding_window=24, **sizes, **moe)
+    assert "sliding_attention" in said.layer_types and "sliding_attention" in unsaid.layer_types
+    assert packs(wrapped(Qwen2ForCausalLM(said).eval(), "decoder", pico))
+    assert not packs(wrapped(Qwen2MoeForCausalLM(unsaid).eval(), "decoder", pico))
 
 
 # --- what is shared ------------------------------------------------------------------------------------------------

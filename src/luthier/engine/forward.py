@@ -278,7 +278,7 @@ def _packs(model: Model) -> bool:
     Found by asking: two rows of different length, one of them twice, go through the model both ways. Models that read
     more than tokens and positions, or whose attention takes no layout, show up as a difference or as an error.
     """
-    if model.architecture == "encoder-decoder" or not _takes_layout(model):
+    if model.architecture == "encoder-decoder" or not _takes_layout(model) or not _tells_windows(model):
         return False
     top = int(model.module.config.vocab_size)
     row = [(7 * i + 5) % top for i in range(2 * SHARED_TOKENS + 3)]
@@ -315,6 +315,42 @@ def _takes_layout(model: Model) -> bool:
         return False
     inner.set_attn_implementation(NAME)
     return bool(inner.config._attn_implementation == NAME)
+
+
+class _Listening:
+    """The layout of one row, that notes which layers ask with a window."""
+
+    def __init__(self) -> None:
+        self.windowed: dict[int, bool] = {}
+
+    def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, scaling: float | None,
+               window: int | None, dropout: float, causal: bool) -> torch.Tensor:
+        """See `Layout.attend`; the row is a single token, which sees itself: the answer is its value."""
+        self.windowed[layer] = window is not None
+        return value.repeat_interleave(query.shape[1] // value.shape[1], 1).transpose(1, 2)
+
+
+@torch.no_grad()
+def _tells_windows(model: Model) -> bool:
+    """Whether layers that see a part of the row by the configuration say so when they ask a layout.
+
+    A model may put its windows in masks alone, which layouts do without; on rows shorter than the window nothing else
+    would show it.
+    """
+    inner = model.module.get_base_model() if hasattr(model.module, "get_base_model") else model.module
+    config = inner.config.get_text_config()
+    kinds = getattr(config, "layer_types", None)
+    everywhere = bool(getattr(config, "sliding_window", None)) and getattr(config, "use_sliding_window", True)
+    listening = _Listening()
+    try:
+        with no_masks():
+            trunk_of(model)(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), layout=listening,
+                            position_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device))
+    except (TypeError, ValueError, RuntimeError, NotImplementedError, AttributeError):
+        return False
+    return all(windowed == (kinds[layer] == "sliding_attention" if kinds else everywhere)
+               and not (kinds and kinds[layer] == "chunked_attention")
+               for layer, windowed in listening.windowed.items())
 
 
 def trunk_of(model: Model) -> Callable[..., Any]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from luthier.core.errors import UserError
 from luthier.core.files import Journal
 from luthier.core.identity import digest
 from luthier.core.kinds import Decoder
@@ -62,7 +63,13 @@ def generate(models: Mapping[str, Model], prompts: Sequence[list[int]], decoder:
 
     An answer ends at any of `stop_ids`; those of the speaking model when left out. With a journal every finished answer is
     kept under the digest of what was asked.
+
+    Raises:
+        UserError: a prompt is empty.
     """
+    for i, prompt in enumerate(prompts):
+        if not prompt:
+            raise UserError(f"Prompt {i} is empty: there is nothing to continue. Begin it with the model's first token (bos).")
     ends = sorted(models["policy"].stop_ids if stop_ids is None else stop_ids)
     common = {"models": {role: m.identity for role, m in models.items()}, "decoder": decoder.identity_values(),
               "seed": rng.seed, "scope": rng.scope, "stop": stop, "stop_ids": ends}

@@ -17,11 +17,12 @@ from typing import Any, Literal
 
 import torch
 
+from luthier.core.errors import LuthierError
 from luthier.core.kinds import Decoder
 from luthier.core.rng import Rng
 from luthier.engine import quick
 from luthier.engine.attention import Layout, no_masks
-from luthier.engine.forward import Vocabulary, trunk_of, vocabulary_of
+from luthier.engine.forward import Vocabulary, packs, trunk_of, vocabulary_of
 from luthier.engine.models import Model
 from luthier.engine.packing import shared_beginnings
 from luthier.engine.slots import Lane, Reading, Writing
@@ -35,6 +36,12 @@ READ_TOKENS = 2048
 KEPT_MB = 1024
 # A lane of its own is for at least so many requests with so long a common beginning.
 LANE_REQUESTS, LANE_TOKENS = 4, 16
+# A row is as wide as the widest of its lane, so rows of very different width lie in different lanes: up to so many
+# tokens in one, up to so many times as many in the next.
+NARROW, WIDER = 256, 4
+
+# A lane's name: the beginning that its requests share, and how many own tokens a row of it may hold.
+Key = tuple[tuple[int, ...], int]
 
 
 @dataclass
@@ -49,6 +56,10 @@ class Request:
     written: list[int] = field(default_factory=list)
     stopped: bool = False
     done: bool = False
+
+    def needs(self, beginning: Sequence[int] = ()) -> int:
+        """Own tokens that are kept until the answer is whole."""
+        return len(self.prompt) - len(beginning) + self.decoder.max_new_tokens
 
 
 def lines(text: str) -> list[str]:
@@ -111,7 +122,11 @@ class _Voice:
         if quick.quickened(model) and quick.fits(head, model.quick_kind):
             head = model.quick_head = model.quick_head or model.quick_kind(head)
         self.head = head
-        self.lanes: dict[tuple[int, ...], Lane] = {}
+        self.lanes: dict[Key, Lane] = {}
+
+    def twin(self, beginning: tuple[int, ...]) -> Lane | None:
+        """A lane that has read this beginning already."""
+        return next((lane for (begun, _), lane in self.lanes.items() if begun == beginning), None)
 
     def states(self, ids: Sequence[int], positions: torch.Tensor, layout: Layout) -> torch.Tensor:
         """[tokens, width] last hidden states of a pack."""
@@ -133,14 +148,21 @@ class Scheduler:
     """Answers requests of models that pack. `submit`, then `step` until nothing is left.
 
     models: `policy` speaks, further roles are asked about the same tokens. ends: ids that end an answer.
+
+    Raises:
+        LuthierError: a model's attention takes no layout, or it has no vocabulary head of its own.
     """
 
     def __init__(self, models: Mapping[str, Model], ends: Sequence[int], rows: int = ROWS,
                  read_tokens: int = READ_TOKENS) -> None:
         self.answering = Answering(models["policy"], ends)
         self.voices = {role: _Voice(model) for role, model in models.items()}
+        for role, voice in self.voices.items():
+            if not packs(voice.model) or voice.vocabulary is None:
+                raise LuthierError(f"{voice.model.name} ({role}) can't answer without padding, so its requests can't "
+                                   "come and go; generation.generate answers with padding.")
         self.waiting: deque[tuple[Request, tuple[int, ...]]] = deque()
-        self.active: dict[tuple[int, ...], list[Request]] = {}
+        self.active: dict[Key, list[Request]] = {}
         self.rows, self.read_tokens = rows, read_tokens
         self._token_mb = sum(_bytes_per_token(m) for m in models.values()) / 1e6
 
@@ -170,7 +192,7 @@ class Scheduler:
         for key, requests in fresh:
             self.active.setdefault(key, []).extend(requests)
             for voice in self.voices.values():
-                voice.lanes[key].lengths += [len(r.prompt) - len(key) for r in requests]
+                voice.lanes[key].lengths += [len(r.prompt) - len(key[0]) for r in requests]
         asked = [r for _, requests in (*going, *fresh) for r in requests]
         if not asked:
             return []
@@ -180,8 +202,8 @@ class Scheduler:
         self._release()
         return [r for r in asked if r.done]
 
-    def _states(self, voice: _Voice, going: Sequence[tuple[tuple[int, ...], list[Request]]],
-                fresh: Sequence[tuple[tuple[int, ...], list[Request]]]) -> torch.Tensor:
+    def _states(self, voice: _Voice, going: Sequence[tuple[Key, list[Request]]],
+                fresh: Sequence[tuple[Key, list[Request]]]) -> torch.Tensor:
         """[requests, width] hidden states that predict the next token: of rows going on, then of new ones."""
         found = []
         if going:
@@ -196,39 +218,44 @@ class Scheduler:
             found.append(self._read(voice, key, requests))
         return torch.cat(found) if found else torch.empty(0)
 
-    def _read(self, voice: _Voice, key: tuple[int, ...], requests: list[Request]) -> torch.Tensor:
+    def _read(self, voice: _Voice, key: Key, requests: list[Request]) -> torch.Tensor:
         """Read prompts into their rows; the hidden state of each one's last token."""
+        beginning, _ = key
         lane = voice.lanes.get(key)
         if lane is None:
-            lane = voice.lanes[key] = Lane(key)
-            if key:
-                start = Reading(lane, [len(key)], None, voice.model.device)
-                voice.states(key, start.positions(), start)
-        own = [r.prompt[len(key):] for r in requests]
+            twin = voice.twin(beginning)
+            lane = voice.lanes[key] = Lane(beginning, twin)
+            if beginning and twin is None:
+                start = Reading(lane, [len(beginning)], None, voice.model.device)
+                voice.states(beginning, start.positions(), start)
+        own = [r.prompt[len(beginning):] for r in requests]
         held = len(lane.lengths)
-        lane.reserve(held + len(requests), max(len(o) + r.decoder.max_new_tokens for o, r in zip(own, requests, strict=True)))
+        lane.reserve(held + len(requests), max(r.needs(beginning) for r in requests))
         layout = Reading(lane, [len(o) for o in own], range(held, held + len(own)), voice.model.device)
         states = voice.states([t for o in own for t in o], layout.positions(), layout)
         last = torch.tensor([len(o) for o in own], device=states.device).cumsum(0) - 1
         return states[last]
 
-    def _admitted(self) -> list[tuple[tuple[int, ...], list[Request]]]:
+    def _admitted(self) -> list[tuple[Key, list[Request]]]:
         """Waiting requests to be read now, by lane: as many as rows, tokens of one step and memory allow."""
         free = self.rows - sum(map(len, self.active.values()))
-        held = [len(r.prompt) - len(key) + r.decoder.max_new_tokens for key, rs in self.active.items() for r in rs]
-        room = KEPT_MB / max(self._token_mb, 1e-9) - sum(held)
+        room = KEPT_MB / max(self._token_mb, 1e-9)
+        sizes = {key: (lane.rows, lane.room) for key, lane in self.voices["policy"].lanes.items()}
         budget = self.read_tokens
-        found: dict[tuple[int, ...], list[Request]] = {}
+        found: dict[Key, list[Request]] = {}
         while self.waiting and free > 0:
-            request, key = self.waiting[0]
-            own = len(request.prompt) - len(key)
-            needed = own + request.decoder.max_new_tokens
+            request, beginning = self.waiting[0]
+            own, needed = len(request.prompt) - len(beginning), request.needs(beginning)
+            key = (beginning, _width(needed))
+            rows, width = sizes.get(key, (0, 0))
+            held = len(self.active.get(key, ())) + len(found.get(key, ()))
+            grown = {**sizes, key: (max(rows, held + 1), max(width, needed))}
             first = not found and not self.active
-            if not first and (own > budget or needed > room):
+            if not first and (own > budget or _tokens(grown) > room):
                 break
             self.waiting.popleft()
             found.setdefault(key, []).append(request)
-            free, budget, room = free - 1, budget - own, room - needed
+            free, budget, sizes = free - 1, budget - own, grown
         return list(found.items())
 
     def _release(self) -> None:
@@ -243,9 +270,26 @@ class Scheduler:
                     requests.pop()
             if not requests:
                 del self.active[key]
-                if not any(k == key for _, k in self.waiting):
-                    for voice in self.voices.values():
-                        del voice.lanes[key]
+        wanted = {beginning for _, beginning in self.waiting}
+        for voice in self.voices.values():
+            for key in [k for k in voice.lanes if k not in self.active]:
+                # Only what others will read again is worth its memory.
+                voice.lanes[key].empty()
+                if key[0] not in wanted or not key[0]:
+                    del voice.lanes[key]
+
+
+def _width(tokens: int) -> int:
+    """The width up to which rows share a lane with a row of so many tokens."""
+    width = NARROW
+    while width < tokens:
+        width *= WIDER
+    return width
+
+
+def _tokens(sizes: Mapping[Key, tuple[int, int]]) -> int:
+    """Tokens that lanes of these sizes, rows and own tokens of each, keep; every beginning once."""
+    return sum(rows * width for rows, width in sizes.values()) + sum(map(len, {begun for begun, _ in sizes}))
 
 
 def beginnings(prompts: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from luthier.core.errors import UserError
 from luthier.core.kinds import Features, Tokens
 from luthier.engine.batches import collate
 from luthier.engine.forward import hidden_states, packs, vocabulary_of
@@ -50,7 +51,15 @@ def packs_by_beginning(rows: Sequence[Sequence[int]], tokens: int = BATCH_TOKENS
 
 @torch.no_grad()
 def score_tokens(model: Model, pairs: Sequence[tuple[list[int], list[int]]]) -> list[list[float]]:
-    """For each (prompt ids, continuation ids): the log-probability of every token of the continuation."""
+    """For each (prompt ids, continuation ids): the log-probability of every token of the continuation.
+
+    Raises:
+        UserError: a prompt is empty. What nothing precedes, no model predicts.
+    """
+    for i, (prompt, _) in enumerate(pairs):
+        if not prompt:
+            raise UserError(f"Pair {i} has an empty prompt: its first token has nothing before it. "
+                            "Begin the prompt with the model's first token (bos).")
     vocabulary = vocabulary_of(model)
     packed = packs(model)
     whole = [p + c for p, c in pairs]

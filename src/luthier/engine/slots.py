@@ -20,14 +20,16 @@ Pair = tuple[torch.Tensor, torch.Tensor]
 class Lane:
     """Requests with a common beginning (which may be empty). `lengths` are the own tokens of each row so far.
 
-    `room` is how many own tokens a row will have at most; it may grow.
+    `room` is how many own tokens a row will have at most; it may grow. A `twin` has read the same beginning: its keys
+    and values serve both.
     """
 
-    def __init__(self, beginning: Sequence[int] = ()) -> None:
+    def __init__(self, beginning: Sequence[int] = (), twin: Lane | None = None) -> None:
         self.beginning = list(beginning)
         self.lengths: list[int] = []
         self.rows, self.room = 0, 0
-        self._first: dict[int, Pair] = {}  # by layer: [key heads, tokens, width]
+        # By layer: [key heads, tokens, width].
+        self._first: dict[int, Pair] = twin._first if twin else {}
         self._own: dict[int, Pair] = {}  # by layer: [rows, key heads, room, width]
 
     def reserve(self, rows: int, room: int) -> None:
@@ -62,6 +64,11 @@ class Lane:
         key, value = self._own[layer]
         rows = len(self.lengths) * key.shape[1]
         return (key.flatten(0, 1)[:rows, :seen], value.flatten(0, 1)[:rows, :seen])
+
+    def empty(self) -> None:
+        """Give the memory of all rows back; the beginning stays."""
+        self.lengths, self._own = [], {}
+        self.rows, self.room = 0, 0
 
     def leave(self, row: int) -> None:
         """Give a row back; the last row takes its place."""
