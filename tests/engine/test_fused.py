@@ -322,7 +322,6 @@ def test_compiling_can_be_switched_off_and_is_tried_once(monkeypatch, tmp_path):
 
 
 def test_a_run_keeps_its_settings(monkeypatch):
-    from luthier.engine.workshop import Engine
 
     monkeypatch.setattr(fused, "settings", Settings())
     monkeypatch.setattr(fused, "measure", lambda: Settings(64))
