@@ -48,7 +48,7 @@ class Evaluate(Step, name="evaluate"):
     stops: tuple[Stop, ...] = Field(("token",), description="ends of an answer to choose from on dev")
     dev_rows: int = Field(16, ge=1, description="dev questions used for the choice")
     decoder: Slot[Decoder] = Field(named("greedy"), description="how answers are written")
-    weights: Literal["own", "int8"] = Field("own", description="int8: 8 bits a weight while answering, a near model but another")
+    weights: Literal["own", "int8"] = Field("own", description="int8: 8 bits a weight, a near model but another one")
     metrics: tuple[Slot[Metric], ...] = Field(
         named(("exact-match", "f1", "recall", "ndcg", "stops", "abstains")), description="what is measured")
     choose_by: Slot[Metric] = Field(named("f1"), description="the metric on dev that decides")
