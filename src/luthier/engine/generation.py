@@ -81,14 +81,16 @@ def generate(models: Mapping[str, Model], prompts: Sequence[list[int]], decoder:
     for model in models.values():
         model.module.eval()
     try:
-        _answer(models, requests, ends, kept)
+        # Of all prompts, whatever is answered already: what is read together must not depend on when a run was cut.
+        _answer(models, requests, beginnings(prompts), ends, kept)
     finally:
         for role, model in models.items():
             model.module.train(training[role])
     return [kept.found[i] for i in range(len(prompts))]
 
 
-def _answer(models: Mapping[str, Model], requests: Mapping[int, Request], ends: Sequence[int], kept: _Kept) -> None:
+def _answer(models: Mapping[str, Model], requests: Mapping[int, Request], shared: Sequence[tuple[int, ...]],
+            ends: Sequence[int], kept: _Kept) -> None:
     items = list(requests)
     if not items:
         return
@@ -102,7 +104,6 @@ def _answer(models: Mapping[str, Model], requests: Mapping[int, Request], ends: 
                 kept.put(i, requests[i])
         return
     scheduler = Scheduler(models, ends)
-    shared = dict(zip(items, beginnings([requests[i].prompt for i in items]), strict=True))
     number = {id(request): i for i, request in requests.items()}
     # Lane by lane, long prompts first: what is left at the end is short.
     for i in sorted(items, key=lambda i: (shared[i], -len(requests[i].prompt), i)):
