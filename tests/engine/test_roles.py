@@ -89,5 +89,5 @@ def test_preferences_are_learned_shown_and_saved(pico, make_ctx, objective, meth
     assert curve[0]["loss"] == pytest.approx(0.6931, abs=1e-3) and abs(curve[0]["margin"]) < 1e-3
     assert curve[-1]["loss"] < 0.4 and curve[-1]["margin"] > 1 and curve[-1]["accuracy"] == 1
     assert all(r.verdict != "differs" for r in fit.receipts(inputs, artifact, ctx))
-    names = json.loads((ctx.folder / "journal.jsonl").read_text().splitlines()[1])["key"]
-    assert names.startswith("constants/") == (objective == "dpo")
+    kept = [json.loads(line)["key"] for line in (ctx.folder / "journal.jsonl").read_text().splitlines()]
+    assert any(key.startswith("constants/") for key in kept) == (objective == "dpo")

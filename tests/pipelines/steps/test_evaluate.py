@@ -237,7 +237,7 @@ def test_a_prompt_that_leaves_just_enough_room_is_asked(arm, engine, examples, p
                   for e in examples.examples(s))
 
     class Narrow(Scripted):
-        def load(self, *args):
+        def load(self, *args, **named):
             return replace(model, limit=longest + 32)
 
     arm(Evaluate(arm="x"), Narrow(engine, silent))
