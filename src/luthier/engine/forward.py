@@ -363,6 +363,18 @@ def trunk_of(model: Model) -> Callable[..., Any]:
 def vocabulary_of(model: Model) -> Vocabulary | None:
     """The vocabulary head and its cap, or None where trunk + head does not give what the whole model gives.
 
+    Asked once of a model in which nothing is trained; of one in training every time, since methods change it in place.
+    """
+    if any(p.requires_grad for p in model.module.parameters()):
+        return _vocabulary_of(model)
+    if model.split is None or model.split[0] is not model.module:
+        model.split = (model.module, _vocabulary_of(model))
+    return model.split[1]
+
+
+def _vocabulary_of(model: Model) -> Vocabulary | None:
+    """The vocabulary head and its cap, or None where trunk + head does not give what the whole model gives.
+
     Found by asking, not from a list of models: both ways are computed on a few tokens and compared. Models that scale
     their scores in other ways, and prompts put in front by a method, show up as a difference.
     """

@@ -45,6 +45,8 @@ class Model:
     template: dict[str, Any] = field(default_factory=dict)
     # The module that was asked whether it packs, and its answer (`forward.packs`).
     packing: tuple[Any, bool] | None = field(default=None, repr=False, compare=False)
+    # The module that was asked for its vocabulary head, and the answer (`forward.vocabulary_of`).
+    split: tuple[Any, Any] | None = field(default=None, repr=False, compare=False)
     # The vocabulary head in the order of the processor, made when something is written (`quick`).
     quick_head: Any = field(default=None, repr=False, compare=False)
     quick_kind: Any = field(default=None, repr=False, compare=False)
