@@ -27,9 +27,11 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-# oneDNN keeps a compiled kernel for every shape of a bfloat16 product, 1,024 of them by default at about 0.7 MB each. With
-# packs every micro-batch has another number of tokens, and old shapes hardly come back. Read at its first product.
-os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNELS))
+# oneDNN keeps a compiled kernel for every shape of a bfloat16 product, and torch's layer above it one more: 1,024 each by
+# default, together about 1.1 MB a shape. With packs every micro-batch has another number of tokens, and old shapes hardly
+# come back. Either alone keeps the memory of both. Read at the first product.
+for _capacity in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+    os.environ.setdefault(_capacity, str(KERNELS))
 
 # As the artifact has them, or in 8 bits.
 Weights = Literal["own", "int8"]
