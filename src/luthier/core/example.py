@@ -123,10 +123,15 @@ class Dropped:
 
 @dataclass(frozen=True)
 class Section:
-    """The text below one heading. `headings` is the path of headings from the document's top to it."""
+    """The text below one heading. `headings` is the path of headings from the document's top to it.
+
+    `marks` say where the text stands in its file: (character of `text`, page, line), in order, each from 1 and 0 where a
+    format has none. A mark holds until the next one.
+    """
 
     headings: tuple[str, ...]
     text: str
+    marks: tuple[tuple[int, int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -145,7 +150,9 @@ class Document:
     @classmethod
     def from_dict(cls, row: dict[str, Any]) -> Document:
         """The inverse of `to_dict`."""
-        return cls(**{**row, "sections": tuple(Section(tuple(s["headings"]), s["text"]) for s in row["sections"])})
+        return cls(**{**row, "sections": tuple(
+            Section(tuple(s["headings"]), s["text"], tuple((c, p, n) for c, p, n in s.get("marks") or ()))
+            for s in row["sections"])})
 
 
 @dataclass(frozen=True)
@@ -161,6 +168,7 @@ class Passage:
     """A piece of a document, cut by structure.
 
     `headings` is the path of headings above it, `section` names that path within the document: the unit of splits.
+    `page` and `line` say where it begins in its file, from 1; 0 where that is not known.
     """
 
     id: str
@@ -169,6 +177,8 @@ class Passage:
     section: str
     headings: tuple[str, ...] = ()
     tokens: int = 0
+    page: int = 0
+    line: int = 0
 
     @property
     def shown(self) -> str:
