@@ -55,4 +55,4 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
 def _write(file: Any, tensor: torch.Tensor) -> None:
     if tensor.numel():
         flat = tensor.detach().to("cpu").contiguous().reshape(-1)
-        file.write(memoryview(flat.view(torch.uint8).numpy()))
+        file.write(flat.view(torch.uint8).numpy().data)
