@@ -17,9 +17,9 @@ from pydantic import Field
 
 from luthier.core.errors import UserError
 from luthier.core.example import Example, with_rejected
-from luthier.core.kinds import DroppedRow, Metric, Prediction, Tokens
+from luthier.core.kinds import DroppedRow, Metric, Prediction
 from luthier.core.step import Ctx
-from luthier.techniques.evaluation._shared import pairs
+from luthier.techniques.evaluation._shared import pairs, parted
 
 
 class PreferenceAccuracy(Metric, name="preference-accuracy"):
@@ -42,7 +42,7 @@ class PreferenceAccuracy(Metric, name="preference-accuracy"):
         for example, _ in pairs(examples, predictions):
             if example.rejected is not None:
                 try:
-                    read[example.id] = [_parted(render.tokens(e)) for e in (example, with_rejected(example))]
+                    read[example.id] = [parted(render.tokens(e)) for e in (example, with_rejected(example))]
                 except DroppedRow as drop:
                     left_out[example.id] = drop.dropped.detail
         margins = dict(zip(read, self._margins([*zip(*read.values(), strict=True)], ctx), strict=True)) if read else {}
@@ -61,11 +61,3 @@ class PreferenceAccuracy(Metric, name="preference-accuracy"):
                             "by=likelihood; while training, the objective's own accuracy is that of rewards.")
         before, after = (ctx.engine.score(ctx.roles["reference"], side) for side in sides)
         return [(a[0] - b[0]) - (c[0] - d[0]) for a, b, c, d in zip(chosen, before, rejected, after, strict=True)]
-
-
-def _parted(tokens: Tokens) -> tuple[list[int], list[int]]:
-    """Prompt and answer ids of a row whose answer stands last."""
-    if tokens.decoder_ids is not None:
-        return tokens.ids, tokens.decoder_ids[1:]
-    start = tokens.targets.index(True)
-    return tokens.ids[:start], tokens.ids[start:]
