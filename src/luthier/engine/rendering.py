@@ -264,6 +264,13 @@ def with_passages(example: Example, passages: Sequence[str]) -> Example:
     return replace(example, turns=(Turn(first.role, parts), *rest))
 
 
+def passages_of(example: Example) -> list[str]:
+    """The passages before a question, without numbers if `with_passages` gave them some."""
+    texts = [p.value for p in example.turns[0].parts if p.name == "passage"]
+    plain = [t.removeprefix(f"[{n}] ") for n, t in enumerate(texts, 1)]
+    return plain if numbered(plain) == texts else texts
+
+
 def with_answer(example: Example, answer: str) -> Example:
     """The same question with this answer as its last learned turn."""
     last = max((n for n, t in enumerate(example.turns) if t.target), default=len(example.turns))

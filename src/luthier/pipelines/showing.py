@@ -50,11 +50,11 @@ def gold(example: Example) -> list[str]:
 
 
 def as_shot(example: Example, reads: bool) -> Example:
-    """A training row as a solved example: as it was trained where passages are read, else the bare question and answer."""
-    from luthier.engine.rendering import with_answer, with_passages
+    """A training row as a solved example: with its passages where passages are read, else the bare question and answer."""
+    from luthier.engine.rendering import passages_of, with_answer, with_passages
 
     if reads:
-        return example
+        return with_passages(example, passages_of(example))
     answer = example.meta.get("answer")  # of a row that was trained with passages: its answer without the citation
     return with_passages(with_answer(example, answer) if answer else example, ())
 

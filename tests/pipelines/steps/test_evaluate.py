@@ -173,7 +173,7 @@ def test_solved_examples_come_from_training_rows(arm, engine, examples, passages
     train = {e.id: e for e in examples.examples("train")}
     shots = [train[i] for i in made.meta["prompting"]["shot_ids"]]
     assert len({s.id for s in shots}) == 3
-    head = "".join((f"Passage: {s.part('passage')}\n" if passages else "")
+    head = "".join((f"Passage: [1] {s.part('passage')}\n" if passages else "")
                    + f"Question: {s.part('question')}\nAnswer: {s.answer}\n\n" for s in shots)
     assert all(prompt.startswith(f"<bos>{head}") and prompt.count("Answer:") == 4 for prompt in by.asked[-1])
     if passages:
@@ -183,8 +183,8 @@ def test_solved_examples_come_from_training_rows(arm, engine, examples, passages
 def test_passages_stand_best_first_on_one_line_below_their_headings(arm, engine):
     by = Scripted(engine, silent)
     made = arm(Evaluate(arm="base+retrieval", passages=2, sets=("unseen",)), by, finds=True)
-    assert by.asked[-1][0] == ("<bos>Passage: Guide / wood: The wood is number 3.\n"
-                                 "Passage: Guide / clamp: The clamp is number 0.\n"
+    assert by.asked[-1][0] == ("<bos>Passage: [1] Guide / wood: The wood is number 3.\n"
+                                 "Passage: [2] Guide / clamp: The clamp is number 0.\n"
                                  "Question: What is said of the wood in unseen?\nAnswer:")
     row = read_lines(made.folder / "predictions.jsonl")[0]
     assert row["passages"] == ["d:wood", "d:clamp"]

@@ -52,10 +52,10 @@ class Distractors(DataStep, name="distractors", seeds=[1]):
             yield from (made.get(row.id, row) for row in batch)
 
     def _row(self, row: Example, hits: Sequence[Passage], ctx: Ctx) -> Example:
-        from luthier.engine.rendering import with_answer, with_passages
+        from luthier.engine.rendering import passages_of, with_answer, with_passages
 
         gold = _gold(row)
-        text = " ".join(row.part("passage").split())
+        text = " ".join(passages_of(row)[0].split())
         wrong = [p for p in hits if p.id not in gold and p.shown != text and not _answers(p, row)]
         rng = ctx.rng("distractors", row.id)
         # Both draws whatever their outcome: a row's order does not depend on the rate.
@@ -70,7 +70,7 @@ class Distractors(DataStep, name="distractors", seeds=[1]):
         if without:
             return replace(with_answer(made, ABSTENTION), references=(), meta={**meta, "gold": [], "left_out": list(gold)})
         place = names.index(gold[0] if gold else "") + 1
-        meta["cited"] = {"number": place, **_support(row, next((p for p in hits if p.id in gold), None))}
+        meta["cited"] = {"number": place, **_support(row.answer, text, next((p for p in hits if p.id in gold), None))}
         return replace(with_answer(made, cite(row.answer, place)) if self.cite else made, meta=meta)
 
 
@@ -85,8 +85,8 @@ def _answers(passage: Passage, row: Example) -> bool:
     return len(answer) >= TELLING_WORDS and f" {' '.join(answer)} " in f" {' '.join(words(passage.shown))} "
 
 
-def _support(row: Example, gold: Passage | None) -> dict[str, Any]:
+def _support(answer: str, shown: str, gold: Passage | None) -> dict[str, Any]:
     """The supporting sentence, with the page and line where its passage begins; 0 where they are not known."""
     if gold is None:
-        return {"sentence": supporting(row.part("passage"), row.answer), "page": 0, "line": 0}
-    return {"sentence": supporting(gold.text, row.answer), "page": gold.page, "line": gold.line}
+        return {"sentence": supporting(shown, answer), "page": 0, "line": 0}
+    return {"sentence": supporting(gold.text, answer), "page": gold.page, "line": gold.line}

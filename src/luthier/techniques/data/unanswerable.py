@@ -65,7 +65,7 @@ class Unanswerable(DataStep, name="unanswerable", seeds=[1]):
             known = [w for w in dict.fromkeys(_names(question)) if w not in STOPWORDS and len(w) >= LEAST_LETTERS and counts[w]]
             if not known:
                 continue
-            old = min(known, key=lambda w: (counts[w], question.lower().index(w)))
+            old = min(known, key=lambda w: (counts[w], -question.lower().index(w)))
             new = _made_up(counts, rng, row.id)
             text = re.sub(rf"(?<![^\W_]){re.escape(old)}(?![^\W_])", lambda m, n=new: _cased(m[0], n), question,  # type: ignore[misc]
                           flags=re.IGNORECASE)
