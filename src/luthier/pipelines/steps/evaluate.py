@@ -158,7 +158,8 @@ class Evaluate(Step, name="evaluate"):
             return tuple(as_shot(e, False) for e in drawn[:max(self.shots)])
         # An example that finds nothing would teach a base, which is shown two or three, to find nothing.
         shown = [e for e in drawn if e.part("passage") and e.answer != ABSTENTION]
-        return tuple(sorted(shown[:8 * max(self.shots)], key=_passage_length)[:max(self.shots)])
+        chosen = sorted(shown[:8 * max(self.shots)], key=_passage_length)[:max(self.shots)]
+        return tuple(as_shot(e, True) for e in chosen)
 
     def _retrieve(self, rows: Sequence[Example], inputs: Mapping[str, Artifact], ctx: Ctx) -> list[list[Passage]]:
         if not self.passages:
