@@ -1,4 +1,5 @@
-"""Record ROUGE-L of pairs of texts by the package rouge-score 0.1.2: python scripts/make_rouge_fixture.py > tests/fixtures/rouge_l.json
+"""Record ROUGE-L of pairs of texts by the package rouge-score 0.1.2: python scripts/make_rouge_fixture.py >
+tests/fixtures/rouge_l.json
 
 Needs `pip install rouge-score==0.1.2` in an environment of its own; nothing else of the project does.
 """
@@ -16,7 +17,8 @@ WORDS = "the cat sat on a mat with 3 red-brown dogs, and ran; it's x86_64 (not A
 def main() -> None:
     """Random pairs that share words in and out of order, and edge cases."""
     draw = random.Random(0)
-    pairs = [("", "a"), ("a", ""), ("The cat.", "the CAT"), ("b a", "a b"), ("police killed the gunman", "police kill the gunman")]
+    pairs = [("", "a"), ("a", ""), ("The cat.", "the CAT"), ("b a", "a b"),
+             ("police killed the gunman", "police kill the gunman")]
     for _ in range(60):
         left = draw.choices(WORDS, k=draw.randint(1, 14))
         right = draw.sample(left, draw.randint(0, len(left))) + draw.choices(WORDS, k=draw.randint(1, 5))

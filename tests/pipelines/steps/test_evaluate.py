@@ -326,7 +326,8 @@ def test_citations_are_taken_out_of_the_answer_and_kept(arm, engine):
     def say(prompt: str) -> str:
         return "a number [2]" if "glue" in last(prompt) else "a number [1, 9]" if "peg" in last(prompt) else "a number"
 
-    step = Evaluate(arm="x", passages=2, sets=("known", "unseen"), metrics=("exact-match", "citation-precision", "citation-recall"))
+    metrics = ("exact-match", "citation-precision", "citation-recall")
+    step = Evaluate(arm="x", passages=2, sets=("known", "unseen"), metrics=metrics)
     made = arm(step, Scripted(engine, say), finds=True)
     rows = {r["id"]: r for r in read_lines(made.folder / "predictions.jsonl")}
     assert {r["text"] for r in rows.values()} == {"a number"}

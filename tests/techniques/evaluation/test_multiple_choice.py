@@ -81,8 +81,7 @@ class Told:
     ([-1, -2, -3, -4], 0, 1.0), ([-1, -2, -3, -4], 1, 0.0), ([-2, -1, -1, -4], 2, 1 / 2), ([-2, -1, -1, -4], 0, 0.0),
     ([-3, -3, -3, -3], 3, 1 / 4), ([-1, -1 - 1e-9, -2, -2], 1, 1 / 2)])
 def test_equals_share_the_point(asked, nats, label, value):
-    model, ctx = asked
-    ctx = replace(ctx, engine=Told(dict(zip(OPTIONS, nats, strict=True))))
+    ctx = replace(asked[1], engine=Told(dict(zip(OPTIONS, nats, strict=True))))
     (record,) = scored("multiple-choice", [asking("q", label)], ctx)
     assert record["value"] == value
     assert scored("multiple-choice", [asking("q", str(label))], ctx)[0]["value"] == value, "a label may be written as text"

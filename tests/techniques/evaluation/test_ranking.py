@@ -97,7 +97,8 @@ def test_mrr_is_the_sum_of_gains_in_recall_over_ranks(rows):
 # (retrieved, how many of them shown, cited, gold, precision, recall, gold was shown)
 CITED = [
     ("abc", 3, "a", ["a"], 1.0, 1.0, True), ("abc", 3, "ab", ["a"], 0.5, 1.0, True), ("abc", 3, "b", ["a"], 0.0, 0.0, True),
-    ("abc", 3, "", ["a"], None, 0.0, True), ("abc", 2, "a", ["c"], 0.0, 0.0, False), ("abc", 3, "a", ["a", "c"], 1.0, 1.0, True),
+    ("abc", 3, "", ["a"], None, 0.0, True), ("abc", 2, "a", ["c"], 0.0, 0.0, False),
+    ("abc", 3, "a", ["a", "c"], 1.0, 1.0, True),
     ("abc", 3, "a", [], None, None, False), ("abc", 3, ["[9]"], ["a"], 0.0, 0.0, True),
 ]
 

@@ -164,7 +164,7 @@ class Evaluate(Step, name="evaluate"):
     def _retrieve(self, rows: Sequence[Example], inputs: Mapping[str, Artifact], ctx: Ctx) -> list[list[Passage]]:
         if not self.passages:
             return [[] for _ in rows]
-        depth = max([self.passages, *(getattr(m, "depth", 0) for m in self.metrics), *(getattr(m, "k", 0) for m in self.metrics)])
+        depth = max(self.passages, *(getattr(m, name, 0) for m in self.metrics for name in ("depth", "k")))
         return retrieve(rows, depth, inputs, ctx, oracle=self.retriever == "oracle")
 
     def _asked(self, inputs: Mapping[str, Artifact], ctx: Ctx) -> dict[str, Any]:

@@ -4,9 +4,9 @@
 author or generator on sections that are trained on (measures knowledge). With hand-written test questions both come
 from them; without, `unseen` sections are drawn and `known` is what another generator asked about trained sections.
 
-After the split `augment` changes the training rows; `validation` holds the dev rows changed alike, so that the loss that is
-watched is that of the rows that are learned, while the dev questions stay as they are asked. `unanswerable` adds questions
-without an answer, made from the test questions.
+After the split `augment` changes the training rows; `validation` holds the dev rows changed alike, so that the loss
+that is watched is that of the rows that are learned, while the dev questions stay as they are asked. `unanswerable`
+adds questions without an answer, made from the test questions.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ class Split(Step, name="split"):
         ctx.log(", ".join(f"{len(r)} {n}" for n, r in subsets.items()) + f"; {len(ledger)} left out")
         copy_licenses([Path(a.folder) for a in inputs.values()], ctx.folder)
         labels = inputs["questions"].meta.get("labels")
-        return write_examples(ctx.folder, subsets, ledger, overlap=overlap, made=made, read=len(rows) + sum(map(len, test.values())),
-                              **({"labels": labels} if labels else {}))
+        return write_examples(ctx.folder, subsets, ledger, overlap=overlap, made=made, **({"labels": labels} if labels else {}),
+                              read=len(rows) + sum(map(len, test.values())))
 
     def _augmented(self, subsets: dict[str, list[Example]], ctx: Ctx) -> list[Dropped]:
         """Change the training rows, and a copy of the dev rows by which training is watched; what training loses."""
@@ -164,7 +164,7 @@ class Split(Step, name="split"):
             unseen = {r.cluster for r in rows.get("unseen", ())}
             hidden = {p.id for p in inputs["documents"].passages() if p.section in unseen}
             shown = sum(name in hidden for r in (*rows["train"], *watched) for name in r.meta.get("shown", ()))
-            found = [receipt("split/unseen passages shown", 0, shown, unit="passages", detail="in the rows that are trained on")]
+            found = [receipt("split/unseen passages shown", 0, shown, unit="passages", detail="in rows that are trained on")]
         return [
             *found,
             receipt("split/rows", artifact.meta["read"], counted, unit="rows", detail="rows in against subsets plus ledger"),

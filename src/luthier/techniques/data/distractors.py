@@ -1,14 +1,16 @@
 """distractors: each question among the passages that a retriever would show, and some without the one that answers it.
 
-A row that shows its golden passage g becomes (question, g and n hard negatives, answer): negatives are the best passages that
-the retriever finds for the question and that do not answer it, shuffled with g. In a share `no_gold_rate` of the rows g
-is left out, n + 1 negatives are shown and the answer is "not found in the documents". Passages are numbered, and an answer
-ends with the number of g; `meta["cited"]` keeps the sentence of g that shares most words with the answer. Rows that show no
-passage stay as they are, so that `show-passage` before this step decides how many questions are learned by heart.
+A row that shows its golden passage g becomes (question, g and n hard negatives, answer): negatives are the best
+passages that the retriever finds for the question and that do not answer it, shuffled with g. In a share `no_gold_rate`
+of the rows g is left out, n + 1 negatives are shown and the answer is "not found in the documents". Passages are
+numbered, and an answer ends with the number of g; `meta["cited"]` keeps the sentence of g that shares most words with
+the answer. Rows that show no passage stay as they are, so that `show-passage` before this step decides how many
+questions are learned by heart.
 
-When it helps: a model that is asked with retrieved passages must have learned to choose among them, and to say when none
-answers. Source: Sharma et al. 2024, "Retrieval Augmented Generation for Domain-specific Question Answering", section 3.3 (the share
-of rows without gold is not stated there); Zhang et al. 2024, "RAFT". Needs the role `retriever`: queries and k to passages.
+When it helps: a model that is asked with retrieved passages must have learned to choose among them, and to say when
+none answers. Source: Sharma et al. 2024, "Retrieval Augmented Generation for Domain-specific Question Answering"
+(the share of rows without gold is not stated there); Zhang et al. 2024, "RAFT". Needs the role `retriever`:
+queries and k to passages.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Augmentation: show the passage above the question in a share of the rows.
 
-A model that is asked with passages and without must have seen both in training. A passage that is kept is numbered, as those are
-that the model will be asked with.
+A model that is asked with passages and without must have seen both in training. A passage that is kept is numbered, as
+those are that the model will be asked with.
 """
 
 from __future__ import annotations

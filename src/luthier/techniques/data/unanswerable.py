@@ -1,13 +1,15 @@
 """unanswerable: questions that the documents do not answer, made by rule from questions that they do.
 
 Two ways. *Swapped*: the rarest word that names something in a question (one that the documents know) is replaced by a
-made-up name that occurs nowhere in the documents: "What does str.center() do?" becomes "What does str.vorbale() do?". *Hidden*:
-the question stays as it is and its section is not searched for it (`meta["hidden"]`), if no other passage holds the
-answer; made only where there are too few questions to swap, since a model may know the answer without any passage.
+made-up name that occurs nowhere in the documents: "What does str.center() do?" becomes "What does str.vorbale() do?".
+*Hidden*: the question stays as it is and its section is not searched for it (`meta["hidden"]`), if no other passage
+holds the answer; made only where there are too few questions to swap, since a model may know the answer without any
+passage.
 
-When it helps: abstention is measured without anyone writing questions. They are easier to see through than questions that people
-write to mislead, so a share of abstentions on them is an upper bound. Source: Rajpurkar et al. 2018, "Know what you don't know:
-unanswerable questions for SQuAD" (entity swap); Sharma et al. 2024 (no-gold rows). Needs the role `passages`: a callable that gives all.
+When it helps: abstention is measured without anyone writing questions. They are easier to see through than questions
+that people write to mislead, so a share of abstentions on them is an upper bound. Source: Rajpurkar et al. 2018, "Know
+what you don't know: unanswerable questions for SQuAD" (entity swap); Sharma et al. 2024 (no-gold rows). Needs the role
+`passages`: a callable that gives all.
 """
 
 from __future__ import annotations

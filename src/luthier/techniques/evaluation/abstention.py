@@ -1,11 +1,13 @@
 """abstention: precision, recall and F1 of saying that the documents have no answer, over all questions together.
 
-With A the questions on which the model abstains and U those without an answer: precision = |A ∩ U| / |A|, recall = |A ∩ U| / |U|,
-F1 = 2|A ∩ U| / (|A| + |U|). Recall is the mean of `abstains`; a model that always abstains has recall 1 and a precision of
-|U| / all questions. They are numbers of a whole set of questions: no single question has a value, and `details` gives all three.
+With A the questions on which the model abstains and U those without an answer: precision = |A ∩ U| / |A|, recall = |A ∩
+U| / |U|, F1 = 2|A ∩ U| / (|A| + |U|). Recall is the mean of `abstains`; a model that always abstains has recall 1 and a
+precision of |U| / all questions. They are numbers of a whole set of questions: no single question has a value, and
+`details` gives all three.
 
-When it helps: beside the share of right answers; abstaining more always helps one of `abstains` and `over-abstains` and hurts the
-other. Source: Rajpurkar et al. 2018, "Know what you don't know"; Zhang et al. 2024, "R-Tuning" (precision and recall of refusals).
+When it helps: beside the share of right answers; abstaining more always helps one of `abstains` and `over-abstains` and
+hurts the other. Source: Rajpurkar et al. 2018, "Know what you don't know"; Zhang et al. 2024, "R-Tuning" (precision and
+recall of refusals).
 """
 
 from __future__ import annotations

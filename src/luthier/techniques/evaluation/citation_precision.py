@@ -1,12 +1,12 @@
 """citation-precision: share of the passages an answer cites that hold the answer.
 
-value = |cited ∩ gold| / |cited| for an answer that cites something; a number that no shown passage has is a wrong citation. No
-value for an answer that cites nothing (`citation-recall` counts that) and for a question whose gold passages are not known
-(`meta["gold"]`). A gold passage is one that a question was written from or whose quote it holds: another passage that
-answers it too counts as wrong, so the number is a lower bound.
+value = |cited ∩ gold| / |cited| for an answer that cites something; a number that no shown passage has is a wrong
+citation. No value for an answer that cites nothing (`citation-recall` counts that) and for a question whose gold
+passages are not known (`meta["gold"]`). A gold passage is one that a question was written from or whose quote it holds:
+another passage that answers it too counts as wrong, so the number is a lower bound.
 
-When it helps: a citation that is not there to be checked is worth less than none. Source: Gao et al. 2023, "Enabling large language
-models to generate text with citations" (ALCE), with gold passages in place of an entailment model.
+When it helps: a citation that is not there to be checked is worth less than none. Source: Gao et al. 2023, "Enabling
+large language models to generate text with citations" (ALCE), with gold passages in place of an entailment model.
 """
 
 from __future__ import annotations

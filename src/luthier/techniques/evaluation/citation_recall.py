@@ -1,11 +1,13 @@
 """citation-recall: share of questions whose answer cites a passage that holds the answer.
 
-value = [some gold passage is cited]. A question with several gold passages needs one of them, as in `recall`, since each of
-them holds the answer. Retrieval that did not find the passage counts against it; `shown` says whether it stood in the prompt, and
-`details` gives the share among those. No value without gold passages (`meta["gold"]`) or in an arm that retrieves nothing.
+value = [some gold passage is cited]. A question with several gold passages needs one of them, as in `recall`, since
+each of them holds the answer. Retrieval that did not find the passage counts against it; `shown` says whether it stood
+in the prompt, and `details` gives the share among those. No value without gold passages (`meta["gold"]`) or in an arm
+that retrieves nothing.
 
-When it helps: beside `citation-precision`, which a model that cites once a day would win. Source: Gao et al. 2023, "Enabling large
-language models to generate text with citations" (ALCE), with gold passages in place of an entailment model.
+When it helps: beside `citation-precision`, which a model that cites once a day would win. Source: Gao et al. 2023,
+"Enabling large language models to generate text with citations" (ALCE), with gold passages in place of an entailment
+model.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
 """groundedness: share of an answer's content words that stand in the passages it was shown. No model is asked.
 
-groundedness = |{w in content(answer): w in words(passages)}| / |content(answer)|, content(answer) being its different words
-without those that carry no topic (English function words; an answer of such words alone is judged by all its words). A word
-counts as it stands, lower-case and not stemmed, so "prunes" is not supported by "pruned". A word of a passage that the answer
-negates counts as supported: this measures where words come from, not whether what they say is true. No value for an answer that
-abstains, says nothing, or was shown nothing.
+groundedness = |{w in content(answer): w in words(passages)}| / |content(answer)|, content(answer) being its different
+words without those that carry no topic (English function words; an answer of such words alone is judged by all its
+words). A word counts as it stands, lower-case and not stemmed, so "prunes" is not supported by "pruned". A word of a
+passage that the answer negates counts as supported: this measures where words come from, not whether what they say is
+true. No value for an answer that abstains, says nothing, or was shown nothing.
 
-When it helps: an answer that is wrong but taken from the passages has another cure than one that is made up. Source: Sharma et al.
-2024 (share of answer tokens supported by context); Shuster et al. 2021, "Retrieval augmentation reduces hallucination in
-conversation" (knowledge F1, whose precision this is).
+When it helps: an answer that is wrong but taken from the passages has another cure than one that is made up. Source:
+Sharma et al. 2024 (share of answer tokens supported by context); Shuster et al. 2021, "Retrieval augmentation reduces
+hallucination in conversation" (knowledge F1, whose precision this is).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """mrr: mean reciprocal rank of the first gold passage among the first `k` retrieved.
 
-MRR@k = mean over questions of 1 / rank of the first gold passage, 0 when none is among the first k. No value without gold
-passages (`meta["gold"]`) or in an arm that retrieves nothing at all.
+MRR@k = mean over questions of 1 / rank of the first gold passage, 0 when none is among the first k. No value without
+gold passages (`meta["gold"]`) or in an arm that retrieves nothing at all.
 
 When it helps: one passage answers the question, and how far down it stands matters. Source: Voorhees 1999, "The TREC-8
 question answering track report".

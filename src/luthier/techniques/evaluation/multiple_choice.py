@@ -1,6 +1,7 @@
 """multiple-choice: share of questions whose right option the model finds the likeliest. Nothing is generated.
 
-With options c_l and the tokens c_l1 … c_ln of each, s(c_l) = Σ_t log p(c_lt | prompt, c_l1 … c_l(t-1)), and the choice is
+With options c_l and the tokens c_l1 … c_ln of each, s(c_l) = Σ_t log p(c_lt | prompt, c_l1 … c_l(t-1)), and the choice
+is
 
     sum        argmax s(c_l)                             log-probability of the whole option
     token      argmax s(c_l) / n_l                       a mean, so that a long option is not worse for being long
@@ -8,11 +9,11 @@ With options c_l and the tokens c_l1 … c_ln of each, s(c_l) = Σ_t log p(c_lt 
     pmi        argmax s(c_l) - s(c_l | no question)      what the question adds: an option that is likely anyway gains nothing
 
 value = 1 if the right option alone is best, 1/m if it is among m that are equally best, 0 otherwise. Examples have
-`meta["options"]`, texts, and `label`, the number of the right one from 0. A question that holds the text of its right option is
-flagged (`given_away`): it may be answered without knowing anything.
+`meta["options"]`, texts, and `label`, the number of the right one from 0. A question that holds the text of its right
+option is flagged (`given_away`): it may be answered without knowing anything.
 
-When it helps: knowledge of a model that does not yet answer in words. Source: Ovadia et al. 2023, "Fine-tuning or retrieval?";
-Holtzman et al. 2021, "Surface form competition" (pmi); Gao et al., lm-evaluation-harness (sums and means).
+When it helps: knowledge of a model that does not yet answer in words. Source: Ovadia et al. 2023, "Fine-tuning or
+retrieval?"; Holtzman et al. 2021, "Surface form competition" (pmi); Gao et al., lm-evaluation-harness (sums and means).
 """
 
 from __future__ import annotations

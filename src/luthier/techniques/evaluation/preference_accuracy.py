@@ -1,11 +1,12 @@
 """preference-accuracy: share of pairs whose chosen answer the model finds likelier than the rejected one.
 
-margin = s(chosen) - s(rejected); value = 1 above 0, 0 below, 0.5 at exactly 0. s is the log-probability of an answer, its
-stop token included: per token with `by: likelihood` (a long answer is not worse for being long), or as a gain over
+margin = s(chosen) - s(rejected); value = 1 above 0, 0 below, 0.5 at exactly 0. s is the log-probability of an answer,
+its stop token included: per token with `by: likelihood` (a long answer is not worse for being long), or as a gain over
 the reference with `by: reward` (log π - log ρ summed over the tokens: the reward that DPO learns; the reference itself
 scores 0.5). Nothing is generated. An example without a rejected answer has no value.
 
-When it helps: preferences were trained, or are to be. Source: Rafailov et al. 2023 (reward); Meng et al. 2024 (per token).
+When it helps: preferences were trained, or are to be. Source: Rafailov et al. 2023 (reward); Meng et al. 2024 (per
+token).
 """
 
 from __future__ import annotations

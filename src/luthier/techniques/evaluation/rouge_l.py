@@ -1,12 +1,12 @@
 """rouge-l: longest common subsequence of the words of an answer and those of the nearest acceptable answer.
 
 With words P of the prediction, G of an answer and l = length of their longest common subsequence: precision = l / |P|,
-recall = l / |G|, ROUGE-L = 2 · precision · recall / (precision + recall) = 2l / (|P| + |G|); the largest over the acceptable
-answers. Words are lower-case runs of letters and digits of any script, not stemmed; scripts without spaces count each
-character. Questions without an answer have no value here: `abstains` judges those.
+recall = l / |G|, ROUGE-L = 2 · precision · recall / (precision + recall) = 2l / (|P| + |G|); the largest over the
+acceptable answers. Words are lower-case runs of letters and digits of any script, not stemmed; scripts without spaces
+count each character. Questions without an answer have no value here: `abstains` judges those.
 
-When it helps: answers of a sentence or more, where the order of words matters. Source: Lin 2004, "ROUGE: a package for automatic
-evaluation of summaries"; tokens and F as in the package rouge-score.
+When it helps: answers of a sentence or more, where the order of words matters. Source: Lin 2004, "ROUGE: a package for
+automatic evaluation of summaries"; tokens and F as in the package rouge-score.
 """
 
 from __future__ import annotations

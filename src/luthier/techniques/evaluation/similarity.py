@@ -1,11 +1,11 @@
 """similarity: cosine of the meanings of an answer and of the nearest acceptable answer, by an encoder.
 
-value = max over acceptable answers a of cos(e(answer), e(a)), e being the encoder's embedding (mean-pooled, of length 1). An
-empty answer has 0. It is high for texts about one thing, also where they say the opposite: read it beside F1. The number
-depends on the encoder: compare only what one encoder measured. Questions without an answer have no value.
+value = max over acceptable answers a of cos(e(answer), e(a)), e being the encoder's embedding (mean-pooled, of length
+1). An empty answer has 0. It is high for texts about one thing, also where they say the opposite: read it beside F1.
+The number depends on the encoder: compare only what one encoder measured. Questions without an answer have no value.
 
-When it helps: long answers that may be worded in many ways. Source: Balaguer et al. 2024, "RAG vs fine-tuning"; Reimers and
-Gurevych 2019, "Sentence-BERT".
+When it helps: long answers that may be worded in many ways. Source: Balaguer et al. 2024, "RAG vs fine-tuning"; Reimers
+and Gurevych 2019, "Sentence-BERT".
 """
 
 from __future__ import annotations

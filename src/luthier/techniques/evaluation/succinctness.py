@@ -1,10 +1,11 @@
 """succinctness: length of an answer in words over that of the nearest acceptable answer in length; lower is briefer.
 
-ratio = words(answer) / words(reference), of the reference whose length is nearest; 1 is as long as the reference, 2 twice as long.
-No value for an answer that abstains or says nothing, which would be the briefest of all, nor without a reference.
+ratio = words(answer) / words(reference), of the reference whose length is nearest; 1 is as long as the reference, 2
+twice as long. No value for an answer that abstains or says nothing, which would be the briefest of all, nor without a
+reference.
 
-When it helps: tuning for style; read it beside a measure of being right. Source: Balaguer et al. 2024, "RAG vs fine-tuning"
-(succinctness; graded by a model there, measured here).
+When it helps: tuning for style; read it beside a measure of being right. Source: Balaguer et al. 2024, "RAG vs
+fine-tuning" (succinctness; graded by a model there, measured here).
 """
 
 from __future__ import annotations
