@@ -77,7 +77,7 @@ def ask(run: Run, text: str, *, arm: str | None = None, passages: int | None = N
         # A model that was tuned on conversations is asked in one.
         asked = make_question("asked", text, task="chat" if chosen.get("conversation") else "qa")
         hits = step._retrieve([asked], inputs, ctx)
-        if reads and not hits[0]:
+        if step.passages and not hits[0]:
             prediction = Prediction("asked", text=ABSTENTION)
         else:
             (prediction,), _ = step._answer(model, [asked], hits, prompting, ctx)

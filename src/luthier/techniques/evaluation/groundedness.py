@@ -37,7 +37,7 @@ class Groundedness(Metric, name="groundedness", seeds=[1, 24]):
 
     def score(self, examples: Sequence[Example], predictions: Sequence[Prediction], ctx: Ctx) -> list[dict[str, Any]]:
         """`value` in [0, 1] or None, with the words that no passage holds as `unsupported`."""
-        records = []
+        records: list[dict[str, Any]] = []
         for example, prediction in pairs(examples, predictions):
             said = list(dict.fromkeys(words(prediction.text)))
             said = [w for w in said if w not in FUNCTION_WORDS] or said
