@@ -46,6 +46,7 @@ def tuned(make_ctx, pico):
 
 
 @pytest.mark.oracle(seed=114, clause=1, against="the base itself")
+@pytest.mark.oracle(seed=167, clause=4, against="the base itself")
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("spec", ["lora", "lora:target=attention-qv,rank=4", "lora:rslora=true,alpha=7,dropout=0.5"])
 def test_a_fresh_adapter_is_the_base_bit_for_bit(spec, architecture, bases):

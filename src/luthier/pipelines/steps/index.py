@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -67,6 +67,34 @@ def open_retriever(index: Artifact) -> Retriever:
         raise UserError(f"{index.folder} holds {index.kind}, not an index.")
     retriever: Retriever = build("retriever", index.meta["retriever"])
     return retriever
+
+
+Search = Callable[..., list[list[Passage]]]
+
+
+def searcher(index: Artifact, encoder: Artifact, ctx: Ctx) -> Search:
+    """`search(queries, k, hidden)`: the k best passages of each query, best first, by the retriever that made the index.
+
+    `hidden` names for each query the sections that are not searched, as if the index did not hold them.
+    """
+    retriever = open_retriever(index)
+    asking = _with_encoder({"encoder": encoder}, ctx)
+
+    def search(queries: Sequence[str], k: int, hidden: Sequence[Collection[str]] = ()) -> list[list[Passage]]:
+        out = hidden or [()] * len(queries)
+        found: list[list[Passage]] = [[] for _ in queries]
+        left, depth = list(range(len(queries))), k
+        while left:
+            hits = retriever.search(index, [queries[i] for i in left], depth, asking)
+            short = []
+            for i, ranked in zip(left, hits, strict=True):
+                found[i] = [p for p, _ in ranked if p.section not in out[i]][:k]
+                if len(found[i]) < k and len(ranked) == depth:
+                    short.append(i)
+            left, depth = short, 2 * depth
+        return found
+
+    return search
 
 
 def _with_encoder(inputs: Mapping[str, Artifact], ctx: Ctx) -> Ctx:
