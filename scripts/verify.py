@@ -40,6 +40,7 @@ SOURCES = ("src/**/*.py", "src/**/*.jsonl", "src/**/*.yaml", "src/**/*.json", "t
 EVERYWHERE = ("src/luthier/core/", "src/luthier/engine/", "tests/conftest.py", "tests/contracts/", "pyproject.toml",
               "constraints.txt")
 ORACLE_SEED = re.compile(r"mark\.oracle\(\s*seed=(\d+)")
+MARK = re.compile(r"mark\.oracle\(\s*seed=(\d+),\s*clause=([^,)]+)")
 
 Outcome = dict[str, Any]  # one test: id, file, oracles, contract, outcome
 
