@@ -97,7 +97,7 @@ def reached(changed: Sequence[str]) -> list[int]:
         text = "".join((ROOT / f).read_text(encoding="utf-8") for f in files)
         if any(path in own | files or (path in names and re.search(rf"\b{re.escape(names[path])}\b", text))
                or (Path(path).name.startswith("_") and str(Path(path).parent) in rooms)
-               or Path(path).stem in text and path.startswith("src/luthier/pipelines/") for path in changed):
+               or (Path(path).stem in text and path.startswith("src/luthier/pipelines/")) for path in changed):
             found.append(seed)
     return found
 

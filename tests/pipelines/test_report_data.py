@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from html.parser import HTMLParser
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -73,5 +74,5 @@ def test_ranges_hold_every_value_once(values, most):
     found = bins(values, most)
     assert len(found) <= most and sum(count for _, _, count in found) == len(values)
     assert all(count == sum(first <= v <= last for v in values) for first, last, count in found)
-    assert all(b[0] == a[1] + 1 for a, b in zip(found, found[1:], strict=False))
+    assert all(b[0] == a[1] + 1 for a, b in pairwise(found))
     assert len({last - first for first, last, _ in found}) == 1

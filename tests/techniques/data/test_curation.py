@@ -153,7 +153,7 @@ def test_no_row_is_lost_whatever_it_holds(ctx, given_rows):
     for step in (Contradictions(), Contradictions(keep="first"), Profanity()):
         left_out(step, rows, ctx)
     groups: dict[str, set[str]] = {}
-    for n, (topic, answer) in enumerate(given_rows):
+    for topic, answer in given_rows:
         groups.setdefault(topic, set()).add(answer)
     if all(len(answers) == 1 for answers in groups.values()):
         assert not left_out(Contradictions(), rows, ctx), "equal answers never contradict"
@@ -170,14 +170,14 @@ def test_of_examples_what_is_said_counts_and_not_the_passage_they_show(ctx):
             asked("c", "what switches  the pump off?", "The float valve", passage="another"),
             asked("d", LONG, LONG), asked("e", LONG, f"{LONG} again")]
     assert left_out(NearDuplicates(threshold=0.8), rows, ctx) == {
-        "c": "duplicate of a: same text", "e": "duplicate of d: Jaccard 0.94"}
+        "c": "duplicate of a: same text", "e": "duplicate of d: Jaccard 0.95"}, "18 of 19 grams"
 
 
 # --- profanity -------------------------------------------------------------------------------------------------------
 
 @pytest.mark.oracle(clause="coarse words by class", against="hand case")
 @pytest.mark.parametrize(("text", "mild", "strong"), [
-    ("Damn, the fucking pump!", 1, 1), ("This is sh1t and f*cked, F***!", 0, 2), ("crap CRAPPY bastards", 2, 1),
+    ("Damn, the fucking pump!", 1, 1), ("This is sh1t and f*cked, F***!", 0, 3), ("crap CRAPPY bastards", 2, 1),
     ("Scunthorpe, Dickens, cocktail, shiitake, assess, peacock", 0, 0), ("user@shit.example $hit", 0, 1),
     ("A pump is damned; the dam holds.", 1, 0), ("", 0, 0),
 ])

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import ClassVar, Literal, NamedTuple
 
 from pydantic import Field
@@ -102,7 +102,7 @@ def disagree(left: Said, right: Said, overlap: float) -> bool:
     (a, numbers_a, negated_a), (b, numbers_b, negated_b) = (_parts(s.text) for s in (left, right))
     if not left.asked:
         return numbers_a != numbers_b or negated_a != negated_b
-    if a == b or a and b and jaccard(a, b) >= overlap:
+    if a == b or (a and b and jaccard(a, b) >= overlap):
         return negated_a != negated_b or bool(numbers_a and numbers_b and numbers_a != numbers_b)
     if numbers_a and numbers_a == numbers_b:
         return False
@@ -157,7 +157,7 @@ def _is_number(word: str) -> bool:
 def _counted(text: str) -> set[str]:
     """Numbers that count things off: they follow a word such as step or figure."""
     said = words(text)
-    return {b for a, b in zip(said, said[1:], strict=False) if _is_number(b) and a.removesuffix("s") in _COUNTING}
+    return {b for a, b in pairwise(said) if _is_number(b) and a.removesuffix("s") in _COUNTING}
 
 
 def _judged(pairs: list[tuple[Said, Said]], ctx: Ctx) -> list[tuple[Said, Said]]:
