@@ -8,7 +8,8 @@
       module: luthier.techniques.methods.lora      (where it is not the component's own)
 
 A mutant is killed when an oracle test of the component fails with it: one of a seed that the component names, or one
-without a seed among the tests of the component's room. Nothing is written to disk: an import hook changes the source on its way in.
+without a seed among the tests of the component's room. Nothing is written to disk: an import hook changes the source on
+its way in.
 """
 
 from __future__ import annotations

@@ -102,8 +102,8 @@ def _by_name(what: str, counts: Mapping[str, int]) -> Html | None:
     total = sum(counts.values())
     order = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     rows = [[clipped(name or "(none)", 120), number(n), f"{n / total:.0%}"] for name, n in order[:MOST]]
-    rest = len(order) - MOST
-    more = el("p", f"The {MOST} largest; {counted(rest, 'other')} with {sum(n for _, n in order[MOST:]):,} rows.", class_="quiet")
+    rest, left = len(order) - MOST, sum(n for _, n in order[MOST:])
+    more = el("p", f"The {MOST} largest; ", counted(rest, "other"), f" with {left:,} rows.", class_="quiet")
     return el("div", table(f"Rows by {what}", [what, "rows", "share"], "tnn", rows), more if rest > 0 else None)
 
 
@@ -116,8 +116,9 @@ def _clusters(counts: Mapping[str, int]) -> Html | None:
               "Statistics count clusters, not rows.", class_="quiet")
     rows = [[counted(size, "row"), number(n)] for size, n in sorted(sizes.items())]
     if len(rows) > MOST:
-        rows = [*rows[:MOST - 1], [f"{sorted(sizes)[MOST - 1]:,} rows and more", number(sum(n for s, n in sizes.items()
-                                                                              if s >= sorted(sizes)[MOST - 1]))]]
+        from_here = sorted(sizes)[MOST - 1]
+        rest = sum(n for size, n in sizes.items() if size >= from_here)
+        rows = [*rows[:MOST - 1], [join((counted(from_here, "row"), " and more")), number(rest)]]
     return el("div", told, table("Clusters by size", ["size", "clusters"], "tn", rows), details(
         "The largest clusters", _by_name("cluster", dict(Counter(counts).most_common(MOST)))))
 
