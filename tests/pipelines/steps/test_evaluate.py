@@ -193,7 +193,7 @@ def test_passages_stand_best_first_on_one_line_below_their_headings(arm, engine)
     assert len(row["ranked"]) == 10, "recall and ndcg see what was not shown"
 
 
-@pytest.mark.oracle(seed=24, clause="retriever off and k=0 give identical answers", against="limit")
+@pytest.mark.oracle(seed=24, clause=4, against="limit")
 @pytest.mark.parametrize("shots", [0, 2])
 def test_without_passages_retrieval_changes_nothing(arm, engine, examples, pico, shots, monkeypatch):
     asked: list[Any] = []
@@ -214,7 +214,7 @@ def test_without_passages_retrieval_changes_nothing(arm, engine, examples, pico,
         assert asked[2] == asked[0] and nothing.meta["prompt_tokens"] == off.meta["prompt_tokens"]
 
 
-@pytest.mark.oracle(seed=24, clause="oracle retriever gives recall 1", against="limit")
+@pytest.mark.oracle(seed=24, clause=3, against="limit")
 def test_a_retriever_that_knows_the_passage_has_recall_one(arm, engine):
     made = arm(Evaluate(arm="x", passages=1, metrics=("recall", "ndcg:k=3"), sets=("known", "unseen")),
                Scripted(engine, silent), finds=True)
@@ -266,7 +266,7 @@ def test_predictions_say_what_was_asked_and_answered(arm, engine):
     assert read_json(made.folder / "cost.json")["seconds"] >= 0
 
 
-@pytest.mark.oracle(seed=24, clause="numbers in the 2x2 reproduce from the stored predictions",
+@pytest.mark.oracle(seed=24, clause=5,
                     against="re-scoring")
 def test_every_number_is_made_again_from_the_stored_predictions(arm, engine, examples, make_ctx):
     step = Evaluate(arm="base+retrieval", passages=2, decoder="greedy:max_new_tokens=8")
