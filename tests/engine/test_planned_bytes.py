@@ -21,15 +21,8 @@ def test_planned_bytes_are_within_15_percent_of_the_real_tensors(method, pico, t
     rows = [question(str(i), f"What stands on plot {i}?", f"oak {i}") for i in range(8)]
     inputs = {"base": pico, "examples": write_examples(folder, {"train": rows})}
     fit = Fit(method=method, length={"steps": 1}, dtype="float32")
-    try:
-        planned = step_plans.plan_fit(fit, inputs, make_ctx("plan", inputs), Rates(1e11, 2e11, 1e10, 1e-5, 1e9)).memory
-        model = fit.method.prepare(engine.fresh(pico, torch.float32), FitCtx(**make_ctx("real", inputs).__dict__))
-    except Exception as error:  # pico may have no biases to train: another frozen case stands in below
-        if method != "bitfit" or "bias" not in str(error):
-            raise
-        fit = Fit(method="lora:rank=1", length={"steps": 1}, dtype="float32")
-        planned = step_plans.plan_fit(fit, inputs, make_ctx("plan1", inputs), Rates(1e11, 2e11, 1e10, 1e-5, 1e9)).memory
-        model = fit.method.prepare(engine.fresh(pico, torch.float32), FitCtx(**make_ctx("real1", inputs).__dict__))
+    planned = step_plans.plan_fit(fit, inputs, make_ctx("plan", inputs), Rates(1e11, 2e11, 1e10, 1e-5, 1e9)).memory
+    model = fit.method.prepare(engine.fresh(pico, torch.float32), FitCtx(**make_ctx("real", inputs).__dict__))
     trained = [p for p in model.module.parameters() if p.requires_grad]
     states = torch.optim.AdamW(trained, lr=0.0)
     for p in trained:

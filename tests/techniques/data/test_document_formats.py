@@ -87,3 +87,13 @@ def test_keywords_are_those_of_the_largest_tf_idf(ctx):
     first = made("keywords-paragraph:keywords=3", ctx, [*pages, third])[0]
     # pump 2·log(4/2) > valve = lamp = old = … = log(4/3), in order of place.
     assert "Keywords: pump, valve, lamp\n" in first.turns[0].text and first.answer == f" {texts[0]}"
+
+
+@pytest.mark.oracle(seed=126, clause=2, against="substring of the passage")
+def test_enterprise_writes_every_format_and_says_when_rules_write_the_questions(ctx, log):
+    pages = [Passage("d:0", "A valve is a part that stops water. It is made of brass and lasts long.", "d", "s0", ("Valves",))]
+    rows = [r for r in made("enterprise", ctx, pages) if isinstance(r, Example)]
+    assert {r.meta["generator"] for r in rows} == {"paragraphs", "headings", "keywords-paragraph"}
+    assert [line for line in log if "few-shot needs a writer" in line and "headings writes" in line]
+    asked = [r for r in rows if r.meta["generator"] == "headings"]
+    assert asked and all(r.answer in r.part("passage") for r in asked)
