@@ -11,7 +11,7 @@ from luthier.core.example import Document, Dropped, Example, Passage, Section
 from luthier.techniques.data.chunk_by_structure import ChunkByStructure
 
 TEXTS = [
-    "ACME manual\nThe float valve switches the pump off at 180 litres.\n\nThe red lamp shows an old filter in the tank.\nPage 1",
+    "ACME manual\nThe float valve switches the pump off at 180 litres.\n\nThe red lamp shows an old filter in tanks.\nPage 1",
     "ACME manual\nThe Clamp of Smith & Co. holds two boards together while the glue dries.\nPage 2",
     "ACME manual\nThe pump rests while the float valve is closed, and then a bell rings twice.\nSetup ........ 12\nPage 3",
 ]

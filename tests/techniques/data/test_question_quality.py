@@ -60,7 +60,7 @@ def test_fluency_counts_rules_of_form(asked, share):
 
 
 def test_rows_pass_with_their_numbers_and_the_summary_is_said(ctx, log):
-    rows = [ask(0, "When does water boil?", "at 100 degrees"), ask(1, "What does this passage say?", "October")]  # they share one word of 4 and of 5
+    rows = [ask(0, "When does water boil?", "at 100 degrees"), ask(1, "What does this passage say?", "October")]
     made = list(QuestionQuality().apply(iter(rows), ctx))
     assert [r.id for r in made] == [r.id for r in rows]
     assert [r.meta["quality"]["self_contained"] for r in made] == [True, False]

@@ -17,7 +17,7 @@ from luthier.techniques.data._questions import SHOTS
 from luthier.techniques.data.grounded import Grounded
 from luthier.techniques.data.synthetic_qa import SyntheticQA, parse
 
-PUMP = Passage("d:0", "The float valve switches the pump off at 180 litres. A red lamp shows that the filter is old.", "d", "s0")
+PUMP = Passage("d:0", "The float valve switches the pump off at 180 litres. A red lamp shows the filter is old.", "d", "s0")
 CLAMP = Passage("d:1", "The clamp holds two boards together while the glue between them dries.", "d", "s1")
 LAMP = Passage("d:2", "The blue lamp lights up when the tank is empty and the motor has stopped.", "d", "s2")
 
@@ -37,8 +37,9 @@ SAID = {
     "d:0": ["Q: What switches the pump off at 180 litres?\nA: the float valve\n\n"
             "Q: What switches the PUMP off, at 180 litres?\nA: float valve\n"
             "Q: Who built the first pump in London?\nA: Thomas Savery"],
-    "d:1": ["Q: What does this paragraph say about boards?\nA: two boards\nQ: What does the clamp hold together?\nA: two boards"],
-    "d:2": ["I can't help with that."] * 3,
+    "d:1": ["Q: What does this paragraph say about boards?\nA: two boards\n"
+            "Q: What does the clamp hold together?\nA: two boards"],
+    "d:2": ["I can't help with that.", "", "Here you are:\nQ: What does the blue lamp show?\nA: the tank is empty"],
 }
 
 
