@@ -12,6 +12,7 @@ from luthier.core.example import Example
 from luthier.core.kinds import Prediction, Tokens
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
+_UNSPACED = re.compile(r"([\u0e00-\u0e7f\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff])")
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 ABSTENTIONS = (
@@ -37,6 +38,11 @@ def normalise(text: str) -> str:
 def tokens(text: str) -> list[str]:
     """Lower-case words in order; a text of signs alone stands for its signs, as in `normalise`."""
     return words(text) or text.split()
+
+
+def bag(text: str) -> list[str]:
+    """Normalised words; each letter of a script without spaces (kana, Chinese, Thai) is a word, as in MLQA and JaQuAD."""
+    return normalise(_UNSPACED.sub(r" \1 ", text)).split()
 
 
 def gold_answers(example: Example) -> tuple[str, ...]:
