@@ -130,6 +130,8 @@ class Reader(DataStep):
     """Frame of a reader of text files: `parse` makes a title and sections of one file's text."""
 
     suffixes: ClassVar[tuple[str, ...]] = ()
+    # The encodings that the format allows; any that `decode` finds where none is named.
+    encodings: ClassVar[tuple[str, ...]] = ()
     max_megabytes: float = Field(50.0, gt=0, description="a larger file is left out, in 1 000 000 bytes")
 
     def apply(self, rows: Iterator[SourceFile], ctx: Ctx) -> Iterator[Document | Dropped]:
@@ -138,9 +140,11 @@ class Reader(DataStep):
             try:
                 data = read_bytes(file, self.max_megabytes)
                 text, encoding = decode(data, self.declared(data))
+                if self.encodings and encoding not in self.encodings:
+                    raise NotRead("not text", f"not UTF-8 (it could be {encoding}); save it as UTF-8")
                 if encoding in ("cp1252", "latin-1"):
                     ctx.log(f"{file.id}: not UTF-8, read as {encoding}")
-                title, sections = self.parse(text)
+                title, sections = self.parse_file(file, text, ctx)
                 if not sections:
                     raise NotRead("empty", "no text in it")
             except NotRead as why:
@@ -152,6 +156,10 @@ class Reader(DataStep):
     def declared(self, data: bytes) -> str:
         """The encoding that the format itself names; empty when it names none."""
         return ""
+
+    def parse_file(self, file: SourceFile, text: str, ctx: Ctx) -> tuple[str, tuple[Section, ...]]:
+        """`parse` for readers that must know the file's name too. Raises NotRead."""
+        return self.parse(text)
 
     @abstractmethod
     def parse(self, text: str) -> tuple[str, tuple[Section, ...]]:
