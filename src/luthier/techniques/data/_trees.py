@@ -109,7 +109,8 @@ def signature(data: bytes, node: Node) -> str:
         body = value.child_by_field_name("body") if value is not None else None
     end = body.start_byte if body is not None else node.end_byte
     raw = bytearray(data[node.start_byte:end])
-    for remark in (c for c in node.children if c.type in _REMARKS and c.start_byte < end):
+    parts = [part for child in node.children if child.start_byte < end for part in (child, *child.children)]
+    for remark in (part for part in parts if part.type in _REMARKS and part.start_byte < end):
         raw[remark.start_byte - node.start_byte:remark.end_byte - node.start_byte] = b" " * (
             min(remark.end_byte, end) - remark.start_byte)
     text = raw.decode("utf-8", "replace")
