@@ -49,15 +49,18 @@ FILES = {
     "p.ts": "interface A { b: string }\nexport abstract class Q<T> extends B {\n  f(a: T): void { return }\n}\n"
             "namespace N { export function z() {} }\n",
     "p.tsx": "export function App(): JSX.Element {\n  return <b>x</b>;\n}\n",
-    "p.java": "/** d */\npublic class A extends B {\n  /** m */\n  @Override\n  public int f(int a) throws E { return a; }\n  A() {}\n}\n",
+    "p.java": "/** d */\npublic class A extends B {\n  /** m */\n"
+              "  @Override\n  public int f(int a) throws E { return a; }\n  A() {}\n}\n",
     "p.go": "package p\n\n// F doubles.\nfunc F(a int) int { return 2 * a }\n\nfunc (s *S) G() {}\n\ntype S struct { a int }\n",
-    "p.rs": "//! top\n\n/// doc\n#[inline]\npub fn f(a: i32) -> i32 { a }\nimpl A for B {\n    fn g(&self) {}\n}\nmod m { fn h() {} }\n",
+    "p.rs": "//! top\n\n"
+            "/// doc\n#[inline]\npub fn f(a: i32) -> i32 { a }\nimpl A for B {\n    fn g(&self) {}\n}\nmod m { fn h() {} }\n",
     "p.c": "#include <a.h>\n/* doc */\nint f(int a) {\n  return a;\n}\nstruct S { int a; };\nint x;\n",
     "p.cpp": "template<class T> class A : B {\npublic:\n  int f(int a) { return a; }\n};\nint A::g() { return 1; }\n"
              "namespace n {\nvoid h() {}\n}\n",
     "p.rb": "# doc\nclass A < B\n  # x\n  def f(a, b=1)\n    1\n  end\n  def self.g; end\nend\n",
     "p.sh": "#!/bin/sh\n# doc\nf() { echo 1; }\nfunction g { echo; }\necho 2\n",
-    "p.sql": "-- doc\nCREATE TABLE a (b int);\nSELECT 1;\nCREATE FUNCTION f(a int) RETURNS int AS $$ SELECT a $$ LANGUAGE sql;\n",
+    "p.sql": "-- doc\nCREATE TABLE a (b int);\nSELECT 1;\n"
+             "CREATE FUNCTION f(a int) RETURNS int AS $$ SELECT a $$ LANGUAGE sql;\n",
 }
 HEADINGS = {
     "p.py": ["p", "p", "class Shelf(Base)", "add(self, book: str, where: int = 3) -> int", "class Row", "main()"],
