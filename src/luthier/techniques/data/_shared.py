@@ -223,17 +223,17 @@ class NearTexts:
     """
 
     def __init__(self, threshold: float) -> None:
-        from datasketch import MinHashLSH
+        from luthier.techniques.data._bands import Bands
 
         wide = [r for r in range(1, _PERMUTATIONS // 2 + 1)
                 if 1 - (1 - threshold**r) ** (_PERMUTATIONS // r) >= _RECALL]
         rows = max(wide, default=1)
         self.threshold = threshold
-        self._index = MinHashLSH(num_perm=_PERMUTATIONS, params=(_PERMUTATIONS // rows, rows))
+        self._index = Bands(_PERMUTATIONS // rows, rows)
         self._sets: list[np.ndarray] = []
         self._names: list[str] = []
 
-    def match(self, text: str) -> tuple[list[tuple[float, str]], tuple[np.ndarray, object]]:
+    def match(self, text: str) -> tuple[list[tuple[float, str]], tuple[np.ndarray, np.ndarray]]:
         """(Jaccard, name) of the stored texts that are near, best and oldest first, and what `add` wants."""
         import numpy as np
         from datasketch import MinHash
@@ -242,16 +242,17 @@ class NearTexts:
         sketch = MinHash(num_perm=_PERMUTATIONS, seed=1, hashfunc=lambda value: int(value) & 0xFFFFFFFF)
         sketch.update_batch(grams.tolist())
         near = []
-        for number in self._index.query(sketch):
+        hashes = self._index.hashes(sketch.hashvalues)
+        for number in self._index.near(hashes):
             both = len(np.intersect1d(grams, self._sets[number], assume_unique=True))
             share = both / (len(grams) + len(self._sets[number]) - both)
             if share >= self.threshold:
                 near.append((-share, number))
-        return [(-share, self._names[number]) for share, number in sorted(near)], (grams, sketch)
+        return [(-share, self._names[number]) for share, number in sorted(near)], (grams, hashes)
 
-    def add(self, name: str, prepared: tuple[np.ndarray, object]) -> None:
+    def add(self, name: str, prepared: tuple[np.ndarray, np.ndarray]) -> None:
         """Store a text under its name."""
-        self._index.insert(len(self._sets), prepared[1])
+        self._index.add(prepared[1])
         self._sets.append(prepared[0])
         self._names.append(name)
 
