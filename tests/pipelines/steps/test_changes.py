@@ -63,13 +63,13 @@ def files(folder: Path) -> dict[str, bytes]:
 def reads(monkeypatch):
     """Names of the files that were parsed."""
     names = []
-    parse = ReadMarkdown.parse_file
+    parse = ReadMarkdown.parse_named
 
     def counted(self, file, text, ctx):
         names.append(file.id)
         return parse(self, file, text, ctx)
 
-    monkeypatch.setattr(ReadMarkdown, "parse_file", counted)
+    monkeypatch.setattr(ReadMarkdown, "parse_named", counted)
     monkeypatch.setattr(ingest, "PROBES", 1)
     return names
 
@@ -144,7 +144,7 @@ def test_damaged_records_of_an_earlier_run_are_not_believed(tmp_path, docs, read
 def test_a_kill_in_the_middle_of_reading(tmp_path, docs, monkeypatch):
     """Killed for good after the third file; the next attempt reads the other files only and leaves the same bytes."""
     seen = tmp_path / "seen"
-    parse = ReadMarkdown.parse_file
+    parse = ReadMarkdown.parse_named
 
     def slow(self, file, text, ctx):
         with seen.open("a") as opened:
@@ -152,7 +152,7 @@ def test_a_kill_in_the_middle_of_reading(tmp_path, docs, monkeypatch):
         time.sleep(0.2)
         return parse(self, file, text, ctx)
 
-    monkeypatch.setattr(ReadMarkdown, "parse_file", slow)
+    monkeypatch.setattr(ReadMarkdown, "parse_named", slow)
     step = Ingest(paths=[str(docs)])
     child = os.fork()
     if child == 0:

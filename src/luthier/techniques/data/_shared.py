@@ -144,7 +144,7 @@ class Reader(DataStep):
                     raise NotRead("not text", f"not UTF-8 (it could be {encoding}); save it as UTF-8")
                 if encoding in ("cp1252", "latin-1"):
                     ctx.log(f"{file.id}: not UTF-8, read as {encoding}")
-                title, sections = self.parse_file(file, text, ctx)
+                title, sections = self.parse_named(file, text, ctx)
                 if not sections:
                     raise NotRead("empty", "no text in it")
             except NotRead as why:
@@ -157,7 +157,7 @@ class Reader(DataStep):
         """The encoding that the format itself names; empty when it names none."""
         return ""
 
-    def parse_file(self, file: SourceFile, text: str, ctx: Ctx) -> tuple[str, tuple[Section, ...]]:
+    def parse_named(self, file: SourceFile, text: str, ctx: Ctx) -> tuple[str, tuple[Section, ...]]:
         """`parse` for readers that must know the file's name too. Raises NotRead."""
         return self.parse(text)
 

@@ -67,10 +67,10 @@ class ReadCode(Reader, name="read-code", seeds=[126]):
         return "" if all(map(find_spec, modules)) else f"pip install 'luthier[{EXTRA}]'"
 
     def parse(self, text: str) -> tuple[str, tuple[Section, ...]]:
-        """Read a text as Python; `parse_file` knows the language by the file's name."""
+        """Read a text as Python; `parse_named` knows the language by the file's name."""
         return self._sections("text.py", text)[:2]
 
-    def parse_file(self, file: SourceFile, text: str, ctx: Ctx) -> tuple[str, tuple[Section, ...]]:
+    def parse_named(self, file: SourceFile, text: str, ctx: Ctx) -> tuple[str, tuple[Section, ...]]:
         """Title (the module's path) and sections.
 
         Raises:
