@@ -1,10 +1,15 @@
-"""index: the passages of documents, made searchable by a retriever."""
+"""index: the passages of documents, made searchable by a retriever.
+
+Where the step left an index before, with the same encoder and the same length read, a text that is in it keeps its
+vector; only the others are embedded.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from pydantic import Field
 
@@ -15,6 +20,13 @@ from luthier.core.example import Passage
 from luthier.core.finding import Finding, receipt
 from luthier.core.kinds import Retriever
 from luthier.core.step import Ctx, Step
+from luthier.pipelines.steps.changes import earlier
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from luthier.engine.models import Model
+    from luthier.engine.workshop import Engine
 
 # Passages that are searched by their own words, and how many may fail to come first: a passage that is part of a longer
 # one, or an encoder that knows nothing, may lose it; vectors that belong to other rows lose nearly all.
@@ -42,7 +54,12 @@ class Index(Step, name="index"):
             ctx.progress(done, of, unit, **shown)  # the retriever reads a stream and can't know its end
 
         copy_licenses([documents.folder], ctx.folder)
-        return self.retriever.index(documents.passages(), replace(_with_encoder(inputs, ctx), progress=progress))
+        ready = replace(_with_encoder(inputs, ctx), progress=progress)
+        known = Known(self.retriever, earlier(ctx.folder, "index"), ready.roles["encoder"])
+        made = self.retriever.index(documents.passages(), replace(ready, engine=known.engine(ctx.engine)))
+        if known.vectors:
+            ctx.log(f"{known.taken} passages kept their vectors, {known.made} were embedded")
+        return made
 
     def receipts(self, inputs: Mapping[str, Artifact], artifact: Artifact, ctx: Ctx) -> list[Finding]:
         """As many rows as passages, and passages are found by their own words."""
@@ -55,6 +72,54 @@ class Index(Step, name="index"):
         share = 1 - len(lost) / len(probes)
         detail = f"{len(probes)} passages searched by their own words; not first: {', '.join(lost) or 'none'}"
         return [*found, receipt("index/own words", 1.0, share, TOLERANCE, unit="share found first", detail=detail)]
+
+
+class Known:
+    """Vectors of an earlier index by the text they stand for: empty unless encoder and length read are the same."""
+
+    def __init__(self, retriever: Retriever, index: Artifact | None, encoder: Model) -> None:
+        self.vectors: dict[bytes, np.ndarray] = {}
+        self.encoder, self.max_tokens = encoder, getattr(retriever, "max_tokens", None)
+        self.taken = self.made = 0
+        embedded = getattr(retriever, "embedded", None)
+        if index is None or embedded is None or index.meta["encoder"]["identity"] != encoder.identity:
+            return
+        was = index.meta["retriever"]
+        if (was["use"], was.get("max_tokens")) == (retriever.info.name, self.max_tokens):
+            for texts, vectors in embedded(index):
+                self.vectors.update(zip(map(_key, texts), vectors, strict=True))
+
+    def engine(self, engine: Engine) -> Engine:
+        """The same engine, which embeds what is not known."""
+        return cast("Engine", _Embeds(engine, self)) if self.vectors else engine
+
+
+class _Embeds:
+    """An engine but for `embed`."""
+
+    def __init__(self, engine: Engine, known: Known) -> None:
+        self._engine, self._known = engine, known
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def embed(self, model: Model, texts: Sequence[str], max_tokens: int = 256) -> np.ndarray:
+        """[texts, width]: vectors that are known as they were, the others made now."""
+        import numpy as np
+
+        known = self._known
+        if model is not known.encoder or max_tokens != known.max_tokens:
+            return self._engine.embed(model, texts, max_tokens)
+        keys = [_key(text) for text in texts]
+        new = [i for i, key in enumerate(keys) if key not in known.vectors]
+        made = self._engine.embed(model, [texts[i] for i in new], max_tokens) if new else ()
+        fresh = dict(zip(new, made, strict=True))
+        known.made, known.taken = known.made + len(new), known.taken + len(texts) - len(new)
+        return np.stack([fresh[i] if i in fresh else known.vectors[key] for i, key in enumerate(keys)])
+
+
+def _key(text: str) -> bytes:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def open_retriever(index: Artifact) -> Retriever:
