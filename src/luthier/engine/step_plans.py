@@ -162,6 +162,7 @@ def _batches(fit: Fit, tasks: Sequence[Task], model: Model, ctx: Ctx) -> tuple[i
     """Optimizer steps, and for each task (rows, tokens, learned tokens) of the micro-batches of the first steps."""
     from luthier.core.kinds import Tokens
     from luthier.engine.batches import by_length, packs_of
+    from luthier.engine.coupled import separable
     from luthier.engine.loop import rows_at
     from luthier.engine.metering import packed
 
@@ -176,12 +177,12 @@ def _batches(fit: Fit, tasks: Sequence[Task], model: Model, ctx: Ctx) -> tuple[i
         sequences = max((len(row) for row in parts), default=1) or 1
         learned = [sum(sum(p.targets) for p in row) for row in parts]
         cuts = []
-        coupled = "coupled" in task.objective.parts.values()
+        together = "coupled" in task.objective.parts.values() and not separable(task.objective)
         for step in range(min(steps, MOST_STEPS)):
             rng = ctx.rng.within("loop").within(task.name)
             rows = [int(r) for r in rows_at(rng, step, len(task.rows), fit.batch_rows)]
             own = [lengths[r] for r in rows]
-            places = [list(range(len(rows)))] if coupled else cut(own, fit.micro_rows or fit.batch_rows, most_tokens)
+            places = [list(range(len(rows)))] if together else cut(own, fit.micro_rows or fit.batch_rows, most_tokens)
             for group in places:
                 # Padded rows are as long as the longest of them.
                 size = sum(own[i] for i in group) if cut is packs_of else max(own[i] for i in group) * len(group)
