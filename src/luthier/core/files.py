@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -180,3 +180,22 @@ def read_rows(folder: Path) -> Iterator[dict[str, Any]]:
             packed = json.loads((table.schema.metadata or {}).get(b"json", b"[]"))
             for row in table.to_pylist():
                 yield {k: json.loads(v) if k in packed else v for k, v in row.items()}
+
+
+def link_tree(source: Path, target: Path, skip: Collection[str] = ()) -> None:
+    """The files of a folder in another one, by hard link where the file system allows it.
+
+    skip: names directly in `source` that are left out. What is in `target` already stays.
+    """
+    def link(one: str, two: str) -> None:
+        try:
+            os.link(one, two)
+        except OSError:
+            shutil.copyfile(one, two)
+
+    target.mkdir(parents=True, exist_ok=True)
+    for path in source.iterdir():
+        there = target / path.name
+        if path.name in skip or there.exists():
+            continue
+        shutil.copytree(path, there, copy_function=link) if path.is_dir() else link(str(path), str(there))

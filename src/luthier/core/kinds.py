@@ -331,6 +331,10 @@ class Retriever(Component, kind="retriever"):
 
     roles: ClassVar[tuple[str, ...]] = ("encoder",)
 
+    def searched(self, passage: Passage) -> str:
+        """The text by which a passage is found."""
+        return passage.shown
+
     @abstractmethod
     def index(self, passages: Iterable[Passage], ctx: Ctx) -> Artifact:
         """An `index` artifact in `ctx.folder`."""

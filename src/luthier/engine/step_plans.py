@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.artifact import Artifact
@@ -73,10 +72,11 @@ def plan_fit(fit: Fit, inputs: Mapping[str, Artifact], ctx: Ctx, here: Rates, na
     from luthier.engine import new_tokens
     from luthier.engine.encoding import encode_tasks
     from luthier.engine.metering import Work, meta_model, passed, state_bytes
+    from luthier.engine.models import folder_of
 
     base = inputs["base"]
     dtype = ctx.engine.dtype(base, training=True) if fit.dtype == "auto" else getattr(torch, fit.dtype)
-    model = meta_model(Path(base.meta["path"]), base, dtype)
+    model = meta_model(folder_of(base), base, dtype)
     model.name = str(base.meta["name"])
     fit._check_architecture(model)
     if fit.new_tokens:
@@ -219,10 +219,11 @@ def _validation(fit: Fit, inputs: Mapping[str, Artifact], model: Model, render: 
 def plan_answers(step: Any, inputs: Mapping[str, Artifact], ctx: Ctx, here: Rates, name: str) -> StepPlan:
     """One arm: at most `max_new_tokens` for every question of its sets, and for those of dev that choose the prompt."""
     from luthier.engine.metering import Work, meta_model, passed
+    from luthier.engine.models import folder_of
     from luthier.engine.rendering import renderer
 
     base, examples = inputs["base"], inputs["examples"]
-    model = meta_model(Path(base.meta["path"]), base, ctx.engine.dtype(base))
+    model = meta_model(folder_of(base), base, ctx.engine.dtype(base))
     rows = [e for s in step.sets if s in examples.subsets for e in examples.examples(s)]
     weights = _bytes(model)
     if model.architecture == "encoder" or not rows:
