@@ -58,10 +58,27 @@ def reference(sentence_transformer, rows, cached=False):
 @pytest.mark.parametrize("hard", [0, 2])
 def test_equal_weights_without_masks_are_multiple_negatives_ranking(sentence_transformer, pico_encoder, hard):
     rows = [pair(i, negatives=[" ".join(WORDS[i:i + 3 + n]) for n in range(hard)], weight=0.7) for i in range(6)]
-    wanted = float(reference(sentence_transformer, rows))
-    assert loss(WeightedContrastive(masks=False, negatives=hard), rows, pico_encoder) == pytest.approx(wanted, abs=1e-6)
+    wanted = float(reference(sentence_transformer, rows).detach())
+    # Two ways of padding differ in the seventh digit of a cosine, and the temperature makes it twenty times as large.
+    assert loss(WeightedContrastive(masks=False, negatives=hard), rows, pico_encoder) == pytest.approx(wanted, abs=4e-6)
     for changed in MUTANTS.values():
         assert abs(loss(WeightedContrastive(masks=False, negatives=hard, **changed), rows, pico_encoder) - wanted) > 1e-4
+
+
+@pytest.mark.oracle(seed=1, clause=1, against="sentence-transformers")
+@pytest.mark.parametrize("hard", [0, 2])
+def test_the_loss_at_the_same_embeddings_is_theirs(sentence_transformer, pico_encoder, hard):
+    from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+
+    rows = [pair(i, negatives=[" ".join(WORDS[i:i + 3 + n]) for n in range(hard)], weight=0.7) for i in range(6)]
+    model, objective = load_base(pico_encoder), WeightedContrastive(masks=False, negatives=hard)
+    batch = make_batch(encode(objective, model, rows), model)
+    with torch.no_grad():
+        seen = objective.represent(Forward({"policy": model}), batch)
+        ours = objective.couple(Forward({"policy": model}), batch, seen)["contrastive"] / objective.count(batch)["contrastive"]
+        theirs = MultipleNegativesRankingLoss(sentence_transformer, scale=20).compute_loss_from_embeddings(
+            [seen["vectors"][:, n] * (1 + n) for n in range(2 + hard)], torch.zeros(6))  # a cosine knows no length
+    assert float(ours) == pytest.approx(float(theirs), abs=1e-6)
 
 
 @pytest.mark.oracle(seed=1, clause=2, against="closed form")
@@ -90,7 +107,7 @@ def test_a_row_of_weight_zero_is_a_negative_and_no_anchor(pico_encoder):
 
 @pytest.mark.oracle(clause="positives and duplicates are no negatives", against="brute force")
 def test_masks_leave_out_what_is_right_for_the_query_and_equal_texts(pico_encoder):
-    rows = [pair(0, positives=["d0", "d2"]), pair(1), pair(2, negatives=["a module", "the list"], negatives_ids=()),
+    rows = [pair(0, positives=["d0", "d2"]), pair(1), pair(2, negatives=["a module", "the list"]),
             pair(3, document=pair(1).part("document"))]
     rows[1] = replace(rows[1], meta={**rows[1].meta, "positives": ["d1", "n1"]})
     rows[2] = replace(rows[2], meta={**rows[2].meta, "negatives": ["n0", "n1"]})
@@ -171,7 +188,7 @@ def test_the_gradient_is_that_of_cached_multiple_negatives_ranking(sentence_tran
     value.backward()
     theirs = {n.rpartition("model.")[2]: p.grad for n, p in sentence_transformer.named_parameters() if p.grad is not None}
     values, ours, _ = gradients(WeightedContrastive(masks=False), rows, pico_encoder, make_ctx("ours"), 2)
-    assert values["contrastive"] == pytest.approx(float(value.detach()), abs=1e-6)
+    assert values["contrastive"] == pytest.approx(float(value.detach()), abs=4e-6)
     assert distance(ours, theirs) <= 1e-5
 
 

@@ -85,7 +85,8 @@ class WeightedContrastive(Objective, name="weighted-contrastive", seeds=[1]):
 
         names = ["query", "document", *(f"negative_{n}" for n in range(self.negatives))]
         vectors = run("policy", join(*(batch[name] for name in names))).pooled().float()
-        return {"vectors": torch.nn.functional.normalize(vectors, dim=-1).view(len(names), -1, vectors.shape[-1]).transpose(0, 1)}
+        units = torch.nn.functional.normalize(vectors, dim=-1)
+        return {"vectors": units.view(len(names), -1, units.shape[-1]).transpose(0, 1)}
 
     def couple(self, run: Forward, batch: Mapping[str, Any], seen: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         import torch
