@@ -79,7 +79,7 @@ def test_an_encoder_is_tuned_merged_and_chosen(job, make_ctx, engine):
     tuned = fit.run({"base": job["encoder"], "pairs": pairs}, ctx)
     agree(fit, {"base": job["encoder"], "pairs": pairs}, tuned, ctx)
     curve = read_lines(tuned.folder / "curve.jsonl")
-    assert curve[-1]["loss"] < 0.5 * curve[0]["loss"]
+    assert curve[-1]["loss"] < 0.7 * curve[0]["loss"]
     whole, ctx = WholeModel(), make_ctx("whole")
     inputs = {"base": job["encoder"], "tuned": tuned}
     encoder = whole.run(inputs, ctx)

@@ -16,9 +16,9 @@ def texts_of(count, seed=0):
     return [(f"p{i}", " ".join(rng.choice(WORDS, 6))) for i in range(count)]
 
 
-def row(i, query, document, **meta):
+def row(i, query, text, **meta):
     turns = (Turn("user", (Part(query, name="question"),)),
-             Turn("assistant", (Part(document, name="document"),), target=True))
+             Turn("assistant", (Part(text, name="document"),), target=True))
     return Example(f"r{i}", turns, task="retrieval", meta=meta)
 
 
@@ -59,8 +59,8 @@ def test_the_negatives_are_those_of_sentence_transformers(mine, pico_encoder, ma
 
 def test_nothing_that_is_right_and_no_repetition_is_a_negative(mine, engine, pico_encoder):
     texts = [*texts_of(20), ("twin", texts_of(20)[0][1]), ("again", texts_of(20)[7][1])]
-    query, document = texts[0][1], texts[0][1]
-    given = row(0, query, document, document="p0", positives=["p0", "p3"])
+    query = texts[0][1]
+    given = row(0, query, query, document="p0", positives=["p0", "p3"])
     (found,) = mine(MineNegatives(negatives=20, margin=0.0, depth=30, near=0.9999), [given], texts)
     names = found.meta["negatives"]
     assert names and not {"p0", "p3", "twin"} & set(names) and len({"p7", "again"} & set(names)) <= 1

@@ -56,8 +56,8 @@ class MineNegatives(DataStep, name="mine-negatives", seeds=[1]):
         places = {name: n for n, (name, _) in enumerate(texts)}
         done = 0
         while batch := list(islice(rows, ROWS)):
-            queries, right = (ctx.engine.embed(encoder, [r.part(p) for r in batch], self.max_tokens)
-                              for p in ("question", "document"))
+            sides = [r.part("question") for r in batch], [r.part("document") or r.part("passage") for r in batch]
+            queries, right = (ctx.engine.embed(encoder, side, self.max_tokens) for side in sides)
             for row, query, own in zip(batch, queries, right, strict=True):
                 at = [places[p] for p in _positives(row) if p in places]
                 chosen = self._chosen(query, own, at, vectors)
@@ -97,5 +97,5 @@ def _positives(row: Example) -> list[str]:
 def _with_negatives(row: Example, found: Sequence[tuple[str, str]]) -> Example:
     turns = tuple(replace(t, parts=(*(p for p in t.parts if p.name != "negative"),
                                     *(Part(text, name="negative") for _, text in found)))
-                  if any(p.name == "document" for p in t.parts) else t for t in row.turns)
+                  if any(p.name in ("document", "passage") for p in t.parts) else t for t in row.turns)
     return replace(row, turns=turns, meta={**row.meta, "negatives": [name for name, _ in found]})

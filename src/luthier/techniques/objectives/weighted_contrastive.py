@@ -120,11 +120,15 @@ class WeightedContrastive(Objective, name="weighted-contrastive", seeds=[1]):
         from luthier.engine.rendering import Cut
 
         whole: Sequence[int] = render.tokenizer(text, verbose=False)["input_ids"]
-        most = min(self.max_tokens, render.max_tokens)
-        if len(whole) <= most:
-            return Tokens(list(whole), [False] * len(whole))
-        ids = list(render.tokenizer(text, truncation=True, max_length=most)["input_ids"])
-        render.cuts.append(Cut(example.id, len(whole) - len(ids), 1, f"a text of {len(whole)} tokens is read to {most}"))
+        ids = list(whole)
+        if len(whole) > self.max_tokens:
+            ids = list(render.tokenizer(text, truncation=True, max_length=self.max_tokens)["input_ids"])
+        if len(ids) > render.max_tokens:
+            raise DroppedRow(Dropped(example.id, "too long", f"{len(ids)} tokens, at most max_tokens_per_example="
+                                     f"{render.max_tokens}; the objective's max_tokens cuts at {self.max_tokens}"))
+        if len(ids) < len(whole):
+            detail = f"a text of {len(whole)} tokens is read to {len(ids)}, as the index reads it"
+            render.cuts.append(Cut(example.id, len(whole) - len(ids), 1, detail))
         return Tokens(ids, [False] * len(ids))
 
 
