@@ -49,8 +49,8 @@ class Tokens:
     tensors: Mapping[str, Any] = field(default_factory=dict)
 
 
-# What an objective makes of one example: named sequences and plain numbers.
-Features = dict[str, "Tokens | float | int"]
+# What an objective makes of one example: named sequences, plain numbers, and lists of numbers of any length.
+Features = dict[str, "Tokens | float | int | tuple[int, ...]"]
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,18 @@ class Objective(Component, kind="objective"):
     @abstractmethod
     def loss(self, run: Forward, batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """Un-normalised sum of each part, scalars."""
+
+    def represent(self, run: Forward, batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        """What a coupled part sees of each row: tensors [rows, …], each row's of that row alone.
+
+        An objective with this and `couple` trains on batches of any size: the engine computes them in micro-batches and
+        caches gradients at them. One without keeps the rows of a batch together in the model.
+        """
+        raise NotImplementedError
+
+    def couple(self, run: Forward, batch: Mapping[str, Any], seen: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What `loss` gives, from the representations of the whole batch."""
+        raise NotImplementedError
 
     def coefficients(self) -> dict[str, float]:
         """Weight of each part; 1 where nothing is said."""
@@ -326,6 +338,10 @@ class Retriever(Component, kind="retriever"):
     """Finds the passages that answer a question."""
 
     roles: ClassVar[tuple[str, ...]] = ("encoder",)
+
+    def searched(self, passage: Passage) -> str:
+        """The text by which a passage is found."""
+        return passage.shown
 
     @abstractmethod
     def index(self, passages: Iterable[Passage], ctx: Ctx) -> Artifact:

@@ -81,9 +81,7 @@ class Engine:
 
     def tokenizer(self, base: Artifact) -> Any:
         """The tokenizer of a base, without its weights."""
-        from pathlib import Path
-
-        return models.load_tokenizer(Path(base.meta["path"]))
+        return models.load_tokenizer(models.folder_of(base))
 
     def load(self, base: Artifact, tuned: Artifact | None = None, dtype: torch.dtype | None = None,
              weights: Weights = "own") -> Model:
