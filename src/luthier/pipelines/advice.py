@@ -48,7 +48,7 @@ class _Findings:
     """Comparisons of the metric that answers, by set and pair of arms, whichever stood left."""
 
     def __init__(self, findings: Sequence[Finding]) -> None:
-        compared = [f for f in findings if f.name.startswith("compare/")]
+        compared = [f for f in findings if f.name.startswith("compare/") and "metric" in f.extra]
         present = {f.extra["metric"] for f in compared}
         self.metric = next((m for m in METRICS if m in present), "")
         self.pairs = [f for f in compared if f.extra["metric"] == self.metric]

@@ -211,6 +211,7 @@ def run(recipe: Recipe, folder: Path, *, fresh: bool = False, exact: bool = Fals
         GateError: a receipt differs.
     """
     from luthier.engine.workshop import Engine
+    from luthier.pipelines import card
     from luthier.pipelines.report import write
 
     check_executor(executor)
@@ -218,6 +219,7 @@ def run(recipe: Recipe, folder: Path, *, fresh: bool = False, exact: bool = Fals
     try:
         finished = execute(recipe, folder, Engine(exact=exact), watcher, fresh, executor)
         (report or write)(finished)
+        card.write(finished)
     except Exception as error:
         number = _disk_error(error)
         if number is None:
