@@ -56,7 +56,8 @@ def test_nothing_better_keeps_the_base():
 
 
 def test_undecided_is_said_with_what_would_decide():
-    (open_,) = said(compared("base", "tuned", "undecided", needed=60), compared("base", "base+retrieval", "undecided", needed=90))
+    (open_,) = said(compared("base", "tuned", "undecided", needed=60),
+                    compared("base", "base+retrieval", "undecided", needed=90))
     assert open_.text.startswith("Undecided whether any arm is better") and "about 60 more questions" in open_.text
     (one, *_) = said(compared("base", "tuned", "better"), gained("knowledge", "undecided", needed=140))
     assert "learned the content of the documents: about 140 more questions would decide" in one.text

@@ -101,7 +101,8 @@ def test_a_pipe_is_answered_line_by_line(monkeypatch, capsys):
 
     monkeypatch.setattr(asking, "Asker", Open)
     monkeypatch.setattr(Run, "open", lambda folder: SimpleNamespace(folder=folder))
-    monkeypatch.setattr("sys.stdin", io.StringIO("What is hide glue?\n/nothing\nDoes this interrupt it all?\nWhat is varnish made of?\n"))
+    monkeypatch.setattr("sys.stdin", io.StringIO(
+        "What is hide glue?\n/nothing\nDoes this interrupt it all?\nWhat is varnish made of?\n"))
     command.command(run="r")
     said = capsys.readouterr()
     assert said.out.count("yes") == 2 and "no command '/nothing'" in said.err and "(interrupted)" in said.err

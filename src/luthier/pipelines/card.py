@@ -83,7 +83,8 @@ def _about(run: Run, tuned: Artifact) -> str:
             ("minutes of training", round(fit["seconds"] / 60, 1) if "seconds" in fit else None),
             ("seed", run.record.get("seed")), ("licences and terms", ", ".join(f"`{LICENSES}/{n}`" for n in licences))]
     told = "\n".join(f"- {k}: {v}" for k, v in rows if v not in (None, ""))
-    return f"## What it is\n\n{told}\n\nUse is bound by the terms of the base and of the data; their texts lie in `{LICENSES}/`."
+    bound = f"Use is bound by the terms of the base and of the data; their texts lie in `{LICENSES}/`."
+    return f"## What it is\n\n{told}\n\n{bound}"
 
 
 def _data(run: Run) -> str:
@@ -139,7 +140,8 @@ def _limits(table: list[dict[str, Any]], arm: str) -> str:
             "The verdicts speak of this model, trained under one seed, not of the method."]
     abstains = next((r for r in mine if r["metric"] == "abstains" and r["set"] == "unanswerable"), None)
     if abstains:
-        told.append(f"It declines {abstains['value']:.0%} of {abstains['questions']} questions that the documents do not answer.")
+        told.append(f"It declines {abstains['value']:.0%} of {abstains['questions']} questions that the documents do not "
+                    "answer.")
     else:
         told.append("Whether it declines questions that it can't answer was not measured.")
     return "## Limits\n\n" + "\n".join(f"- {t}" for t in told)

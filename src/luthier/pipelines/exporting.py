@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from luthier.core.artifact import Artifact, copy_licenses, seal
 from luthier.core.errors import GateError, UserError

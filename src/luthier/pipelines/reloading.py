@@ -18,7 +18,8 @@ def main() -> None:
         request = json.load(file)
     kinds = {"decoder": AutoModelForCausalLM, "encoder": AutoModel, "encoder-decoder": AutoModelForSeq2SeqLM}
     options = {"dtype": getattr(torch, request["dtype"]), "local_files_only": True, "trust_remote_code": False}
-    model = kinds[request["architecture"]].from_pretrained(request["base"] or request["folder"], use_safetensors=True, **options)
+    source = request["base"] or request["folder"]
+    model = kinds[request["architecture"]].from_pretrained(source, use_safetensors=True, **options)
     if request["base"]:
         from peft import PeftModel
 

@@ -36,10 +36,12 @@ FRAMES = (
     "{topic}, in other words: {text}", "Notes on {topic}\n\n{text}", "{text}\n\nAll of this concerns {topic}.",
     "Whoever asks about {topic} should know this:\n\n{text}", "Here {topic} is explained. {text}",
 )
-# What may stand for what; none of it carries a fact. One way only where the other is not always the same ("since" may be a time).
+# What may stand for what; none of it carries a fact. One way only where the other
+# is not always the same ("since" may be a time).
 SAME = (
     ("for example", "for instance"), ("because", "since"), ("in order to", "so as to"), ("is able to", "can"),
-    ("are able to", "can"), ("has to", "must"), ("have to", "must"), ("a number of", "several"), ("for instance", "for example"),
+    ("are able to", "can"), ("has to", "must"), ("have to", "must"), ("a number of", "several"),
+    ("for instance", "for example"),
     ("is not", "isn't"), ("are not", "aren't"), ("does not", "doesn't"), ("do not", "don't"), ("cannot", "can't"),
     ("isn't", "is not"), ("aren't", "are not"), ("doesn't", "does not"), ("don't", "do not"), ("can't", "cannot"),
     ("however", "nevertheless"), ("therefore", "for this reason"), ("usually", "normally"), ("at once", "immediately"),
