@@ -32,5 +32,5 @@ def command(
         return
     print(answer["answer"] or "(no answer)")
     for number, passage in enumerate(answer["passages"], 1):
-        print(f"\n[{number}] {passage['document']}: {' / '.join(passage['headings'])}\n    {passage['excerpt']}")
+        print(f"\n[{number}] {passage['place']}: {' / '.join(passage['headings'])}\n    {passage['excerpt']}")
     print(f"\n({answer['arm']}, {answer['seconds']:.1f} s{'' if answer['stopped'] else ', cut off at the length limit'})")

@@ -78,7 +78,8 @@ def ask(run: Run, text: str, *, arm: str | None = None, passages: int | None = N
     return {
         "question": text, "answer": prediction.text, "arm": name, "stopped": prediction.stopped,
         "seconds": time.monotonic() - began,
-        "passages": [{"id": p.id, "document": p.document, "headings": list(p.headings),
+        "passages": [{"id": p.id, "document": p.document, "page": p.page, "line": p.line, "place": p.place,
+                      "headings": list(p.headings),
                       "excerpt": _excerpt(p.text)} for p in hits[0][:step.passages]],
     }
 

@@ -51,7 +51,7 @@ class Ingest(Step, name="ingest"):
 
     paths: list[str] = Field(min_length=1, description="files and folders; folders are walked, hidden files skipped")
     readers: list[Slot[DataStep]] = Field(
-        named(["read-markdown", "read-text", "read-html"]), min_length=1,
+        named(["read-markdown", "read-text", "read-html", "read-pdf", "read-notebook"]), min_length=1,
         description="who reads what; the first that knows a file's suffix")
     chunker: Slot[DataStep] = Field(
         named("chunk-by-structure"), description="cuts documents into passages")
