@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from luthier.engine.steps.fit import Fit
 
 MB = 1e6
-# Copies of the optimizer's state and the masters that stand in memory while a checkpoint is written: the state itself,
-# a copy apart from views, and the bytes of the file.
-CHECKPOINT_COPIES = 2
 # Allocators and kernels keep more than the tensors; measured over the workloads of benchmarks/plan_accuracy.py.
 SLACK = 1.06
 GENERATED_ROWS = 16
@@ -113,8 +110,8 @@ def plan_fit(fit: Fit, inputs: Mapping[str, Artifact], ctx: Ctx, here: Rates, na
     # Each trained number: gradient and masters read and written, two states read and written, the weight written.
     step_work = step_work + Work({}, count * (kept / max(count, 1) * 2 + 24), 14 * len(trained))
     masters, gradients = 4 * short, 4 * short
-    checkpoint = CHECKPOINT_COPIES * (4 * count + kept)
-    moving = max(gradients + peak.peak, 4 * count + 4 * largest, checkpoint)
+    # Beside the state: the gradients of a step and what the update of one weight takes.
+    moving = max(gradients + peak.peak, 4 * count + 4 * largest)
     memory = {
         "weights": weights * (1 + len(roles - {"policy"}) if roles else 1),
         "adapter": _bytes(model) - weights, "float32 masters": masters, "optimizer state": kept,
@@ -124,7 +121,7 @@ def plan_fit(fit: Fit, inputs: Mapping[str, Artifact], ctx: Ctx, here: Rates, na
         sizes = len({c[1] for cuts in batches for c in cuts})
         memory["bfloat16 kernels"] = min(KERNELS, peak.kernels * sizes) * KERNEL_BYTES / SLACK
     rest = moving - sum(memory[k] for k in ("activations", "vocabulary chunk", "backward and gradients"))
-    memory["checkpoint or update"] = max(0.0, rest)
+    memory["update"] = max(0.0, rest)
     checkpoint_bytes = 4 * count + kept
     saved = _bytes(model) if fit.method.artifact == "model" else sum(p.numel() * p.element_size() for p in trained.values())
     work = step_work.times(steps)
