@@ -8,15 +8,18 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from luthier.core.artifact import Artifact
+from luthier.core.citing import ABSTENTION
 from luthier.core.component import build
 from luthier.core.errors import UserError, nearest
 from luthier.core.example import question as make_question
 from luthier.core.files import Journal
+from luthier.core.kinds import Prediction
 from luthier.core.recipe import Node, Recipe
 from luthier.core.rng import Rng
 from luthier.core.run import Run
 from luthier.core.step import Ctx
-from luthier.engine.rendering import Prompting, with_passages
+from luthier.engine.rendering import Prompting
+from luthier.pipelines.showing import as_shot, citations
 from luthier.pipelines.steps.evaluate import Evaluate
 
 PREFERRED = ("tuned+retrieval", "base+retrieval", "tuned", "base")
@@ -69,15 +72,18 @@ def ask(run: Run, text: str, *, arm: str | None = None, passages: int | None = N
         chosen = record.meta["prompting"] or {"instruction": "", "shot_ids": [], "stop": "token"}
         shots = {e.id: e for e in inputs["examples"].examples("train") if e.id in chosen["shot_ids"]}
         # The solved examples as the arm was evaluated with them: without passages where it shows none.
-        shown = [shots[i] if reads else with_passages(shots[i], ()) for i in chosen["shot_ids"]]
+        shown = [as_shot(shots[i], reads) for i in chosen["shot_ids"]]
         prompting = Prompting(chosen["instruction"], tuple(shown), chosen["stop"])
         # A model that was tuned on conversations is asked in one.
         asked = make_question("asked", text, task="chat" if chosen.get("conversation") else "qa")
         hits = step._retrieve([asked], inputs, ctx)
-        (prediction,), _ = step._answer(model, [asked], hits, prompting, ctx)
+        if step.passages and not hits[0]:
+            prediction = Prediction("asked", text=ABSTENTION)
+        else:
+            (prediction,), _ = step._answer(model, [asked], hits, prompting, ctx)
     return {
         "question": text, "answer": prediction.text, "arm": name, "stopped": prediction.stopped,
-        "seconds": time.monotonic() - began,
+        "seconds": time.monotonic() - began, "citations": citations(prediction, hits[0][:step.passages]),
         "passages": [{"id": p.id, "document": p.document, "page": p.page, "line": p.line, "place": p.place,
                       "headings": list(p.headings),
                       "excerpt": _excerpt(p.text)} for p in hits[0][:step.passages]],

@@ -70,7 +70,7 @@ def with_pretrained(recipe: Recipe) -> Recipe:
         "streams": {"validation": "sections.dev"}, "inputs": {"base": "base", "sections": "sections"}}
     steps["arm-pretrained"] = {
         **copy.deepcopy(steps["arm-base"]), "arm": "pretrained",
-        "inputs": {"base": "base", "tuned": "pretrained", "examples": "split"}}
+        "inputs": {**steps["arm-base"]["inputs"], "tuned": "pretrained"}}
     steps["comparison"]["inputs"]["pretrained"] = "arm-pretrained"
     return Recipe(text)
 

@@ -12,7 +12,8 @@ import json
 import re
 from typing import Any, ClassVar
 
-from luthier.core.example import Section
+from luthier.core.example import Section, SourceFile
+from luthier.core.step import Ctx
 from luthier.techniques.data._shared import NotRead, Reader
 from luthier.techniques.data.read_markdown import ReadMarkdown
 
@@ -36,10 +37,13 @@ class ReadNotebook(Reader, name="read-notebook"):
         blocks = [_block(cell, number, language) for number, cell in enumerate(cells, 1)]
         return ReadMarkdown().parse("\n\n".join(b for b in blocks if b.strip()))
 
-    def notes(self, text: str) -> str:
-        """How many outputs were left out."""
+    def parse_named(self, file: SourceFile, text: str, ctx: Ctx) -> tuple[str, tuple[Section, ...]]:
+        """Title and sections; the log says how many outputs were left out."""
+        read = self.parse(text)
         outputs = sum(len(c["outputs"]) for c in json.loads(text)["cells"] if isinstance(c.get("outputs"), list))
-        return f"{outputs} outputs of cells left out" if outputs else ""
+        if outputs:
+            ctx.log(f"{file.id}: {outputs} outputs of cells left out")
+        return read
 
 
 def _language(book: dict[str, Any]) -> str:
