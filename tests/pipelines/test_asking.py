@@ -96,6 +96,7 @@ def test_passages_are_cited_with_document_headings_and_excerpt(run):
         passage = found[cited["id"]]
         assert (cited["document"], tuple(cited["headings"])) == (passage.document, passage.headings)
         assert cited["excerpt"] == " ".join(passage.text.split())
+        assert passage.line and cited["place"] == f"{passage.document}, line {passage.line}"
 
 
 def test_fewer_and_no_passages_may_be_shown(run, prompts):

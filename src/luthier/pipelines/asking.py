@@ -100,8 +100,9 @@ class Asker:
         return {
             "question": text, "answer": prediction.text, "arm": name, "stopped": prediction.stopped,
             "seconds": time.monotonic() - began, "citations": citations(prediction, [p for p, _ in hits[:step.passages]]),
-            "passages": [{"id": p.id, "document": p.document, "page": p.page, "line": p.line, "headings": list(p.headings),
-                          "excerpt": _excerpt(p.text), "score": float(score)} for p, score in hits[:step.passages]],
+            "passages": [{"id": p.id, "document": p.document, "page": p.page, "line": p.line, "place": p.place,
+                          "headings": list(p.headings), "excerpt": _excerpt(p.text), "score": float(score)}
+                         for p, score in hits[:step.passages]],
         }
 
     def write(self, prompt: str, *, arm: str | None = None, max_tokens: int = 48) -> str:
@@ -164,10 +165,9 @@ class Asker:
 
 
 def where(passage: dict[str, Any]) -> str:
-    """Where a cited passage stands: file, page or line where known, headings."""
-    place = f", page {passage['page']}" if passage["page"] else f", line {passage['line']}" if passage["line"] else ""
+    """Where a shown passage stands: file, page and line where known, headings."""
     topic = f": {' / '.join(passage['headings'])}" if passage["headings"] else ""
-    return f"{passage['document']}{place}{topic}"
+    return f"{passage['place']}{topic}"
 
 
 def _excerpt(text: str) -> str:

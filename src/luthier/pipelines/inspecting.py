@@ -34,8 +34,9 @@ def inspect_data(path: str, base: str | None, rows: int, max_tokens: int, templa
     from luthier.pipelines.steps.ingest import Ingest
     from luthier.pipelines.steps.read import Read
 
-    if Path(path).is_dir() or Path(path).suffix.lower() in (".md", ".markdown", ".txt", ".rst", ".html", ".htm"):
-        ingest = Ingest(paths=[path])
+    ingest = Ingest(paths=[path])
+    suffixes = {suffix for reader in ingest.readers for suffix in getattr(reader, "suffixes", ())}
+    if Path(path).is_dir() or Path(path).suffix.lower() in suffixes:
         ingest.check()
         with TemporaryDirectory() as folder:
             ctx = _ctx(folder)

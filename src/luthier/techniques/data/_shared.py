@@ -98,32 +98,46 @@ class Outline:
 
     def __init__(self) -> None:
         self._path: list[tuple[int, str]] = []
-        self._found: list[tuple[tuple[str, ...], list[str]]] = [((), [])]
+        self._found: list[tuple[tuple[str, ...], list[tuple[str, int, int]], tuple[int, int]]] = [((), [], (0, 0))]
 
-    def heading(self, level: int, text: str) -> None:
-        """Open a section at `level` (1 is the top)."""
+    def heading(self, level: int, text: str, line: int = 0, page: int = 0) -> None:
+        """Open a section at `level` (1 is the top); `line` and `page` say where its heading stands, from 1."""
         while self._path and self._path[-1][0] >= level:
             self._path.pop()
         self._path.append((level, text))
-        self._found.append((tuple(t for _, t in self._path), []))
+        self._found.append((tuple(t for _, t in self._path), [], (page, line)))
 
-    def line(self, text: str) -> None:
-        """Add a line to the open section."""
-        self._found[-1][1].append(text)
+    def line(self, text: str, line: int = 0, page: int = 0) -> None:
+        """Add a line to the open section; `line` and `page` say where it stands in the file, from 1."""
+        self._found[-1][1].append((text, page, line))
 
     def sections(self) -> tuple[Section, ...]:
         """The sections that hold text. A heading with nothing below it is itself the text: it may be the message."""
         made = []
-        for i, (path, lines) in enumerate(self._found):
-            text = trim("\n".join(lines))
+        for i, (path, lines, place) in enumerate(self._found):
+            whole = "\n".join(text for text, _, _ in lines)
+            text = trim(whole)
             below = self._found[i + 1][0] if i + 1 < len(self._found) else ()
             if text or (path and below[:len(path)] != path and path[-1]):
-                made.append(Section(path, text or path[-1]))
+                first = len(whole.rstrip()) - len(text)
+                marks = _marks(lines, first) if text else ((1, *place),) if any(place) else ()
+                made.append(Section(path, text or path[-1], marks))
         return tuple(made)
 
     def first(self) -> str:
         """The first heading; empty when there is none."""
-        return next((path[-1] for path, _ in self._found if path), "")
+        return next((path[-1] for path, _, _ in self._found if path), "")
+
+
+def _marks(lines: Sequence[tuple[str, int, int]], first: int) -> tuple[tuple[int, int, int], ...]:
+    """Marks of joined (text, page, line) of which `first` characters were cut off in front."""
+    made: list[tuple[int, int, int]] = []
+    at = -first
+    for text, page, line in lines:
+        if at >= 0 and text.strip() and (page or line):
+            made.append((at + 1, page, line))
+        at += len(text) + 1
+    return tuple(made)
 
 
 class Reader(DataStep):
