@@ -19,9 +19,10 @@ def gains(facts: Facts) -> Html | None:
     """One row a gain and trained arm."""
     if not facts.gains:
         return None
+    intervals = [span(*f.interval, sign=True) if f.interval else ABSENT for f in facts.gains]
     rows = [[f.extra["gain"], f.extra["metric"], f.extra["left_arm"], f.extra["right_arm"], number(f.difference, sign=True),
-             span(*(f.interval or (None, None)), sign=True), chip(f.verdict), needed_words(f) or ABSENT]
-            for f in facts.gains]
+             interval, chip(f.verdict), needed_words(f) or ABSENT]
+            for f, interval in zip(facts.gains, intervals, strict=True)]
     head = ["gain", "metric", "from", "to", "difference", "interval", "verdict", "needed"]
     notes = dict.fromkeys(f"{f.extra['gain']}: {f.detail}" for f in facts.gains)
     return join((table("What training gained", head, "ttttnntt", rows, class_="gains"),
