@@ -14,7 +14,8 @@ from luthier.core.files import read_json, read_lines, write_lines, write_rows
 from luthier.core.recipe import Recipe, load_recipe
 from luthier.engine.steps.fit import Fit
 from luthier.pipelines.retrieving import TRAINING, with_tuned_retriever
-from luthier.pipelines.steps.choose_encoder import ChooseEncoder, ChosenIndex
+from luthier.pipelines.steps.choose_encoder import ChooseEncoder
+from luthier.pipelines.steps.chosen_index import ChosenIndex
 from luthier.pipelines.steps.index import Index
 from luthier.pipelines.steps.retriever_pairs import RetrieverPairs
 from luthier.pipelines.steps.whole_model import WholeModel

@@ -123,26 +123,6 @@ class ChooseEncoder(Step, name="choose-encoder"):
                        "low": low, "high": high, "questions": len(numbers), "clusters": len(set(groups))}
 
 
-class ChosenIndex(Step, name="chosen-index"):
-    """The index that belongs to the chosen encoder."""
-
-    inputs: ClassVar[dict[str, str]] = {"encoder": "model", "index": "index", "tuned-index": "index"}
-    output: ClassVar[str] = "index"
-    seeded: ClassVar[bool] = False
-
-    def run(self, inputs: Mapping[str, Artifact], ctx: Ctx) -> Artifact:
-        """Link the files of the one that was made with this encoder.
-
-        Raises:
-            UserError: neither was.
-        """
-        wanted = inputs["encoder"].identity
-        for name in ("index", "tuned-index"):
-            if inputs[name].meta["encoder"]["identity"] == wanted:
-                return same_files(inputs[name], ctx)
-        raise UserError("Neither index was made with the chosen encoder. Run the same command with --fresh.")
-
-
 def _answerable(examples: Artifact, name: str) -> list[Example]:
     """The questions of a subset that some passage answers."""
     return [e for e in examples.examples(name) if e.meta.get("gold")] if name in examples.subsets else []
