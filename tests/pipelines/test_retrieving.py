@@ -114,6 +114,7 @@ def test_the_recipe_reads_the_chosen_encoder_everywhere_and_is_valid():
     wiring = {n.name: n.inputs for n in made.nodes}
     for arm in ("arm-base-retrieval", "arm-tuned-retrieval"):
         assert wiring[arm]["index"] == "chosen-index" and wiring[arm]["encoder"] == "chosen-encoder"
+    assert wiring["split"].get("index", "index") == "index", "what pairs are made of can't wait for what they train"
     assert wiring["index"]["encoder"] == "encoder" and wiring["tuned-index"]["encoder"] == "tuned-encoder"
     with pytest.raises(UserError, match="has no 'documents'"):
         with_tuned_retriever(load_recipe("tune"))

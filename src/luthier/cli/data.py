@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -19,6 +20,8 @@ def inspect(
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=8, help="longest row in tokens")] = 512,
     template: Annotated[str, typer.Option("--template", metavar="NAME_OR_FILE", help="auto, plain, chat or a Jinja file: "
                                                 "how rows are rendered")] = "auto",
+    out: Annotated[Path | None, typer.Option("--out", metavar="FOLDER", help="also write FOLDER/inspect.html: lengths, "
+                                             "sources, clusters and masks")] = None,
     accept_terms: shared.Terms = None, as_json: shared.Json = False,
 ) -> None:
     """What was understood of a file: its format, its rows, and which of their tokens are learned."""
@@ -26,6 +29,10 @@ def inspect(
 
     shared.accept(accept_terms)
     found = inspect_data(data, base, rows, max_tokens, template)
+    if out is not None:
+        from luthier.pipelines.report.data import write_inspection
+
+        print(f"written: {write_inspection(found, out)}", file=sys.stderr)
     if as_json:
         print(json.dumps(found, ensure_ascii=False, indent=1))
         return

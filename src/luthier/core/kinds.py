@@ -57,7 +57,9 @@ Features = dict[str, "Tokens | float | int | tuple[int, ...]"]
 class Prediction:
     """What a model said to one example: `text`, or a `label` with the probabilities of all labels.
 
-    `stopped` says that the model ended by itself; `passages` are the ids it was shown, best first.
+    `stopped` says that the model ended by itself; `passages` are the ids that were found for it, best first, `shown` the
+    texts of those that stood in its prompt. `citations` are the ids it cites; a number that no shown passage has is kept as
+    it was written, such as `[9]`.
     """
 
     id: str
@@ -68,6 +70,8 @@ class Prediction:
     tokens: int = 0
     passages: tuple[str, ...] = ()
     log_probability: float | None = None
+    shown: tuple[str, ...] = ()
+    citations: tuple[str, ...] = ()
 
 
 class DataStep(Component, kind="data_step"):
@@ -274,6 +278,10 @@ class Metric(Component, kind="metric"):
         """One number from records; the mean of the values that apply, nan when there are none."""
         values = [r["value"] for r in records if r["value"] is not None]
         return sum(values) / len(values) if values else float("nan")
+
+    def details(self, records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        """Further numbers of the same records by name, such as recall at other depths; they are reported, not compared."""
+        return {}
 
 
 class Audit(Component, kind="audit"):

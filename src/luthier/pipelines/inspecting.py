@@ -23,7 +23,8 @@ DEFAULT_BASE = "gemma3-270m"
 
 
 def inspect_data(path: str, base: str | None, rows: int, max_tokens: int, template: str = "auto") -> dict[str, Any]:
-    """`about` in words and numbers, and the first rows as they would be trained on.
+    """`about` in words and numbers, the first rows as they would be trained on, and counts of all rows: their `lengths`
+    in tokens, and how many belong to each of the `sources` and `clusters`.
 
     Without a base, rows are shown as the demo's base reads them, and documents are counted in words and signs.
 
@@ -63,7 +64,8 @@ def _documents(artifact: Artifact, rows: int, counted_by: str) -> dict[str, Any]
              "counted by": counted_by, "sections": len({p.section for p in passages}),
              "left out": ", ".join(f"{n} {why}" for why, n in reasons.items()) or "nothing"}
     shown = [{"id": p.id, "text": f"{' / '.join(p.headings)} ({p.tokens} tokens)\n{p.text}"} for p in passages[:rows]]
-    return {"about": about, "shown": shown}
+    return {"about": about, "lengths": [p.tokens for p in passages], "shown": shown,
+            "sources": Counter(p.document for p in passages)}
 
 
 def _examples(artifact: Artifact, base: str, rows: int, max_tokens: int, said: list[str],
@@ -95,8 +97,9 @@ def _examples(artifact: Artifact, base: str, rows: int, max_tokens: int, said: l
         about["labels"] = dict(Counter(str(e.label) for e in examples))
     if said:
         about["said while reading"] = "; ".join(said)
-    return {"about": about, "shown": [shown for e in examples[:rows] for side in _sides(e)
-                                      for shown in _shown(side, render, labelled)]}
+    return {"about": about, "lengths": lengths, "clusters": Counter(e.cluster for e in examples),
+            "sources": Counter(e.source for e in examples),
+            "shown": [shown for e in examples[:rows] for side in _sides(e) for shown in _shown(side, render, labelled)]}
 
 
 def _sides(example: Example) -> list[Example]:

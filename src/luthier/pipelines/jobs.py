@@ -60,21 +60,6 @@ def demo(pico: bool = False) -> Recipe:
     return recipe
 
 
-def with_pretrained(recipe: Recipe) -> Recipe:
-    """A fifth arm: the base after continued pretraining on the documents, asked as the base is."""
-    text = copy.deepcopy(recipe.text)
-    steps = text["steps"]
-    steps["sections"] = {"use": "sections", "inputs": {"documents": "documents", "examples": "split"}}
-    steps["pretrained"] = {
-        "use": "fit", "tasks": [{"data": "sections.train", "objective": "pretrain"}], "over_long": "split",
-        "streams": {"validation": "sections.dev"}, "inputs": {"base": "base", "sections": "sections"}}
-    steps["arm-pretrained"] = {
-        **copy.deepcopy(steps["arm-base"]), "arm": "pretrained",
-        "inputs": {"base": "base", "tuned": "pretrained", "examples": "split"}}
-    steps["comparison"]["inputs"]["pretrained"] = "arm-pretrained"
-    return Recipe(text)
-
-
 def _with_questions(recipe: Recipe, path: str, missing: str) -> Recipe:
     text = copy.deepcopy(recipe.text)
     steps = text["steps"]
@@ -226,6 +211,7 @@ def run(recipe: Recipe, folder: Path, *, fresh: bool = False, exact: bool = Fals
         GateError: a receipt differs.
     """
     from luthier.engine.workshop import Engine
+    from luthier.pipelines import card
     from luthier.pipelines.report import write
 
     check_executor(executor)
@@ -233,6 +219,7 @@ def run(recipe: Recipe, folder: Path, *, fresh: bool = False, exact: bool = Fals
     try:
         finished = execute(recipe, folder, Engine(exact=exact), watcher, fresh, executor)
         (report or write)(finished)
+        card.write(finished)
     except Exception as error:
         number = _disk_error(error)
         if number is None:

@@ -36,7 +36,7 @@ class ChooseEncoder(Step, name="choose-encoder"):
     inputs: ClassVar[dict[str, str]] = {
         "base": "model", "tuned": "model", "index": "index", "tuned-index": "index", "examples": "examples"}
     output: ClassVar[str] = "model"
-    metrics: tuple[Slot[Metric], ...] = Field(named(("ndcg", "recall")), description="what is measured")
+    metrics: tuple[Slot[Metric], ...] = Field(named(("ndcg", "recall", "mrr")), description="what is measured")
     choose_by: Slot[Metric] = Field(named("ndcg"), description="the metric on dev that decides")
     least_gain: float = Field(0.0, ge=0, description="the tuned encoder must be better by more than this to be taken")
     sets: tuple[str, ...] = Field(("known", "unseen"), description="test subsets that are measured after the choice")

@@ -130,6 +130,8 @@ class Reader(DataStep):
     """Frame of a reader of text files: `parse` makes a title and sections of one file's text."""
 
     suffixes: ClassVar[tuple[str, ...]] = ()
+    # The encodings that the format allows; any that `decode` finds where none is named.
+    encodings: ClassVar[tuple[str, ...]] = ()
     max_megabytes: float = Field(50.0, gt=0, description="a larger file is left out, in 1 000 000 bytes")
 
     def apply(self, rows: Iterator[SourceFile], ctx: Ctx) -> Iterator[Document | Dropped]:
@@ -138,9 +140,11 @@ class Reader(DataStep):
             try:
                 data = read_bytes(file, self.max_megabytes)
                 text, encoding = decode(data, self.declared(data))
+                if self.encodings and encoding not in self.encodings:
+                    raise NotRead("not text", f"not UTF-8 (it could be {encoding}); save it as UTF-8")
                 if encoding in ("cp1252", "latin-1"):
                     ctx.log(f"{file.id}: not UTF-8, read as {encoding}")
-                title, sections = self.parse(text)
+                title, sections = self.parse_named(file, text, ctx)
                 if not sections:
                     raise NotRead("empty", "no text in it")
             except NotRead as why:
@@ -152,6 +156,10 @@ class Reader(DataStep):
     def declared(self, data: bytes) -> str:
         """The encoding that the format itself names; empty when it names none."""
         return ""
+
+    def parse_named(self, file: SourceFile, text: str, ctx: Ctx) -> tuple[str, tuple[Section, ...]]:
+        """`parse` for readers that must know the file's name too. Raises NotRead."""
+        return self.parse(text)
 
     @abstractmethod
     def parse(self, text: str) -> tuple[str, tuple[Section, ...]]:
@@ -215,17 +223,17 @@ class NearTexts:
     """
 
     def __init__(self, threshold: float) -> None:
-        from datasketch import MinHashLSH
+        from luthier.techniques.data._bands import Bands
 
         wide = [r for r in range(1, _PERMUTATIONS // 2 + 1)
                 if 1 - (1 - threshold**r) ** (_PERMUTATIONS // r) >= _RECALL]
         rows = max(wide, default=1)
         self.threshold = threshold
-        self._index = MinHashLSH(num_perm=_PERMUTATIONS, params=(_PERMUTATIONS // rows, rows))
+        self._index = Bands(_PERMUTATIONS // rows, rows)
         self._sets: list[np.ndarray] = []
         self._names: list[str] = []
 
-    def match(self, text: str) -> tuple[list[tuple[float, str]], tuple[np.ndarray, object]]:
+    def match(self, text: str) -> tuple[list[tuple[float, str]], tuple[np.ndarray, np.ndarray]]:
         """(Jaccard, name) of the stored texts that are near, best and oldest first, and what `add` wants."""
         import numpy as np
         from datasketch import MinHash
@@ -234,16 +242,17 @@ class NearTexts:
         sketch = MinHash(num_perm=_PERMUTATIONS, seed=1, hashfunc=lambda value: int(value) & 0xFFFFFFFF)
         sketch.update_batch(grams.tolist())
         near = []
-        for number in self._index.query(sketch):
+        hashes = self._index.hashes(sketch.hashvalues)
+        for number in self._index.near(hashes):
             both = len(np.intersect1d(grams, self._sets[number], assume_unique=True))
             share = both / (len(grams) + len(self._sets[number]) - both)
             if share >= self.threshold:
                 near.append((-share, number))
-        return [(-share, self._names[number]) for share, number in sorted(near)], (grams, sketch)
+        return [(-share, self._names[number]) for share, number in sorted(near)], (grams, hashes)
 
-    def add(self, name: str, prepared: tuple[np.ndarray, object]) -> None:
+    def add(self, name: str, prepared: tuple[np.ndarray, np.ndarray]) -> None:
         """Store a text under its name."""
-        self._index.insert(len(self._sets), prepared[1])
+        self._index.add(prepared[1])
         self._sets.append(prepared[0])
         self._names.append(name)
 

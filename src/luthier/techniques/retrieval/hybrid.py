@@ -127,6 +127,17 @@ class Hybrid(Retriever, name="hybrid"):
                 found.append(_first(lambda n, q=query: _by_word(table, q, n), depth))  # type: ignore[misc]
         return [fuse(found)[:k] for found in lists]
 
+    def embedded(self, index: Artifact) -> Iterator[tuple[list[str], np.ndarray]]:
+        """The texts of an index with their vectors, [texts, width], in batches; nothing where it holds no vectors."""
+        import numpy as np
+
+        if not index.meta["retriever"]["vector"]:
+            return
+        table = _connect(index).open_table(TABLE)
+        for batch in table.search().select(["searched", "vector"]).limit(max(1, table.count_rows())).to_batches():
+            flat = np.asarray(batch.column("vector").flatten(), dtype=np.float32)
+            yield batch.column("searched").to_pylist(), flat.reshape(len(batch), -1)
+
     def searched(self, passage: Passage) -> str:
         """The text by which a passage is found."""
         headings = " > ".join(passage.headings) if self.with_headings else ""
