@@ -53,7 +53,7 @@ def one(name: str) -> dict[str, Any]:
     from luthier.core.rng import Rng
     from luthier.core.step import Ctx
     from luthier.engine.hardware import rates
-    from luthier.engine.planning import _resident_mb, plan_fit
+    from luthier.engine.step_plans import plan_fit, resident_mb
     from luthier.engine.steps.base import Base
     from luthier.engine.steps.fit import Fit
     from luthier.engine.workshop import Engine
@@ -84,7 +84,7 @@ def one(name: str) -> dict[str, Any]:
     began = time.monotonic()
     planned = plan_fit(fit, inputs, ctx("plan", inputs), here)
     took = time.monotonic() - began
-    floor = _resident_mb()
+    floor = resident_mb()
     fit.run(inputs, ctx("fit", inputs))
     cost = read_json(root / "fit" / "cost.json")
     return {"workload": name, "planned_mb": round(floor + planned.peak_mb, 1), "measured_mb": round(cost["peak_mb"], 1),

@@ -41,6 +41,7 @@ CONTENDERS = {
     "llamafactory-packing": Contender("llamafactory", "llamafactory_lora.py", ("--packing",)),
 }
 WORK = measure.HERE / ".work"
+WARM_UP_STEPS = 16
 
 
 def main() -> int:
@@ -89,7 +90,7 @@ def run(name: str, contender: Contender, folder: Path, made: dict[str, Any], ask
     steps = ["--steps", asked.steps] if asked.steps else []
     if contender.environment != "luthier":
         return measure.contend(contender.environment, contender.script, [folder, *steps, *contender.extra], asked.threads)
-    warm_up = min(asked.steps or len(made["batches"]), len(made["batches"]))
+    warm_up = min(asked.steps or WARM_UP_STEPS, WARM_UP_STEPS, len(made["batches"]))
     found = measure.contend("luthier", contender.script, [
         "train", folder, *steps, "--warm-up-steps", warm_up, "--bound-seconds", 0.1 if asked.pico else 3.0,
         *contender.extra], asked.threads)

@@ -58,7 +58,7 @@ WORKLOADS = {w.name: w for w in (
     Workload("minilm-classify", "minilm", "full", "classify", 2000, 16, 128, learning_rate=2e-5, dtype="float32",
              source="reviews", contenders=("luthier", "trainer")),
     Workload("gemma-top-layers", "gemma3-270m", "top-layers", epochs=3, learning_rate=2e-5, contenders=_TOP),
-    Workload("minilm-top-layers", "minilm", "top-layers", "classify", 2000, 16, 128, 3, 2e-5, "float32",
+    Workload("minilm-top-layers", "minilm", "top-layers", "classify", 480, 16, 128, 3, 2e-5, "float32",
              source="reviews", contenders=_TOP),
 )}
 

@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import cross_entropy, kl_div
 
 from luthier.core.errors import LuthierError
-from luthier.engine import forward
+from luthier.engine import output
 from luthier.engine.forward import Forward, hidden_states, vocabulary_of
 from luthier.engine.models import Model, load_base
 from tests.contracts.workbench import examples, make_batch
@@ -127,7 +127,7 @@ def test_embeddings_may_replace_ids(decoder):
 
 
 def test_too_many_scores_are_refused(decoder, monkeypatch):
-    monkeypatch.setattr(forward, "LOGITS_LIMIT", 10)
+    monkeypatch.setattr(output, "LOGITS_LIMIT", 10)
     with torch.no_grad(), pytest.raises(LuthierError, match="use nll"):
         Forward({"policy": decoder})("policy", batch_of(decoder)).logits()
 

@@ -13,7 +13,7 @@ from luthier.core.component import build
 from luthier.core.errors import UserError
 from luthier.core.example import question
 from luthier.core.recipe import Recipe
-from luthier.engine import hardware, metering, planning
+from luthier.engine import hardware, metering, planning, step_plans
 from luthier.engine.hardware import Rates
 from luthier.engine.steps.fit import Fit
 
@@ -30,7 +30,7 @@ def inputs(pico: Artifact, tmp_path: Path) -> dict[str, Artifact]:
 @pytest.mark.parametrize("method", ["full", "lora", "lora:rank=2"])
 def test_counted_parameters_are_the_trained_ones(method: str, inputs, make_ctx) -> None:
     fit = Fit(method=method, length={"steps": 1})
-    planned = planning.plan_fit(fit, inputs, make_ctx("plan", inputs), HERE)
+    planned = step_plans.plan_fit(fit, inputs, make_ctx("plan", inputs), HERE)
     record = fit.run(inputs, make_ctx("fit", inputs)).meta["fit"]
     assert planned.facts["trained parameters"] == record["trained_parameters"]
     assert planned.facts["parameters"] == record["total_parameters"] and planned.facts["steps"] == record["steps"]
@@ -45,7 +45,7 @@ def test_counted_tokens_are_the_trained_ones(inputs, make_ctx) -> None:
     ctx = make_ctx("fit", inputs)
     model = metering.meta_model(Path(inputs["base"].meta["path"]), inputs["base"], torch.float32)
     tasks, _ = encode_tasks(fit.tasks, model, renderer(model, 512), inputs, ctx)
-    steps, (cuts,) = planning._batches(fit, tasks, model, ctx)
+    steps, (cuts,) = step_plans._batches(fit, tasks, model, ctx)
     record = fit.run(inputs, ctx).meta["fit"]
     assert steps == record["steps"] == 5 and sum(c[1] for c in cuts) == record["tokens"]
     assert sum(c[0] for c in cuts) == 24 and max(c[0] for c in cuts) == 2 and max(c[1] for c in cuts) <= 64
@@ -107,9 +107,9 @@ def test_memory_of_full_training_by_hand(inputs, make_ctx) -> None:
     parts = {}
     for method in ("full", "lora"):
         fit = Fit(method=method, length={"steps": 1}, dtype="float32")
-        parts[method] = planning.plan_fit(fit, inputs, make_ctx(method, inputs), HERE)
+        parts[method] = step_plans.plan_fit(fit, inputs, make_ctx(method, inputs), HERE)
     full = parts["full"]
-    count, slack = full.facts["trained parameters"], planning.SLACK / 1e6
+    count, slack = full.facts["trained parameters"], step_plans.SLACK / 1e6
     assert full.memory["weights"] == pytest.approx(4 * count * slack)
     assert full.memory["optimizer state"] == pytest.approx(8 * count * slack) and full.memory["float32 masters"] == 0
     assert full.facts["checkpoint_mb"] == pytest.approx(12 * count / 1e6)
@@ -118,8 +118,8 @@ def test_memory_of_full_training_by_hand(inputs, make_ctx) -> None:
 
 def test_bfloat16_has_masters(inputs, make_ctx) -> None:
     fit = Fit(method="full", length={"steps": 1}, dtype="bfloat16")
-    planned = planning.plan_fit(fit, inputs, make_ctx("plan", inputs), HERE)
-    count, slack = planned.facts["trained parameters"], planning.SLACK / 1e6
+    planned = step_plans.plan_fit(fit, inputs, make_ctx("plan", inputs), HERE)
+    count, slack = planned.facts["trained parameters"], step_plans.SLACK / 1e6
     assert planned.memory["float32 masters"] == pytest.approx(4 * count * slack)
     assert planned.memory["weights"] == pytest.approx(2 * count * slack) and planned.memory["bfloat16 kernels"] > 0
 

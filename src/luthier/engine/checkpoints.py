@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from luthier.core.files import write_json
 from luthier.engine import distributed, guards, sharding
+from luthier.engine.tensors import write_tensors
 from luthier.engine.weights import pack, unpack
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ class State:
         """A copy of every state in memory."""
         tensors: dict[str, torch.Tensor] = {}
         skeleton = json.loads(json.dumps(pack(self.tree(), tensors)))
-        return Snapshot(unpack(skeleton, tensors), self)
+        return Snapshot(unpack(skeleton, {n: t.cpu().clone() for n, t in tensors.items()}), self)
 
     def save(self) -> None:
         """Write a checkpoint beside the last one, then drop the last one: one of them is always whole.
@@ -145,7 +146,7 @@ class State:
         work.mkdir(parents=True)
         tensors: dict[str, torch.Tensor] = {}
         skeleton = pack(tree, tensors)
-        save_file(tensors, work / "state.safetensors")
+        write_tensors(work / "state.safetensors", tensors)
         write_json(work / "state.json", skeleton)
         shutil.rmtree(final, ignore_errors=True)
         os.replace(work, final)

@@ -29,9 +29,10 @@ from luthier.engine.layers import Stack, Unrecorded, evaluating, hidden_of, laye
 
 if TYPE_CHECKING:
     from luthier.core.step import Ctx
-    from luthier.engine.forward import Forward, Output
+    from luthier.engine.forward import Forward
     from luthier.engine.loop import Task
     from luthier.engine.models import Model
+    from luthier.engine.output import Output
 
 Mode = Literal["auto", "on", "off"]
 # Below this share of frozen layers, keeping states saves less than it costs in files and care.

@@ -26,9 +26,9 @@ from luthier.engine.batches import TokenBatch, by_length, collate, packs_of
 from luthier.engine.layers import Skip, Stack, hidden_of, standing_in
 
 if TYPE_CHECKING:
-    from luthier.engine.forward import Output
     from luthier.engine.loop import Task
     from luthier.engine.models import Model
+    from luthier.engine.output import Output
 
 # Rows and tokens that go through the lower layers at once, and rows that are sorted by length together.
 GROUP_ROWS, GROUP_TOKENS, WINDOW_ROWS = 64, 2048, 256

@@ -22,8 +22,9 @@ from luthier.core.kinds import Decoder
 from luthier.core.rng import Rng
 from luthier.engine import quick
 from luthier.engine.attention import Layout, no_masks
-from luthier.engine.forward import Vocabulary, packs, trunk_of, vocabulary_of
+from luthier.engine.forward import packs, trunk_of, vocabulary_of
 from luthier.engine.models import Model
+from luthier.engine.output import Vocabulary
 from luthier.engine.packing import shared_beginnings
 from luthier.engine.slots import Lane, Reading, Writing
 

@@ -117,11 +117,10 @@ def load_heads(model: Model, artifact: Artifact) -> None:
 
 
 def pack(tree: Any, tensors: dict[str, torch.Tensor], path: str = "") -> Any:
-    """A JSON skeleton of nested state; its tensors go to `tensors` and are named in the skeleton."""
+    """A JSON skeleton of nested state; its tensors themselves go to `tensors` and are named in the skeleton."""
     if isinstance(tree, torch.Tensor):
         path = path if path not in tensors else f"{path}~{len(tensors)}"  # keys such as 1 and "1" look alike here
-        # Views share storage, which safetensors refuses.
-        tensors[path] = tree.detach().cpu().clone().contiguous()
+        tensors[path] = tree.detach()
         return {"__tensor__": path}
     if isinstance(tree, dict):
         return {"__dict__": [[k, pack(v, tensors, f"{path}/{k}")] for k, v in tree.items()]}

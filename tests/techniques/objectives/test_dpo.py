@@ -99,7 +99,7 @@ def test_mutants_are_seen_by_the_recorded_loss(pair, record, monkeypatch):
     half = len(record["batch"]["input_ids"]) // 2
     turned = {n: rows[half:] + rows[:half] for n, rows in record["batch"].items()}
     assert abs(ours(pair, {**record, "batch": turned})[0] - wanted) > 1e-3
-    from luthier.engine.forward import Output
+    from luthier.engine.output import Output
 
     summed = Output.row_log_probabilities
     monkeypatch.setattr(Output, "row_log_probabilities", lambda self: summed(self) / self.inputs.targets.sum(1))

@@ -110,9 +110,9 @@ class Fit(Step, name="fit"):
         from luthier.engine import distributed, fused, guards, new_tokens, sharding
         from luthier.engine.frozen import Frozen
         from luthier.engine.memory import require_mb
-        from luthier.engine.planning import foretold
         from luthier.engine.quantized import check_method
         from luthier.engine.roles import Roles
+        from luthier.engine.step_plans import foretold
         from luthier.engine.thrift import check_offload, checkpointing, wants_checkpointing
 
         engine = ctx.engine
