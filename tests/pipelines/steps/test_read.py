@@ -91,9 +91,9 @@ def test_missing_files(tmp_path, file, name, said):
 
 
 def test_another_suffix(tmp_path):
-    (tmp_path / "data.csv").write_text("a,b\n")
-    with pytest.raises(UserError, match=r"'read-jsonl' does not read \.csv .* Legal: \.jsonl, \.ndjson, \.txt"):
-        Read(path=str(tmp_path / "data.csv")).check()
+    (tmp_path / "data.xlsx").write_text("a,b\n")
+    with pytest.raises(UserError, match=r"'read-jsonl' does not read \.xlsx .* Legal: \.jsonl, \.ndjson, \.txt"):
+        Read(path=str(tmp_path / "data.xlsx")).check()
 
 
 def test_bad_rows_are_refused_by_check(tmp_path, file):

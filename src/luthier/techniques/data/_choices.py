@@ -9,9 +9,9 @@ passage    text (also `context`)
 =========  ====================================================================================================
 
 What is learned is the text of the right choice, after the question and the choices by letters: a letter alone says
-little, and answers are compared without articles, so "A" would equal nothing. `meta` keeps `choices` and the number of
-the right one as `choice`. A number counts from 0, as in MMLU, HellaSwag and COPA; numbers of the file's own labels
-(ARC has files with "1" to "4") are read as such.
+little, and answers are compared without articles, so "A" would equal nothing. `meta["options"]` keeps the choices,
+`label` the number of the right one, which is what the metric `multiple-choice` reads. A number counts from 0, as in
+MMLU, HellaSwag and COPA; numbers of the file's own labels (ARC has files with "1" to "4") are read as such.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def choice(name: str, row: Mapping[str, Any], options: Mapping[str, Any], rest: 
     """The example of a checked row: question and lettered choices, the text of the right one is learned."""
     texts, right = _right(row)
     lettered = "\n".join(f"{LETTERS[n]}. {text}" for n, text in enumerate(texts))
-    rest = {**rest, "meta": {**rest["meta"], "choices": texts, "choice": right}}
+    rest = {**rest, "meta": {**rest["meta"], "options": texts}, "label": right}
     passage = next((row[k] for k in PASSAGES if row.get(k)), "")
     return question(name, f"{_asked(row)}\n{lettered}", texts[right], passage=passage, **rest)
 
