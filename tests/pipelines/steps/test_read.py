@@ -80,7 +80,7 @@ def test_content_is_the_hash_of_the_file(file):
 
 
 @pytest.mark.parametrize(("name", "said"), [
-    ("data.json", "does not exist. Did you mean 'data.jsonl'?"),
+    ("dat.jsonl", "does not exist. Did you mean 'data.jsonl'?"),
     ("nowhere/data.jsonl", "data.jsonl does not exist."),
     (".", "is a folder."),
 ])
@@ -92,7 +92,7 @@ def test_missing_files(tmp_path, file, name, said):
 
 def test_another_suffix(tmp_path):
     (tmp_path / "data.xlsx").write_text("a,b\n")
-    with pytest.raises(UserError, match=r"'read-jsonl' does not read \.xlsx .* Legal: \.jsonl, \.ndjson, \.txt"):
+    with pytest.raises(UserError, match=r"'read-jsonl' does not read \.xlsx .* Legal: \.jsonl, \.ndjson, \.json, \.csv"):
         Read(path=str(tmp_path / "data.xlsx")).check()
 
 

@@ -73,7 +73,7 @@ class Read(Step, name="read"):
             beside = [p.name for p in path.parent.glob("*") if suffix_of(p) in suffixes] if path.parent.is_dir() else []
             what = "is a folder" if path.is_dir() else "does not exist"
             raise UserError(f"path: {self.path} {what}. {nearest(path.name, beside) if beside else ''}".rstrip())
-        if suffix not in suffixes:
+        if suffix not in suffixes and getattr(self.reader, "kind", "auto") == "auto":
             legal = ", ".join(dict.fromkeys((*suffixes, *_known())))
             raise UserError(f"path: '{self.reader.info.name}' does not read {suffix or 'files without a suffix'} "
                             f"({self.path}). Legal: {legal}; each also as .gz.")

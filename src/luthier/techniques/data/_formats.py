@@ -78,6 +78,7 @@ class Summary:
     unused: dict[str, int] = field(default_factory=dict)
     conflicts: int = 0
     problems: list[str] = field(default_factory=list)
+    bad: dict[int, str] = field(default_factory=dict)  # number of each row to be left out, and why
 
 
 def _texts(*keys: str) -> Callable[[Row, Mapping[str, Any]], list[str]]:
@@ -215,6 +216,9 @@ FORMATS: dict[str, Format] = {
 }
 EXPECTED = "; ".join(f"{n}: {', '.join(' or '.join(g[:2]) for g in f.needs)}" for n, f in FORMATS.items())
 KEYS = frozenset().union(*(f.used for f in FORMATS.values()))
+# The format whose examples have a task, for examples that no reader made.
+TASKS = {"classify": "text-label", "text": "raw-text", "chat": "messages", "preference": "preference",
+         "tags": "tagged-tokens", "score": "pair-score", "completion": "prompt-completion"}
 # Keys that hold lists or objects; in a table of texts these stand in a cell as JSON.
 NESTED = frozenset({"answers", "choices", "options", "endings", "messages", "conversations", "tools", "chosen", "rejected",
                     "tokens", *_tags.TAGS})
@@ -222,3 +226,12 @@ if TYPE_CHECKING:
     FormatName = str
 else:
     FormatName = Literal[("auto", *FORMATS)]
+
+
+def nearest_format(row: Row) -> str:
+    """What a row lacks to be of the format that it comes closest to; empty where it has nothing of any."""
+    lacks = {name: form.missing(row) for name, form in FORMATS.items() if len(form.missing(row)) < len(form.needs)}
+    if not lacks:
+        return ""
+    name = min(lacks, key=lambda n: len(lacks[n]) / len(FORMATS[n].needs))
+    return f" Nearest: {name}, but it has no {' and no '.join(lacks[name])}." if lacks[name] else ""

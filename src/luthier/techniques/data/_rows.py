@@ -12,7 +12,7 @@ from __future__ import annotations
 import ast
 import json
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, ClassVar, Literal
@@ -24,7 +24,7 @@ from luthier.core.example import Dropped, Example, SourceFile
 from luthier.core.kinds import DataStep
 from luthier.core.step import Ctx
 from luthier.techniques.data._files import Found
-from luthier.techniques.data._formats import EXPECTED, FORMATS, KEYS, NESTED, Format, FormatName, Summary, found_value
+from luthier.techniques.data._formats import EXPECTED, FORMATS, KEYS, NESTED, Format, FormatName, Summary, found_value, nearest_format
 from luthier.techniques.data._repeats import Repeats, hashed
 from luthier.techniques.data._shared import exact_key, near_clusters, normalized
 
@@ -46,10 +46,13 @@ class RowReader(DataStep):
 
     suffixes: ClassVar[tuple[str, ...]] = ()
     texts_only: ClassVar[bool] = False  # cells are texts: lists and objects stand in them as JSON
+    hint: ClassVar[str] = ""  # what else may be wrong where no format fits the first row
     format: FormatName = Field("auto", description="keys that the rows have; auto: those of the first row")
     columns: dict[str, str] = Field({}, description="the file's own name of a key, such as {question: q, answer: a}")
     learn: Literal["every", "last"] = Field("every", description="which assistant messages of a chat are learned")
     allow_unanswerable: bool = Field(False, description="an empty list of answers is a question without an answer")
+    bad_rows: Literal["refuse", "drop"] = Field("refuse", description="a row that can't be used: refuse the file, or leave "
+                                                                      "out the row and write it to the ledger")
     near_rows: int = Field(50_000, ge=0, description="longer files get a cluster for each text, not for nearly equal ones")
 
     @abstractmethod
@@ -72,11 +75,13 @@ class RowReader(DataStep):
             form = FORMATS[found.format]
             clusters: dict[str, str] | None = None
             if found.rows <= self.near_rows:
-                clusters = near_clusters((n, form.subject(row)) for n, row in self._named(file) if not _source(row))
+                clusters = near_clusters((n, form.subject(row)) for n, row in self._named(file, found.bad) if not _source(row))
             else:
                 ctx.log(f"{file.id}: {found.rows} rows, above near_rows={self.near_rows}: rows about the same text share a "
                         "cluster, rows about nearly the same do not")
-            for name, row in self._named(file):
+            for number, why in found.bad.items():
+                yield Dropped(f"{file.id}:{number}", "row can't be used", why)
+            for name, row in self._named(file, found.bad):
                 cluster = _source(row) or (clusters[name] if clusters is not None else _same(form.subject(row)))
                 yield self._example(form, name, row, cluster)
 
@@ -86,17 +91,25 @@ class RowReader(DataStep):
         found, count = looked.summary, 0
         for at in self._mapped(file):
             problems = [at.why] if at.row is None else self._check(at, looked, file)
+            if problems and self.bad_rows == "drop":
+                found.bad[at.number] = "; ".join(problems)
+                continue
             count += len(problems)
             found.problems += problems[:SHOWN - len(found.problems)]
             found.rows += at.row is not None
         again = looked.ids.pairs()
-        count += len(again)
-        found.problems += self._repeated(again[:SHOWN - len(found.problems)], file)
+        if self.bad_rows == "drop":
+            found.bad |= {number: f"row {number}: its id is already that of row {other}" for number, other in again}
+            found.rows -= len(again)
+        else:
+            count += len(again)
+            found.problems += self._repeated(again[:SHOWN - len(found.problems)], file)
         if count:
             more = f"\n  … and {count - SHOWN} more" if count > SHOWN else ""
             raise UserError(f"{file.path} can't be used:\n  " + "\n  ".join(found.problems) + more)
         if not found.rows:
-            raise UserError(f"{file.path} holds no rows. {self.expected()}")
+            first = f" First: {next(iter(found.bad.values()))}." if found.bad else ""
+            raise UserError(f"{file.path} holds no rows{' that can be used' if found.bad else ''}.{first} {self.expected()}")
         found.conflicts = sum(answer != first for answer, first in looked.asked.pairs())
         return found
 
@@ -132,9 +145,9 @@ class RowReader(DataStep):
                 raise UserError(f"columns: {file.path} has no column '{name}' for {key}; found: {', '.join(row)}. "
                                 f"{nearest(name, row)}")
 
-    def _named(self, file: SourceFile) -> Iterator[tuple[str, dict[str, Any]]]:
+    def _named(self, file: SourceFile, bad: Mapping[int, str] = {}) -> Iterator[tuple[str, dict[str, Any]]]:
         for at in self._mapped(file):
-            if at.row is not None:
+            if at.row is not None and at.number not in bad:
                 yield _name(at.row, at.number, file), at.row
 
     def _repeated(self, again: list[tuple[int, int]], file: SourceFile) -> list[str]:
@@ -165,7 +178,8 @@ class RowReader(DataStep):
             if row.get(key) is not None and (isinstance(row[key], bool) or not isinstance(row[key], (str, int))):
                 problems.append(f"{key} is {found_value(row[key])}; expected text or a whole number")
         name = _name(row, at.number, file)
-        looked.ids.add(name.encode("utf-8", "surrogatepass"), at.number)
+        if not problems or self.bad_rows == "refuse":
+            looked.ids.add(name.encode("utf-8", "surrogatepass"), at.number)
         if not problems:
             for key in row.keys() - form.used:
                 found.unused[key] = found.unused.get(key, 0) + 1
@@ -180,8 +194,8 @@ class RowReader(DataStep):
         fitting = [n for n, form in FORMATS.items() if form.fits(row)]
         keys = ", ".join(row) or "none"
         if not found.format and not fitting:
-            return (f"{where}: keys found: {keys}. Expected keys: {EXPECTED}. Other names are mapped with "
-                    "columns, such as {question: q, answer: a}")
+            return (f"{where}: keys found: {keys}.{nearest_format(row)} Expected keys: {EXPECTED}. Other names are mapped "
+                    f"with columns, such as {{question: q, answer: a}}{self.hint}")
         if found.format and fitting and found.format not in fitting:
             return (f"{where} is {fitting[0]} (keys {keys}), but the file is read as {found.format}. "
                     "A file holds one format; keep each in a file of its own")

@@ -34,6 +34,8 @@ class ReadTable(RowReader, name="read-table"):
 
     suffixes: ClassVar[tuple[str, ...]] = (".csv", ".tsv", *TAGGED, ".parquet", ".arrow", FOLDER)
     texts_only: ClassVar[bool] = True
+    hint: ClassVar[str] = ". If the first line is no header: header: false"
+    kind: Literal["auto", "csv", "tsv", "conll", "parquet", "arrow"] = Field("auto", description="of file, whatever its suffix")
     delimiter: str = Field("auto", min_length=1, description="between cells of a CSV file; auto: what the header shows")
     quotes: Literal["auto", "double", "none"] = Field("auto", description="whether \" holds a cell together; auto: in CSV "
                                                       "always, in TSV where every cell that begins with one ends so")
@@ -43,7 +45,7 @@ class ReadTable(RowReader, name="read-table"):
     def rows(self, file: SourceFile) -> Iterator[Found]:
         """The rows of the table."""
         path = Path(file.path)
-        suffix = suffix_of(path)
+        suffix = suffix_of(path) if self.kind == "auto" else f".{self.kind}"
         if suffix in TAGGED or (suffix == ".tsv" and self.header is True and _delimited.looks_tagged(path, self.encoding)):
             return _delimited.tagged(path, self.encoding)
         if suffix in (".csv", ".tsv"):
@@ -54,5 +56,6 @@ class ReadTable(RowReader, name="read-table"):
 
     def count_rows(self, file: SourceFile) -> int:
         """As many as the file itself says, where it says it."""
-        said: Any = _columns.said_rows(Path(file.path), suffix_of(Path(file.path)))
+        path = Path(file.path)
+        said: Any = _columns.said_rows(path, suffix_of(path) if self.kind == "auto" else f".{self.kind}")
         return super().count_rows(file) if said is None else int(said)
