@@ -24,7 +24,17 @@ from luthier.core.example import Dropped, Example, SourceFile
 from luthier.core.kinds import DataStep
 from luthier.core.step import Ctx
 from luthier.techniques.data._files import Found
-from luthier.techniques.data._formats import EXPECTED, FORMATS, KEYS, NESTED, Format, FormatName, Summary, found_value, nearest_format
+from luthier.techniques.data._formats import (
+    EXPECTED,
+    FORMATS,
+    KEYS,
+    NESTED,
+    Format,
+    FormatName,
+    Summary,
+    found_value,
+    nearest_format,
+)
 from luthier.techniques.data._repeats import Repeats, hashed
 from luthier.techniques.data._shared import exact_key, near_clusters, normalized
 
