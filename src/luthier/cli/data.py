@@ -14,7 +14,7 @@ from luthier.cli import _shared as shared
 
 
 def inspect(
-    data: Annotated[str, typer.Argument(help="a file of examples, a saved dataset, documents, or what another data command left")],
+    data: Annotated[str, typer.Argument(help="rows, a saved dataset, documents, or what a data command left")],
     base: Annotated[str | None, typer.Option("--base", metavar="MODEL", help="whose tokens and template are shown; "
                                                 "gemma3-270m for rows, plain words for documents")] = None,
     rows: Annotated[int, typer.Option("--rows", min=1, help="how many rows to show")] = 3,

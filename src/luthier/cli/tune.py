@@ -12,8 +12,9 @@ from luthier.cli import _shared as shared
 
 def command(
     data: Annotated[list[str], typer.Argument(
-        help="rows in JSON lines, JSON, CSV, TSV, Parquet, Arrow or a saved dataset, in any format of docs/rows.md; .txt and .md "
-             "files to be read on; or what luthier data left. Several files: FILE=WEIGHT draws from them in these proportions")],
+        help="rows in JSON lines, JSON, CSV, TSV, Parquet, Arrow or a saved dataset, in any format of docs/rows.md; .txt and "
+             ".md files to be read on; or what luthier data left. Several files: FILE=WEIGHT draws from them in these "
+             "proportions")],
     base: shared.Base = None, out: shared.Out = None, recipe: shared.RecipeOption = None, seed: shared.Seed = None,
     method: shared.Method = None, objective: shared.Objective = None, regularizer: shared.Regularizer = None,
     optimizer: shared.Optimizer = None, decoder: shared.Decoder = None, metric: shared.Metric = None,

@@ -23,6 +23,7 @@ from luthier.core.run import Run
 from luthier.engine.executor import Watcher, execute_nodes
 from luthier.pipelines.ledger import reason_of
 from luthier.pipelines.sources import source
+from luthier.pipelines.steps.existing import Existing
 
 DEFAULT_BASE = "gemma3-270m"
 REQUEST = "request"
@@ -88,7 +89,8 @@ def _split(path: str, specs: list[str], base: str | None) -> dict[str, Any]:
     step = source(path, ("examples",))
     there = open_artifact(Path(path)).subsets if step["use"] == "existing" else splits_of(Path(path)) or ["all"]
     if there == ["all"]:
-        return {"source": step, "": {"use": "split", "inputs": {"questions": "source"}, **({"augment": specs} if specs else {})}}
+        augment = {"augment": specs} if specs else {}
+        return {"source": step, "": {"use": "split", "inputs": {"questions": "source"}, **augment}}
     if specs:
         raise UserError(f"{path} comes divided into {', '.join(there)}. Change its training rows with: luthier data curate")
     return {"source": step, "": {"use": "own-splits", "inputs": {"rows": "source"}}}
@@ -119,17 +121,22 @@ def make(recipe: Recipe, out: Path, *, fresh: bool = False, watcher: Watcher | N
             shutil.rmtree(parts, ignore_errors=True)
         parts.mkdir(parents=True, exist_ok=True)
         with Run(parts).locked():
-            given = {n.name: open_artifact(Path(n.step.path)) for n in recipe.nodes if n.step.info.name == "existing"}
+            given = {n.name: open_artifact(Path(n.step.path)) for n in recipe.nodes if isinstance(n.step, Existing)}
             engine = Engine()
             if any(n.step.info.name == "base" for n in recipe.nodes):
                 engine.decide({})
             watcher = watcher or Watcher()
-            made = execute_nodes(recipe, parts, engine, watcher, lambda text: None, given)[command]
-            write_json(made.folder / RECORD, {**made.meta, REQUEST: request, "command": command})
+            done = execute_nodes(recipe, parts, engine, watcher, lambda text: None, given)
+            made = done[command]
+            # A step that only divides rows does not know what they are.
+            noted = {k: done["source"].meta[k] for k in ("format",) if "source" in done and made.kind == "examples"
+                     and done["source"].meta.get(k)}
+            write_json(made.folder / RECORD, {**noted, **made.meta, REQUEST: request, "command": command})
             commit_folder(made.folder, out)
         shutil.rmtree(parts)
     except OSError as error:
-        raise UserError(f"Can't write to {out}: {error.strerror or error}. Make room, or give another folder with --out.") from None
+        raise UserError(f"Can't write to {out}: {error.strerror or error}. Make room, or give another folder with "
+                        "--out.") from None
     return open_artifact(out), False
 
 

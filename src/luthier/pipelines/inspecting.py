@@ -46,7 +46,8 @@ def inspect_data(path: str, base: str | None, rows: int, max_tokens: int, templa
         if given.kind != "examples":
             raise UserError(f"{path} is an artifact of the kind '{given.kind}'; examples and documents are shown here.")
         return _examples(given, base or DEFAULT_BASE, rows, max_tokens, [], template)
-    if (Path(path).is_dir() and not reads(Path(path))) or Path(path).suffix.lower() in (".md", ".markdown", ".txt", ".rst", ".html", ".htm"):
+    told = Path(path).is_dir() and not reads(Path(path))
+    if told or Path(path).suffix.lower() in (".md", ".markdown", ".txt", ".rst", ".html", ".htm"):
         ingest = Ingest(paths=[path])
         ingest.check()
         with TemporaryDirectory() as folder:

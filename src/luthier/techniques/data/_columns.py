@@ -31,7 +31,7 @@ def file_rows(path: Path, suffix: str) -> Iterator[Found]:
     """The rows of a Parquet or Arrow file. Raises UserError for one that is damaged."""
     number = 0
     for batch, names in _batches(path, suffix):
-        for row in _rows(batch, names, path):
+        for row in _rows(batch, names):
             number += 1
             yield Found(number, row)
 
@@ -42,7 +42,7 @@ def folder_rows(folder: Path) -> Iterator[Found]:
     number = 0
     for path in _shards(folder):
         for batch, names in _batches(path, ".arrow"):
-            for row in _rows(batch, {**names, **features}, path):
+            for row in _rows(batch, {**names, **features}):
                 number += 1
                 yield Found(number, row)
 
@@ -76,8 +76,8 @@ def _shards(folder: Path) -> list[Path]:
     return paths
 
 
-def _batches(path: Path, suffix: str) -> Iterator[tuple[Any, dict[str, Name]]]:
-    """Record batches, and what makes names of the class numbers of their columns."""
+def _batches(path: Path, suffix: str) -> Iterator[tuple[list[dict[str, Any]], dict[str, Name]]]:
+    """The rows of each record batch, and what makes names of the class numbers of their columns."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -87,7 +87,7 @@ def _batches(path: Path, suffix: str) -> Iterator[tuple[Any, dict[str, Name]]]:
                 table = pq.ParquetFile(file)
                 names = _checked(table.schema_arrow, path)
                 for batch in table.iter_batches(batch_size=BATCH_ROWS):
-                    yield batch, names
+                    yield _listed(batch), names
             return
         with _seekable(path) as file:
             start = file.read(len(_MAGIC))
@@ -96,12 +96,19 @@ def _batches(path: Path, suffix: str) -> Iterator[tuple[Any, dict[str, Name]]]:
                 whole = pa.ipc.open_file(file)
                 names = _checked(whole.schema, path)
                 for n in range(whole.num_record_batches):
-                    yield whole.get_batch(n), names
+                    yield _listed(whole.get_batch(n)), names
                 return
             stream = pa.ipc.open_stream(file)  # what datasets writes
             names = _checked(stream.schema, path)
             for batch in stream:
-                yield batch, names
+                yield _listed(batch), names
+
+
+def _listed(batch: Any) -> list[dict[str, Any]]:
+    """The rows of a batch, its offsets checked first: damaged ones would be followed out of its memory."""
+    batch.validate(full=True)
+    rows: list[dict[str, Any]] = batch.to_pylist()
+    return rows
 
 
 @contextmanager
@@ -141,8 +148,8 @@ def _checked(schema: Any, path: Path) -> dict[str, Name]:
         return {}  # metadata of another tool under the same name
 
 
-def _rows(batch: Any, names: dict[str, Name], path: Path) -> Iterator[dict[str, Any]]:
-    for row in batch.to_pylist():
+def _rows(batch: list[dict[str, Any]], names: dict[str, Name]) -> Iterator[dict[str, Any]]:
+    for row in batch:
         made = {k: names[k](v) if k in names else v for k, v in row.items()}
         yield {str(k): _plain(v) for k, v in made.items() if v is not None and not isinstance(v, (bytes, bytearray))}
 

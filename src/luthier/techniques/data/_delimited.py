@@ -128,7 +128,11 @@ def _settled(path: Path, dialect: Dialect) -> tuple[str, bool]:
     if delimiter != "\t":
         return delimiter, True
     with open_text(path, dialect.encoding) as file:
-        begin = [c for line in _some(file) for c in line.rstrip("\r\n").split("\t") if c.startswith('"')]
+        lines = list(_some(file))
+    plain = [line.rstrip("\r\n").split("\t") for line in lines if line.strip("\r\n")]
+    if len({len(cells) for cells in plain}) > 1:  # cells that go over lines, or hold tabs, must be held together
+        return delimiter, len({len(record) for record in _records(lines, "\t")}) == 1
+    begin = [cell for cells in plain for cell in cells if cell.startswith('"')]
     return delimiter, bool(begin) and all(len(c) > 1 and c.endswith('"') and '"' not in c[1:-1].replace('""', "")
                                           for c in begin)
 

@@ -28,8 +28,8 @@ def has_spans(row: Mapping[str, Any]) -> bool:
     answers = row.get("answers")
     if isinstance(answers, dict):
         return "answer_start" in answers or "text" in answers
-    listed = isinstance(answers, list)
-    return (listed and bool(answers) and all(isinstance(a, dict) for a in answers)) or "is_impossible" in row
+    listed = answers if isinstance(answers, list) else []
+    return (bool(listed) and all(isinstance(a, dict) for a in listed)) or "is_impossible" in row
 
 
 def span_problems(row: Mapping[str, Any], options: Mapping[str, Any]) -> list[str]:

@@ -77,7 +77,8 @@ def _list(values: _Values) -> Iterator[tuple[int, Any]]:
 
 def _object(values: _Values) -> Iterator[tuple[int, Any]]:
     """The rows that an object holds by a list or by id; the object itself where it holds neither."""
-    line, kept, inside = values.line, {}, False
+    line, inside = values.line, False
+    kept: dict[str, Any] = {}
     values.take("{")
     while values.peek() != "}":
         key = values.value()
@@ -108,6 +109,7 @@ class _Values:
         self.file, self.name, self.limit = file, name, limit
         self.text, self.at, self.ended = "", 0, False
         self.line = 1  # of what `peek` last saw
+        self._left = 0  # characters of that line which are no longer held
         self._decoder = json.JSONDecoder()
 
     def peek(self) -> str:
@@ -136,9 +138,10 @@ class _Values:
             try:
                 found, end = self._decoder.raw_decode(self.text, self.at)
             except json.JSONDecodeError as error:
+                ahead = error.pos - self.at  # refilling moves what is held
                 if self._refill():
                     continue
-                raise self.wrong(error.msg, error.pos) from None
+                raise self.wrong(error.msg, self.at + ahead) from None
             except (ValueError, RecursionError) as error:
                 raise self.wrong(f"a value that can't be read: {error}") from None
             if end == len(self.text) and self._refill():
@@ -152,7 +155,8 @@ class _Values:
         """The error at a place of the text."""
         place = self.at if place is None else place
         line = self.line + self.text.count("\n", self.at, place)
-        column = place - self.text.rfind("\n", 0, place)
+        end = self.text.rfind("\n", 0, place)
+        column = place - end if end >= 0 else self._left + place + 1
         return UserError(f"{self.name}: line {line}, column {column}: broken JSON: {what}.")
 
     def _check_signs(self, found: Any, end: int) -> None:
@@ -174,5 +178,7 @@ class _Values:
             return False
         read = self.file.read(characters)
         self.ended = not read
+        end = self.text.rfind("\n", 0, self.at)
+        self._left = self.at - end - 1 if end >= 0 else self._left + self.at
         self.text, self.at = self.text[self.at:] + read, 0
         return bool(read)
