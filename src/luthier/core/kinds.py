@@ -78,6 +78,7 @@ class DataStep(Component, kind="data_step"):
     """Sources, synthesis, curation, selection and augmentation: rows in, rows and dropped rows out, streaming."""
 
     roles: ClassVar[tuple[str, ...]] = ()
+    adds_rows: ClassVar[bool] = False  # it gives further rows besides those that it reads
 
     @abstractmethod
     def apply(self, rows: Iterator[Any], ctx: Ctx) -> Iterator[Any]:
