@@ -14,7 +14,8 @@ from luthier.core.files import read_json, read_lines, write_lines, write_rows
 from luthier.core.recipe import Recipe, load_recipe
 from luthier.engine.steps.fit import Fit
 from luthier.pipelines.retrieving import TRAINING, with_tuned_retriever
-from luthier.pipelines.steps.choose_encoder import ChooseEncoder, ChosenIndex
+from luthier.pipelines.steps.choose_encoder import ChooseEncoder
+from luthier.pipelines.steps.chosen_index import ChosenIndex
 from luthier.pipelines.steps.index import Index
 from luthier.pipelines.steps.retriever_pairs import RetrieverPairs
 from luthier.pipelines.steps.whole_model import WholeModel
@@ -113,6 +114,7 @@ def test_the_recipe_reads_the_chosen_encoder_everywhere_and_is_valid():
     wiring = {n.name: n.inputs for n in made.nodes}
     for arm in ("arm-base-retrieval", "arm-tuned-retrieval"):
         assert wiring[arm]["index"] == "chosen-index" and wiring[arm]["encoder"] == "chosen-encoder"
+    assert wiring["split"].get("index", "index") == "index", "what pairs are made of can't wait for what they train"
     assert wiring["index"]["encoder"] == "encoder" and wiring["tuned-index"]["encoder"] == "tuned-encoder"
     with pytest.raises(UserError, match="has no 'documents'"):
         with_tuned_retriever(load_recipe("tune"))

@@ -116,23 +116,29 @@ def _time(seconds: float) -> str:
 
 def finish(run: Run, as_json: bool) -> None:
     """Print a run's table, verdicts and report."""
+    from luthier.pipelines.advice import advise
+
     table, findings = _results(run)
+    advice = advise(run)
     report = run.folder / "report.html"
     if as_json:
         print(json.dumps({"run": str(run.folder), "report": str(report), "table": table,
-                          "findings": [f.to_dict() for f in findings]}, ensure_ascii=False, indent=1))
+                          "findings": [f.to_dict() for f in findings],
+                          "advice": [a.to_dict() for a in advice]}, ensure_ascii=False, indent=1))
         return
     for row in table:
         if row["metric"] in ("f1", "accuracy", "exact-match", "abstains", "bits-per-byte", "preference-accuracy"):
             interval = "" if row["low"] is None else f"  [{row['low']:.3f}, {row['high']:.3f}]"
             print(f"{row['set']:<13}{row['arm']:<17}{row['metric']:<20}{row['value']:.3f}{interval}  "
                   f"({row['questions']} questions, {row['clusters']} sections)")
-    for f in findings:
+    for f in (f for f in findings if f.name.startswith("compare/")):
         shown = f.extra["metric"] in ("f1", "accuracy", "bits-per-byte", "preference-accuracy")
         if shown and f.verdict in ("better", "worse"):
             e = f.extra
             print(f"{e['set']}: {e['right_arm']} is {f.verdict} than {e['left_arm']} by {f.difference:+.3f} {e['metric']}")
-    receipts = [f for f in run.findings() if not f.name.startswith("compare/")]
+    for said in advice:
+        print(f"- {said.text}")
+    receipts = [f for f in run.findings() if f.verdict in ("agrees", "differs", "not applicable")]
     checked = [f for f in receipts if f.verdict != "not applicable"]
     rest = f" ({len(receipts) - len(checked)} not applicable)" if len(checked) < len(receipts) else ""
     print(f"Receipts: {sum(f.verdict == 'agrees' for f in checked)} of {len(checked)} agree{rest}.")
@@ -145,4 +151,4 @@ def _results(run: Run) -> tuple[list[dict[str, Any]], list[Any]]:
     if not run.has("comparison"):
         return [], []
     table = read_json(run.step("comparison").folder / "table.json")
-    return table, [f for f in run.findings() if f.name.startswith("compare/")]
+    return table, [f for f in run.findings() if f.name.startswith(("compare/", "gain/"))]

@@ -21,7 +21,7 @@ def command(
     """Answer a question with one arm of a run, and cite the passages it was shown."""
     from luthier.core.errors import UserError
     from luthier.core.run import Run
-    from luthier.pipelines.asking import ask
+    from luthier.pipelines.asking import ask, where
 
     shared.accept(accept_terms)
     if not question.strip():
@@ -35,5 +35,5 @@ def command(
         place = "".join(f", {name} {cited[name]}" for name in ("page", "line") if cited[name])
         print(f"  [{cited['number']}] {cited['document']}{place}" + (f": “{cited['sentence']}”" if cited["sentence"] else ""))
     for number, passage in enumerate(answer["passages"], 1):
-        print(f"\n[{number}] {passage['place']}: {' / '.join(passage['headings'])}\n    {passage['excerpt']}")
+        print(f"\n[{number}] {where(passage)}\n    {passage['excerpt']}")
     print(f"\n({answer['arm']}, {answer['seconds']:.1f} s{'' if answer['stopped'] else ', cut off at the length limit'})")

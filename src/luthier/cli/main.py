@@ -14,6 +14,8 @@ COMMANDS = {
     "tune": "examples in, a tuned model with its evidence out",
     "evaluate": "score a tuned model on more rows",
     "ask": "ask a run, with cited passages",
+    "chat": "question after question, with citations",
+    "export": "the tuned model as an adapter or as full weights, with receipts",
     "data": "look at data before training: what was understood, what is learned",
     "plan": "memory, time and disk of a run before it starts",
     "doctor": "what is wrong here, and the one command that mends it",

@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from luthier.core.artifact import Artifact
 from luthier.core.citing import ABSTENTION
 from luthier.core.component import build
 from luthier.core.errors import UserError, nearest
+from luthier.core.example import Passage
 from luthier.core.example import question as make_question
 from luthier.core.files import Journal
 from luthier.core.kinds import Prediction
@@ -18,9 +19,12 @@ from luthier.core.recipe import Node, Recipe
 from luthier.core.rng import Rng
 from luthier.core.run import Run
 from luthier.core.step import Ctx
-from luthier.engine.rendering import Prompting
+from luthier.engine.rendering import Prompting, Render
 from luthier.pipelines.showing import as_shot, citations
 from luthier.pipelines.steps.evaluate import Evaluate
+
+if TYPE_CHECKING:
+    from luthier.engine.models import Model
 
 PREFERRED = ("tuned+retrieval", "base+retrieval", "tuned", "base")
 EXCERPT = 240
@@ -34,60 +38,136 @@ def arms(run: Run) -> dict[str, Node]:
     return {n.step.arm: n for n in recipe.nodes if isinstance(n.step, Evaluate) and run.has(n.name)}
 
 
-def ask(run: Run, text: str, *, arm: str | None = None, passages: int | None = None, decoder: Any = None) -> dict[str, Any]:
-    """The arm's answer with the passages it was shown.
+def choose(run: Run, arm: str | None = None) -> str:
+    """The named arm, or the one that is preferred where none is named.
 
     Raises:
         UserError: no such arm, or no finished arm.
     """
-    from luthier.engine.workshop import Engine
-
     found = arms(run)
     if not found:
         raise UserError(f"{run.folder} has no finished arm yet. Run its command again to finish it.")
     name = arm or next((a for a in PREFERRED if a in found), next(iter(found)))
     if name not in found:
         raise UserError(f"This run has no arm '{name}'. {nearest(name, found)}")
-    node = found[name]
-    step, record = node.step, run.step(node.name)
-    assert isinstance(step, Evaluate)
-    reads = step.passages > 0
-    changes: dict[str, Any] = {"decoder": build("decoder", decoder)} if decoder else {}
-    if passages is not None:
-        if not step.passages:
-            raise UserError(f"Arm '{name}' shows no passages; --passages needs one with retrieval.")
-        changes["passages"] = passages
-    step = step.model_copy(update=changes)
-    inputs: dict[str, Artifact] = {wanted: run.step(source) for wanted, source in node.inputs.items()}
-    began = time.monotonic()
-    with TemporaryDirectory() as folder:
+    return name
+
+
+def ask(run: Run, text: str, *, arm: str | None = None, passages: int | None = None, decoder: Any = None) -> dict[str, Any]:
+    """The arm's answer with the passages it was shown; see `Asker`."""
+    with Asker(run, decoder=decoder) as asker:
+        return asker.ask(text, arm=arm, passages=passages)
+
+
+class Asker:
+    """Asks the arms of a run; models are loaded once and kept while it is open."""
+
+    def __init__(self, run: Run, *, decoder: Any = None) -> None:
+        from luthier.engine.workshop import Engine
+
+        self.run, self.arms = run, arms(run)
+        self._decoder = build("decoder", decoder) if decoder else None
         decided = run.record.get("decisions", {})
-        engine = Engine(exact=bool(decided.get("exact")))
-        engine.decisions.update({k: v for k, v in decided.items() if k == "bfloat16_speedup"})
-        ctx = Ctx(Rng(int(run.record["seed"])), Path(folder), Journal(Path(folder) / "journal.jsonl"), engine)
-        model = engine.load(inputs["base"], inputs.get("tuned"))
-        if model.heads:
-            raise UserError(f"Arm '{name}' gives labels, not answers. Use: luthier evaluate")
-        # An arm that only read texts has no way of asking that was chosen for it.
-        chosen = record.meta["prompting"] or {"instruction": "", "shot_ids": [], "stop": "token"}
-        shots = {e.id: e for e in inputs["examples"].examples("train") if e.id in chosen["shot_ids"]}
-        # The solved examples as the arm was evaluated with them: without passages where it shows none.
-        shown = [as_shot(shots[i], reads) for i in chosen["shot_ids"]]
-        prompting = Prompting(chosen["instruction"], tuple(shown), chosen["stop"])
+        self._engine = Engine(exact=bool(decided.get("exact")))
+        self._engine.decisions.update({k: v for k, v in decided.items() if k == "bfloat16_speedup"})
+        self._folder = TemporaryDirectory()
+        self._asked = 0
+
+    def __enter__(self) -> Asker:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._folder.cleanup()
+
+    def ask(self, text: str, *, arm: str | None = None, passages: int | None = None) -> dict[str, Any]:
+        """Answer, arm, seconds, and the passages it was shown with their scores.
+
+        Raises:
+            UserError: no such arm, an arm that gives labels, or passages of an arm that shows none.
+        """
+        name = choose(self.run, arm)
+        step = self._step(name, passages)
+        inputs, ctx, began = self._inputs(name), self._ctx(), time.monotonic()
+        model = self._model(name)
+        prompting, conversation = self._prompting(name, inputs)
         # A model that was tuned on conversations is asked in one.
-        asked = make_question("asked", text, task="chat" if chosen.get("conversation") else "qa")
-        hits = step._retrieve([asked], inputs, ctx)
-        if step.passages and not hits[0]:
+        asked = make_question("asked", text, task="chat" if conversation else "qa")
+        hits = self._search(step, text, inputs, ctx)
+        if step.passages and not hits:
             prediction = Prediction("asked", text=ABSTENTION)
         else:
-            (prediction,), _ = step._answer(model, [asked], hits, prompting, ctx)
-    return {
-        "question": text, "answer": prediction.text, "arm": name, "stopped": prediction.stopped,
-        "seconds": time.monotonic() - began, "citations": citations(prediction, hits[0][:step.passages]),
-        "passages": [{"id": p.id, "document": p.document, "page": p.page, "line": p.line, "place": p.place,
-                      "headings": list(p.headings),
-                      "excerpt": _excerpt(p.text)} for p in hits[0][:step.passages]],
-    }
+            (prediction,), _ = step._answer(model, [asked], [[p for p, _ in hits]], prompting, ctx)
+        return {
+            "question": text, "answer": prediction.text, "arm": name, "stopped": prediction.stopped,
+            "seconds": time.monotonic() - began, "citations": citations(prediction, [p for p, _ in hits[:step.passages]]),
+            "passages": [{"id": p.id, "document": p.document, "page": p.page, "line": p.line, "place": p.place,
+                          "headings": list(p.headings), "excerpt": _excerpt(p.text), "score": float(score)}
+                         for p, score in hits[:step.passages]],
+        }
+
+    def write(self, prompt: str, *, arm: str | None = None, max_tokens: int = 48) -> str:
+        """One line of what an arm's model writes after a text."""
+        model = self._model(choose(self.run, arm))
+        render = Render(model.tokenizer, model.architecture, model.limit)
+        ids = render._start() + render.encode(prompt)
+        if len(ids) + max_tokens > model.limit:
+            return ""
+        (made,) = self._engine.generate(model, [ids], f"greedy:max_new_tokens={max_tokens}", stop="newline")
+        return made.text.strip()
+
+    def _step(self, name: str, passages: int | None) -> Evaluate:
+        step = self.arms[name].step
+        assert isinstance(step, Evaluate)
+        changes: dict[str, Any] = {"decoder": self._decoder} if self._decoder else {}
+        if passages is not None:
+            if not step.passages:
+                raise UserError(f"Arm '{name}' shows no passages; --passages needs one with retrieval.")
+            changes["passages"] = passages
+        return step.model_copy(update=changes)
+
+    def _inputs(self, name: str) -> dict[str, Artifact]:
+        return {wanted: self.run.step(source) for wanted, source in self.arms[name].inputs.items()}
+
+    def _ctx(self) -> Ctx:
+        """A context of its own for each answer: a journal must not answer the next question with the last one."""
+        self._asked += 1
+        folder = Path(self._folder.name) / str(self._asked)
+        folder.mkdir()
+        return Ctx(Rng(int(self.run.record["seed"])), folder, Journal(folder / "journal.jsonl"), self._engine)
+
+    def _model(self, name: str) -> Model:
+        inputs = self._inputs(name)
+        model = self._engine.load(inputs["base"], inputs.get("tuned"))
+        if model.heads:
+            raise UserError(f"Arm '{name}' gives labels, not answers. Use: luthier evaluate")
+        return model
+
+    def _prompting(self, name: str, inputs: dict[str, Artifact]) -> tuple[Prompting, bool]:
+        """How the arm was evaluated, and whether that was a conversation."""
+        node = self.arms[name]
+        step = node.step
+        assert isinstance(step, Evaluate)
+        # An arm that only read texts has no way of asking that was chosen for it.
+        chosen = self.run.step(node.name).meta["prompting"] or {"instruction": "", "shot_ids": [], "stop": "token"}
+        shots = {e.id: e for e in inputs["examples"].examples("train") if e.id in chosen["shot_ids"]}
+        # The solved examples as the arm was evaluated with them: without passages where it shows none.
+        shown = [as_shot(shots[i], step.passages > 0) for i in chosen["shot_ids"]]
+        return Prompting(chosen["instruction"], tuple(shown), chosen["stop"]), bool(chosen.get("conversation"))
+
+    def _search(self, step: Evaluate, text: str, inputs: dict[str, Artifact], ctx: Ctx) -> list[tuple[Passage, float]]:
+        if not step.passages:
+            return []
+        from luthier.pipelines.steps.index import open_retriever
+
+        ctx.roles = {"encoder": self._engine.load(inputs["encoder"])}
+        depth = max([step.passages, *(getattr(m, "k", 0) for m in step.metrics)])
+        return list(open_retriever(inputs["index"]).search(inputs["index"], [text], depth, ctx)[0])
+
+
+def where(passage: dict[str, Any]) -> str:
+    """Where a shown passage stands: file, page and line where known, headings."""
+    topic = f": {' / '.join(passage['headings'])}" if passage["headings"] else ""
+    return f"{passage['place']}{topic}"
 
 
 def _excerpt(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from luthier.core.errors import UserError
@@ -19,8 +20,9 @@ TRAINING: dict[str, Any] = {
 def with_tuned_retriever(recipe: Recipe, clicks: str | None = None) -> Recipe:
     """The recipe with an encoder tuned on its training questions, and on clicks where there are some.
 
-    Every step that read `encoder` and `index` reads the chosen ones: the base's, or the tuned encoder's where dev says
-    that it finds better. `clicks` is a file of `{"query", "doc_id", "clicks", "impressions"}` rows.
+    Every later step that read `encoder` and `index` reads the chosen ones: the base's, or the tuned encoder's where dev
+    says that it finds better. What the pairs are made of keeps the base's: a split that shows distractors shows those of
+    the base. `clicks` is a file of `{"query", "doc_id", "clicks", "impressions"}` rows.
 
     Raises:
         UserError: the recipe has no step of a name that is needed.
@@ -30,10 +32,11 @@ def with_tuned_retriever(recipe: Recipe, clicks: str | None = None) -> Recipe:
     missing = [name for name in NEEDED if name not in steps]
     if missing:
         raise UserError(f"A tuned retriever needs the steps {', '.join(NEEDED)}; this recipe has no '{missing[0]}'.")
-    for step in steps.values():
+    before = _leading_to(steps, NEEDED)
+    for name, step in steps.items():
         wired = step.get("inputs") or {}
         for wanted, source in wired.items():
-            if step.get("use") != "index" and source in ("encoder", "index"):
+            if name not in before and source in ("encoder", "index"):
                 wired[wanted] = f"chosen-{source}"
     steps["retriever-pairs"] = {
         "use": "retriever-pairs", **({"clicks": clicks} if clicks else {}),
@@ -48,3 +51,15 @@ def with_tuned_retriever(recipe: Recipe, clicks: str | None = None) -> Recipe:
         "use": "choose-encoder", "inputs": {"base": "encoder", "tuned": "tuned-encoder", **both, "examples": "split"}}
     steps["chosen-index"] = {"use": "chosen-index", "inputs": {"encoder": "chosen-encoder", **both}}
     return Recipe(text)
+
+
+def _leading_to(steps: Mapping[str, Any], names: Iterable[str]) -> set[str]:
+    """These steps and all that they read."""
+    found: set[str] = set()
+    waiting = list(names)
+    while waiting:
+        name = waiting.pop()
+        if name in steps and name not in found:
+            found.add(name)
+            waiting += (steps[name].get("inputs") or {}).values()
+    return found

@@ -15,9 +15,11 @@ from luthier.core.example import Passage
 from luthier.core.files import read_json, read_lines
 from luthier.core.finding import Finding
 from luthier.core.run import Run
+from luthier.pipelines.gains import GAIN
 from luthier.pipelines.report.words import arm_order, metric_order, set_order
 
 COMPARISON = "compare/"
+NO_RECEIPT = (COMPARISON, GAIN)
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,12 @@ class Facts:
     @cached_property
     def receipts(self) -> list[Finding]:
         """All other findings."""
-        return [f for f in self.findings if not f.name.startswith(COMPARISON)]
+        return [f for f in self.findings if not f.name.startswith(NO_RECEIPT)]
+
+    @cached_property
+    def gains(self) -> list[Finding]:
+        """Format, knowledge and brevity gains of the trained arms."""
+        return [f for f in self.findings if f.name.startswith(GAIN)]
 
     @cached_property
     def table(self) -> list[dict[str, Any]]:

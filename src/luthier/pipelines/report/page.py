@@ -8,7 +8,7 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
-from luthier.pipelines.report import answers, cases, grounds, work
+from luthier.pipelines.report import answers, cases, gained, grounds, work
 from luthier.pipelines.report.facts import Facts
 from luthier.pipelines.report.markup import (
     Html,
@@ -38,8 +38,10 @@ class Section:
 SECTIONS = (
     Section("answer", "The answer in words", answers.verdicts,
             "no arms were compared, so nothing here says whether one is better than another"),
+    Section("advice", "Advice", gained.advice, "no finding supports a piece of advice"),
     Section("scores", "Scores by arm", answers.scores, "no arm was evaluated"),
     Section("comparisons", "Paired comparisons", answers.comparisons, "no arms were compared"),
+    Section("gains", "Knowledge and format", gained.gains, "no trained arm was compared with the base on unseen sections"),
     Section("cost", "Cost", work.cost, "nothing was trained or evaluated"),
     Section("learning", "Learning curve", work.learning, "no step recorded a loss"),
     Section("examples", "Questions and answers", cases.cases, "no arm was evaluated"),

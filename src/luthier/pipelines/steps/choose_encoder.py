@@ -36,7 +36,7 @@ class ChooseEncoder(Step, name="choose-encoder"):
     inputs: ClassVar[dict[str, str]] = {
         "base": "model", "tuned": "model", "index": "index", "tuned-index": "index", "examples": "examples"}
     output: ClassVar[str] = "model"
-    metrics: tuple[Slot[Metric], ...] = Field(named(("ndcg", "recall")), description="what is measured")
+    metrics: tuple[Slot[Metric], ...] = Field(named(("ndcg", "recall", "mrr")), description="what is measured")
     choose_by: Slot[Metric] = Field(named("ndcg"), description="the metric on dev that decides")
     least_gain: float = Field(0.0, ge=0, description="the tuned encoder must be better by more than this to be taken")
     sets: tuple[str, ...] = Field(("known", "unseen"), description="test subsets that are measured after the choice")
@@ -121,26 +121,6 @@ class ChooseEncoder(Step, name="choose-encoder"):
                 low, high = statistics.mean_interval(numbers, groups, self.level) or (None, None)
                 yield {"encoder": side, "set": name, "way": way, "metric": metric, "value": float(numbers.mean()),
                        "low": low, "high": high, "questions": len(numbers), "clusters": len(set(groups))}
-
-
-class ChosenIndex(Step, name="chosen-index"):
-    """The index that belongs to the chosen encoder."""
-
-    inputs: ClassVar[dict[str, str]] = {"encoder": "model", "index": "index", "tuned-index": "index"}
-    output: ClassVar[str] = "index"
-    seeded: ClassVar[bool] = False
-
-    def run(self, inputs: Mapping[str, Artifact], ctx: Ctx) -> Artifact:
-        """Link the files of the one that was made with this encoder.
-
-        Raises:
-            UserError: neither was.
-        """
-        wanted = inputs["encoder"].identity
-        for name in ("index", "tuned-index"):
-            if inputs[name].meta["encoder"]["identity"] == wanted:
-                return same_files(inputs[name], ctx)
-        raise UserError("Neither index was made with the chosen encoder. Run the same command with --fresh.")
 
 
 def _answerable(examples: Artifact, name: str) -> list[Example]:

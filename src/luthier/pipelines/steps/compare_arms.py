@@ -15,6 +15,7 @@ from luthier.core.files import read_lines, write_json, write_lines
 from luthier.core.finding import Finding, receipt
 from luthier.core.step import Ctx, Step
 from luthier.engine import statistics
+from luthier.pipelines import gains
 
 Values = dict[str, tuple[str, float]]
 
@@ -27,6 +28,7 @@ class CompareArms(Step, name="compare-arms"):
     metrics: tuple[str, ...] = Field(("f1", "exact-match", "accuracy"), description="metrics that are compared, if measured")
     level: float = Field(0.95, gt=0.5, lt=1, description="level of the intervals")
     margin: float = Field(0.02, gt=0, description="differences within this are called no difference")
+    reference: str = Field("base", description="the arm that gains of training are measured from")
 
     def run(self, inputs: Mapping[str, Artifact], ctx: Ctx) -> Artifact:
         """Read every arm's scores; Holm over the family of all comparisons of one metric."""
@@ -42,6 +44,9 @@ class CompareArms(Step, name="compare-arms"):
                       for s in sets for left, right in combinations(arms, 2)
                       if arms[left].get((s, metric)) and arms[right].get((s, metric))]
             findings += _holm(family, 1 - self.level)
+            for part in ("format", "knowledge"):
+                findings += _holm(self._gains(part, metric, arms, better.get(metric, True), ctx), 1 - self.level)
+        findings += _holm(self._brevity(inputs, ctx), 1 - self.level)
         write_json(ctx.folder / "table.json", table)
         write_lines(ctx.folder / "findings.jsonl", (f.to_dict() for f in findings))
         return seal("records", ctx.folder, arms=list(arms), sets=sets, level=self.level, margin=self.margin)
@@ -71,6 +76,48 @@ class CompareArms(Step, name="compare-arms"):
             extra={"test": result.test, "p": result.p, "clusters": result.clusters, "questions": len(ids),
                    "needed": result.needed, "left_arm": left, "right_arm": right, "metric": metric, "set": name,
                    "margin": self.margin, "level": self.level})
+
+    def _gains(self, part: str, metric: str, arms: Mapping[str, dict[tuple[str, str], Values]], higher: bool, ctx: Ctx
+               ) -> list[Finding]:
+        """Format or knowledge gain of every trained arm (see `pipelines.gains`)."""
+        found = []
+        for left, right in gains.pairs(list(arms), self.reference):
+            unseen, known = ([arms[a].get((name, metric)) or {} for a in (left, right)] for name in (gains.UNSEEN, gains.KNOWN))
+            if not set.intersection(*map(set, unseen)) or (part == "knowledge" and not set.intersection(*map(set, known))):
+                continue
+            options: dict[str, Any] = {
+                "margin": self.margin, "level": self.level, "higher_is_better": higher,
+                "seed": ctx.rng.key("gain", f"{part}/{metric}") % 2**32}
+            if part == "format":
+                ids = [i for i in unseen[0] if i in unseen[1]]
+                a, b = (np.array([v[i][1] for i in ids]) for v in unseen)
+                result = statistics.paired(a, b, [unseen[0][i][0] for i in ids], **options)
+                found.append(gains.finding(part, metric, left, right, (float(a.mean()), float(b.mean())), result, self.level))
+            else:
+                result = gains.knowledge((known[0], known[1]), (unseen[0], unseen[1]), **options)
+                means = [float(np.mean([v[1][i][1] - v[0][i][1] for i in v[0] if i in v[1]])) for v in (unseen, known)]
+                found.append(gains.finding(part, metric, left, right, (means[0], means[1]), result, self.level))
+        return found
+
+    def _brevity(self, inputs: Mapping[str, Artifact], ctx: Ctx) -> list[Finding]:
+        """How much longer or shorter the answers of trained arms are."""
+        lengths: dict[str, Values] = {}
+        for artifact in inputs.values():
+            rows = read_lines(artifact.folder / "predictions.jsonl")
+            lengths[artifact.meta["arm"]] = {
+                f"{r['set']}/{r['id']}": (f"{r['set']}/{r['cluster']}", float(r["tokens"]))
+                for r in rows if r["set"] in (gains.KNOWN, gains.UNSEEN) and "tokens" in r}
+        found = []
+        for left, right in gains.pairs(list(lengths), self.reference):
+            ids = [i for i in lengths[left] if i in lengths[right]]
+            if not ids:
+                continue
+            a, b = (np.array([lengths[arm][i][1] for i in ids]) for arm in (left, right))
+            result = statistics.paired(a, b, [lengths[left][i][0] for i in ids], margin=gains.BREVITY_MARGIN,
+                                       level=self.level, seed=ctx.rng.key("gain", "brevity") % 2**32, higher_is_better=False)
+            found.append(gains.finding("brevity", gains.TOKENS, left, right, (float(a.mean()), float(b.mean())), result,
+                                       self.level, unit="tokens"))
+        return found
 
     def receipts(self, inputs: Mapping[str, Artifact], artifact: Artifact, ctx: Ctx) -> list[Finding]:
         """All arms answered the same questions."""

@@ -1,0 +1,95 @@
+"""exporting: what others load is what was trained, and a folder appears whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from luthier.core.artifact import open_artifact
+from luthier.core.errors import GateError, UserError
+from luthier.core.files import read_lines
+from luthier.core.recipe import Recipe
+from luthier.core.run import Run
+from luthier.engine.executor import execute
+from luthier.pipelines import card, exporting
+from luthier.pipelines.exporting import export
+
+ROWS = [{"question": f"Which {a} grows by the {b} on plot {i}?", "answer": f"{b} {i}"} for i, (a, b) in enumerate(
+    zip("amber birch cedar delta ember fjord grove heron inlet jetty knoll larch".split(),
+        "stone thorn umbra valley willow zephyr river quartz pearl ocean north mossy".split(), strict=True))]
+ARM = {"use": "evaluate", "decoder": "greedy:max_new_tokens=3", "sets": ["unseen"]}
+
+
+@pytest.fixture(scope="module")
+def run(engine, tmp_path_factory) -> Run:
+    folder = tmp_path_factory.mktemp("export")
+    (folder / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in ROWS))
+    steps: dict[str, Any] = {
+        "base": {"use": "base", "model": "pico"}, "rows": {"use": "read", "path": str(folder / "rows.jsonl")},
+        "split": {"use": "split", "inputs": {"questions": "rows"}},
+        "tuned": {"use": "fit", "length": {"steps": 3}, "learning_rate": 0.01, "inputs": {"base": "base", "examples": "split"}},
+        "arm-base": {**ARM, "arm": "base", "inputs": {"base": "base", "examples": "split"}},
+        "arm-tuned": {**ARM, "arm": "tuned", "inputs": {"base": "base", "tuned": "tuned", "examples": "split"}},
+        "comparison": {"use": "compare-arms", "inputs": {"base": "arm-base", "tuned": "arm-tuned"}}}
+    before = torch.get_num_threads()
+    made = execute(Recipe({"name": "exporting", "seed": 1, "steps": steps}), folder / "run", engine)
+    torch.set_num_threads(before)
+    return made
+
+
+@pytest.mark.parametrize("form", ["adapter", "model"])
+def test_an_export_loads_elsewhere_and_is_what_was_trained(run, tmp_path, form):
+    folder, found = export(run, form, out=tmp_path / form)
+    assert [f.verdict for f in found] == ["agrees" if form == "model" else "not applicable", "agrees"]
+    assert found[1].tolerance > 0 and read_lines(folder / "receipts.jsonl")[1]["name"] == "export/exported = trained"
+    made = open_artifact(folder)
+    assert made.kind == form and made.meta["base"]["name"] == "pico" and any((folder / "licenses").iterdir())
+    assert (folder / "tokenizer.json").exists() and not list(tmp_path.glob(".*"))
+    text = (folder / "README.md").read_text()
+    assert "exported = trained: agrees" in text and "| unseen | tuned | f1 |" in text
+
+
+@pytest.mark.oracle(seed=24, clause="model card", against="huggingface_hub")
+def test_the_card_is_one_that_the_hub_reads(run):
+    from huggingface_hub import ModelCard
+
+    path = card.write(run)
+    data = ModelCard(path.read_text()).data
+    assert data.base_model == "pico" and data.library_name == "peft"
+    f1 = next(r for r in data.eval_results if r.metric_type == "f1")
+    table = json.loads((run.folder / "steps/comparison/table.json").read_text())
+    assert f1.metric_value == round(next(r["value"] for r in table if r["arm"] == "tuned" and r["metric"] == "f1"), 4)
+
+
+def test_a_wrong_merge_is_kept_aside_and_named(run, tmp_path, monkeypatch):
+    whole = exporting._merge
+
+    def wrong(model: Any, tuned: Any) -> None:
+        whole(model, tuned)
+        next(model.module.parameters()).data.mul_(1.05)
+
+    monkeypatch.setattr(exporting, "_merge", wrong)
+    monkeypatch.setattr(exporting, "_reloaded", lambda folder, base, a, d, prompts: [torch.zeros(1)] * len(prompts))
+    with pytest.raises(GateError, match=r"merged = unmerged: distance .*kept in .*out\.failed"):
+        export(run, "model", out=tmp_path / "out")
+    assert not (tmp_path / "out").exists() and (tmp_path / "out.failed" / "config.json").exists()
+    with pytest.raises(GateError, match=r"out\.failed-2"):
+        export(run, "model", out=tmp_path / "out")
+
+
+def test_what_can_not_be_exported_is_refused(run, tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
+    with pytest.raises(UserError, match="not empty"):
+        export(run, "adapter", out=tmp_path / "full")
+    assert [p.name for p in Path(tmp_path / "full").iterdir()] == ["mine.txt"]
+    with pytest.raises(UserError, match="legal are adapter and model"):
+        export(run, "gguf")
+    with pytest.raises(UserError, match="nothing to export"):
+        export(run, "model", arm="base")
+    with pytest.raises(UserError, match="Did you mean 'tuned'"):
+        export(run, "model", arm="tunde")
