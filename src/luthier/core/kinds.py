@@ -78,7 +78,8 @@ class DataStep(Component, kind="data_step"):
     """Sources, synthesis, curation, selection and augmentation: rows in, rows and dropped rows out, streaming."""
 
     roles: ClassVar[tuple[str, ...]] = ()
-    adds_rows: ClassVar[bool] = False  # it gives further rows besides those that it reads
+    # What it gives of rows of the type it reads: the same ones (some dropped), more of them, or others made from them.
+    gives: ClassVar[Literal["same", "more", "other"]] = "same"
 
     @abstractmethod
     def apply(self, rows: Iterator[Any], ctx: Ctx) -> Iterator[Any]:
