@@ -161,7 +161,7 @@ def test_a_data_step_streams_rows_and_names_what_it_drops(row, engine, pico, pic
             assert len(made) == len(given), "rows in = rows out + dropped"
             assert {m.id for m in made} <= names
     again = make_ctx("again", roles=ctx.roles)
-    again.stream = stream
+    again.stream, again.rng = stream, ctx.rng
     twice = list(step.apply(iter(given), again))
     assert [getattr(m, "id", None) for m in twice] == [getattr(m, "id", None) for m in made]
 
