@@ -110,6 +110,7 @@ def test_every_answer_is_a_substring_of_its_passage():
     assert rows > 200
 
 
+@pytest.mark.oracle(clause="signatures as they are written", against="hand case")
 def test_signature_questions_by_hand():
     rows = made(SignatureQuestions(private=True), passage(SHELF, "s", "class Shelf(Base)"))
     assert [(r.part("question"), r.references[0]) for r in rows] == [

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+import pytest
+
 from luthier.core.example import Dropped, Example, Part, Turn
 from luthier.techniques.data.paraphrase import Paraphrase, lost_facts
 
@@ -15,6 +17,7 @@ def text(name: str = "s") -> Example:
     return Example(name, (Turn("user", (Part(TEXT, name="text"),)),), task="text", cluster=name)
 
 
+@pytest.mark.oracle(clause="facts stay and code is not reworded", against="hand case")
 def test_every_fact_is_in_every_paraphrase(make_ctx):
     rows = list(Paraphrase(count=10).apply(iter([text()]), make_ctx("p")))
     assert rows[0] == text() and len(rows) == 11
@@ -30,6 +33,7 @@ def test_every_fact_is_in_every_paraphrase(make_ctx):
     assert list(Paraphrase(count=10).apply(iter([text()]), make_ctx("p"))) == rows
 
 
+@pytest.mark.oracle(clause="facts that are lost or made up", against="hand case")
 def test_a_changed_fact_is_seen():
     assert lost_facts("It takes 40 minutes.", "It takes forty minutes.") == ["40"]
     assert lost_facts("It dries.", "It dries in 3 hours.") == ["3 (new)"]

@@ -36,6 +36,7 @@ def test_a_swapped_name_occurs_nowhere_in_the_documents(ctx, seed):
         assert gold_answers(row) == () and row.meta["gold"] == [] and row.answer == ""
 
 
+@pytest.mark.oracle(clause="the rarest name is swapped", against="hand case")
 def test_the_rarest_name_is_swapped_in_its_own_case(ctx):
     made = {r.meta["of"]: r for r in make(ctx, ways=("swapped",))}
     assert made["q0"].meta["swapped"][0] == "clamp", "`kept` stands in every passage"
@@ -48,6 +49,7 @@ def test_part_of_a_dotted_name_is_swapped(ctx):
     assert made.part("question") == f"What does str.{made.meta['swapped'][1]}() do?"
 
 
+@pytest.mark.oracle(clause="hidden answers stand nowhere else", against="hand case")
 def test_hidden_questions_are_answered_nowhere_else(ctx):
     twin = Passage("twin", "It also lies on shelf 3.", "d", "other")
     made = {r.meta["of"]: r for r in make(ctx, passages=[*PASSAGES, twin], ways=("hidden",))}

@@ -105,6 +105,7 @@ def test_more_passages_never_make_an_answer_less_grounded(text, shown):
 # --- succinctness ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.oracle(clause="words over words of the nearest reference", against="hand case")
 @pytest.mark.parametrize(("text", "answers", "value"), [
     ("one two three four", ["a b"], 2.0), ("one", ["a b"], 0.5), ("one two three", ["a", "a b c d"], 3 / 4),
     ("", ["a"], None), (ABSTENTION, ["a"], None), ("one", [], None), ("**", ["a b"], 0.5)])
