@@ -164,9 +164,11 @@ def test_a_line_of_200_megabytes_is_refused_in_rows(luthier: Luthier) -> None:
 @pytest.mark.parametrize(("path", "parts"), [
     ("rwos.jsonl", ["rwos.jsonl does not exist", "Did you mean 'rows.jsonl'?"]),
     (".", ["is a folder", "rows.jsonl"]),
-    ("notes.csv", ["does not read .csv", ".jsonl"])])
+    ("notes.csv", ["keys found: a, b", "question, answer", "columns"]),
+    ("notes.xlsx", ["does not read .xlsx", ".jsonl"])])
 def test_a_wrong_file_of_rows_is_refused(luthier: Luthier, rows: Path, path: str, parts: list[str]) -> None:
-    Path("notes.csv").write_text("a,b\n")
+    for name in ("notes.csv", "notes.xlsx"):
+        Path(name).write_text("a,b\n1,2\n")
     refused(luthier("tune", path, "--base", "pico", "--out", "run"), *parts)
 
 

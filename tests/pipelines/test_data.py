@@ -74,14 +74,14 @@ def test_rows_are_mapped_read_and_divided(here):
 def test_curation_of_a_divided_set_leaves_the_test_alone(here):
     make("split", _jsonl(here), "divided")
     before = open_artifact(Path("divided"))
-    after, _ = make("select", "divided", "chosen", "self-contained:max_words=8", sets=["steps.0.min_words=8"])
+    after, _ = make("select", "divided", "chosen", "self-contained:max_words=8")
     assert after.meta["rows"]["train"] < before.meta["rows"]["train"]
     for name in ("dev", "unseen"):
         assert list(after.examples(name)) == list(before.examples(name))
 
 
 def _jsonl(folder: Path) -> str:
-    lines = [json.dumps({"question": f"{' '.join(f'word{n}x{i}' for i in range(6 if n % 2 else 3))} of all?", "answer": f"w{n}",
+    lines = [json.dumps({"question": f"{' '.join(f'word{n}x{i}' for i in range(6 + n % 2))} of all?", "answer": f"w{n}",
                          "source": f"s{n // 2}"}) for n in range(40)]
     (folder / "rows.jsonl").write_text("\n".join(lines))
     return str(folder / "rows.jsonl")
@@ -156,31 +156,29 @@ def test_a_killed_command_goes_on(here, monkeypatch):
 MEASURED = """
 import resource, sys
 from pathlib import Path
+import numpy, pyarrow
 from luthier.pipelines import data
-out = Path(sys.argv[2])
 base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-import pyarrow, pyarrow.parquet, numpy
-from luthier.engine.workshop import Engine
-Engine(threads=1)
-base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-data.make(data.plan("curate", sys.argv[1], ["show-passage"], sets=["source.reader={use: read-table, near_rows: 0}"]), out)
+data.make(data.plan("ingest", sys.argv[1], sets=["reader={use: read-table, near_rows: 0}"]), Path(sys.argv[2]))
+data.make(data.plan("curate", sys.argv[2], ["self-contained:min_words=2"]), Path("kept"))
+assert "torch" not in sys.modules
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base) / 1000)
 """
 
 
-@pytest.mark.parametrize("megabytes", [12, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("megabytes", [20, pytest.param(200, marks=pytest.mark.slow)])
 def test_memory_is_that_of_a_shard(here, megabytes):
     with Path("big.csv").open("w") as file:
         file.write("question,answer,passage\n")
         size = number = 0
         while size < megabytes * 1_000_000:
-            size += file.write(f"What is number {number}?,it is {number},{'word ' * 180}{number}\n")
+            size += file.write(f"What is number {number}?,it is {number},{'word ' * 900}{number}\n")
             number += 1
     import luthier
 
-    source = str(Path(luthier.__file__).parents[1])
+    place = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(Path(luthier.__file__).parents[1]), "HOME": str(here)}
     done = subprocess.run([sys.executable, "-c", MEASURED, "big.csv", "out"], capture_output=True, text=True, check=False,
-                          env={"PATH": "/usr/bin:/bin", "PYTHONPATH": source, "OMP_NUM_THREADS": "1", "HOME": str(here)})
+                          env=place)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert open_artifact(Path("out")).meta["rows"] == {"all": number}
-    assert float(done.stdout) < 90, "megabytes beyond the libraries; a shard is 4,096 rows of 1 kB, in several forms"
+    assert open_artifact(Path("kept")).meta["rows"] == {"all": number}
+    assert float(done.stdout) < 140, "megabytes beyond the libraries: a shard is 4,096 rows, 18 MB here, in a few forms"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,8 +107,6 @@ def make(recipe: Recipe, out: Path, *, fresh: bool = False, watcher: Watcher | N
         UserError: bad input; or `out` holds something else.
         GateError: a receipt differs.
     """
-    from luthier.engine.workshop import Engine
-
     command = recipe.nodes[-1].name
     for node in recipe.nodes:
         node.step.check()
@@ -122,9 +120,7 @@ def make(recipe: Recipe, out: Path, *, fresh: bool = False, watcher: Watcher | N
         parts.mkdir(parents=True, exist_ok=True)
         with Run(parts).locked():
             given = {n.name: open_artifact(Path(n.step.path)) for n in recipe.nodes if isinstance(n.step, Existing)}
-            engine = Engine()
-            if any(n.step.info.name == "base" for n in recipe.nodes):
-                engine.decide({})
+            engine = _engine(any(n.step.info.name == "base" for n in recipe.nodes))
             watcher = watcher or Watcher()
             done = execute_nodes(recipe, parts, engine, watcher, lambda text: None, given)
             made = done[command]
@@ -138,6 +134,25 @@ def make(recipe: Recipe, out: Path, *, fresh: bool = False, watcher: Watcher | N
         raise UserError(f"Can't write to {out}: {error.strerror or error}. Make room, or give another folder with "
                         "--out.") from None
     return open_artifact(out), False
+
+
+class _NoModels:
+    """In place of the workshop where no model is at hand: the work on rows alone starts without torch."""
+
+    decisions: Mapping[str, Any] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        raise UserError("A data step needs a model. Name one with --base.")
+
+
+def _engine(models: bool) -> Any:
+    if not models:
+        return _NoModels()
+    from luthier.engine.workshop import Engine
+
+    engine = Engine()
+    engine.decide({})
+    return engine
 
 
 def _there(out: Path, request: str, fresh: bool) -> bool:

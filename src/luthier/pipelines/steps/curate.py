@@ -31,7 +31,7 @@ class Curate(Step, name="curate"):
 
     inputs: ClassVar[dict[str, str]] = {"rows": "examples|documents", "writer?": "model", "encoder?": "model"}
     output: ClassVar[str] = "examples|documents"
-    steps: tuple[Slot[DataStep], ...] = Field(min_length=1, description="data steps, in this order")
+    steps: tuple[Slot[DataStep], ...] = Field((), description="data steps, in this order")
     subsets: tuple[str, ...] = Field((), description="which are changed; none named: all of an unsplit artifact, train of "
                                                      "a split one")
 
