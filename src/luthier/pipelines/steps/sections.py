@@ -51,11 +51,11 @@ class Sections(Step, name="sections"):
         if "writer" in inputs:
             ctx.roles = {"writer": ctx.engine.load(inputs["writer"])}
         for step in self.augment:
-            made = list(step.apply(iter(subsets["train"]), ctx))
-            subsets["train"] = [r for r in made if isinstance(r, Example)]
-            ledger += [r for r in made if isinstance(r, Dropped)]
+            rows = list(step.apply(iter(subsets["train"]), ctx))
+            subsets["train"] = [r for r in rows if isinstance(r, Example)]
+            ledger += [r for r in rows if isinstance(r, Dropped)]
         copy_licenses([Path(inputs["documents"].folder)], ctx.folder)
-        return write_examples(ctx.folder, {n: rows for n, rows in subsets.items() if rows}, ledger, read=len(sections))
+        return write_examples(ctx.folder, {n: kept for n, kept in subsets.items() if kept}, ledger, read=len(sections))
 
     def receipts(self, inputs: Mapping[str, Artifact], artifact: Artifact, ctx: Ctx) -> list[Finding]:
         """Sections in = texts + ledger; none of the unseen test is read."""
