@@ -8,7 +8,7 @@ DEMO ?= gemma
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test verify lint index catalog bench bench-peers clean distclean
+.PHONY: help setup demo test test-all verify lint index catalog bench bench-peers clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,7 +29,10 @@ endif
 test: setup ## every test that is not marked slow
 	$(BIN)/python -m pytest $(ARGS)
 
-verify: setup ## every test, the slow ones too
+verify: setup ## all oracle tests, contract suites and mutants; writes status/; ARGS="--since COMMIT" looks at less
+	$(BIN)/python scripts/verify.py $(ARGS)
+
+test-all: setup ## every test, the slow ones too
 	$(BIN)/python -m pytest -m "" $(ARGS)
 
 lint: setup ## ruff, mypy and the walls between the floors

@@ -68,8 +68,8 @@ def test_a_folder_that_is_not_there_is_refused(luthier: Luthier) -> None:
 
 def test_a_folder_without_documents_is_refused(luthier: Luthier) -> None:
     Path("docs").mkdir()
-    Path("docs/scan.pdf").write_bytes(b"%PDF-1.4")
-    refused(luthier("adapt", "docs", "--base", "pico", "--out", "run"), "docs", ".pdf (1)", ".md", "Convert")
+    Path("docs/scan.djvu").write_bytes(b"%PDF-1.4")
+    refused(luthier("adapt", "docs", "--base", "pico", "--out", "run"), "docs", ".djvu (1)", ".md", "Convert")
 
 
 def test_binary_junk_alone_is_refused(luthier: Luthier) -> None:

@@ -25,6 +25,7 @@ from tests.contracts.workbench import (
     rows_for,
     same_or_nan,
     shipped,
+    stream,
 )
 
 # --- decoders ------------------------------------------------------------------------------------------------------
@@ -136,9 +137,11 @@ def test_a_metric_leaves_one_record_a_row_and_reduces_them(row, engine, bases, m
 # --- data steps ----------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("row", shipped("data_step"))
-def test_a_data_step_streams_rows_and_names_what_it_drops(row, engine, pico, make_ctx):
+def test_a_data_step_streams_rows_and_names_what_it_drops(row, engine, pico, pico_encoder, make_ctx):
     step = example_of(row)
-    ctx = make_ctx("data", roles={role: engine.load(pico) for role in type(step).roles})
+    roles = {role: engine.load(pico_encoder if role == "encoder" else pico) for role in type(step).roles}
+    ctx = make_ctx("data", roles=roles)
+    ctx.stream = stream
     given = rows_for(step, ctx.folder)
     try:
         made = list(step.apply(iter(given), ctx))
@@ -152,7 +155,9 @@ def test_a_data_step_streams_rows_and_names_what_it_drops(row, engine, pico, mak
         assert len(made) == len(given), "rows in = rows out + dropped"
         names = {r.id for r in given}
         assert {m.id for m in made} <= names
-    twice = list(step.apply(iter(given), make_ctx("again", roles=ctx.roles)))
+    again = make_ctx("again", roles=ctx.roles)
+    again.stream = stream
+    twice = list(step.apply(iter(given), again))
     assert [getattr(m, "id", None) for m in twice] == [getattr(m, "id", None) for m in made]
 
 

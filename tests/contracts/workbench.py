@@ -98,9 +98,15 @@ def rows_for(step: Any, folder: Any) -> list[Any]:
     return examples()
 
 
+def stream(name: str) -> list[Any]:
+    """What a step's inputs may offer to a data step besides its rows: passages, and their texts by id."""
+    return {"passages": passages(), "texts": [(p.id, p.text) for p in passages()]}.get(name, [])
+
+
 def source_files(step: Any, folder: Any) -> list[SourceFile]:
     """One good file of a reader's own suffix."""
-    text = {".jsonl": '{"question": "What is a module?", "answer": "a file"}\n',
+    text = {".jsonl": '{"question": "What is a module?", "answer": "a file", '
+                      '"query": "module", "doc_id": "p0", "clicks": 2}\n',
             ".html": "<html><body><h1>Module</h1><p>A module is a file.</p></body></html>"}
     suffix = getattr(type(step), "suffixes", None) or (".jsonl",)
     path = folder / f"file{suffix[0]}"

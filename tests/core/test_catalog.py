@@ -110,11 +110,27 @@ def test_components_in_commands_are_listed(seeds):
     assert ("audit", "wrapper-audit") in by_slug["wrapper-audit"]
 
 
-def test_status_follows_the_components():
+def recorded(seed: dict, **changed) -> dict:
+    """A status file of a seed with one component, method x at version 2."""
+    return {"seed": seed["id"], "status": "verified", "components": {"method x": 2}, "clauses": seed["oracles"], **changed}
+
+
+def test_status_holds_for_the_versions_and_clauses_that_were_tested(seeds):
+    lora = seeds[113]
+    assert lora["slug"] == "lora"
+    assert catalog.state(lora, {"method x": 2}, recorded(lora)) == "verified"
+    assert catalog.state(lora, {"method x": 3}, recorded(lora)) == "stale"
+    assert catalog.state(lora, {"method x": 2, "metric y": 1}, recorded(lora)) == "stale"
+    assert catalog.state(lora, {"method x": 2}, recorded(lora, clauses=lora["oracles"][1:])) == "stale"
+    assert catalog.state(lora, {"method x": 2}, None) == "-" == catalog.state(lora, {}, recorded(lora))
+
+
+def test_without_components_nothing_runs(monkeypatch, seeds):
     assert all(seed["status"] == "-" for seed in catalog.rows())
-    found = catalog.rows([("method", "lora", [114]), ("regularizer", "smart", (68, 8)), ("method", "other", ())])
-    assert [seed["id"] for seed in found if seed["status"] == "runs"] == [8, 68, 114]
-    assert catalog.row("lora", [("method", "lora", [114])])["status"] == "runs"
+    monkeypatch.setattr(catalog, "records", lambda: {114: recorded(seeds[113]), 8: recorded(seeds[7])})
+    found = catalog.rows([("method", "x", 2, [114]), ("regularizer", "smart", 1, (68, 8)), ("method", "other", 1, ())])
+    assert {s["id"]: s["status"] for s in found if s["status"] != "-"} == {8: "stale", 114: "verified"}
+    assert catalog.statuses([("method", "x", 2, [114])]) == {114: "verified"}
     assert catalog.row("lora")["status"] == "-", "a former call must leave no trace"
 
 

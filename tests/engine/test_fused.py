@@ -268,13 +268,13 @@ class Largest(TorchDispatchMode):
 @pytest.mark.parametrize("trained", TRAINED[:2])
 @pytest.mark.parametrize("name", NAMES)
 def test_no_tensor_holds_all_scores(name, trained):
-    """2,000 positions, 1,000 tokens, 4 numbers wide: nothing larger than a block, an input or [n, k, few]."""
+    """2,000 positions, 1,000 tokens, 4 numbers wide: nothing larger than a few blocks, an input or [n, k, few]."""
     fused.use(Settings(16))
     case = Case(n=2000, width=4, size=1000)
     with Largest() as largest:
         leaves = case.leaves(trained)
         case.ours(name, *leaves).sum().backward()
-    assert largest.numbers <= 2000 * 16 < 2000 * 1000
+    assert largest.numbers <= (fused_kernels.BESIDE if "weight" in trained else 2) * 16 * 1000
 
 
 def test_nothing_small_is_compiled(monkeypatch):

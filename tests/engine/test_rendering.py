@@ -156,7 +156,7 @@ def test_passages_are_put_before_the_question_in_their_order(models):
     example = question("q", "What?", "This.", passage="old", source="s", meta={"k": 1})
     shown = with_passages(example, ["first", "second"])
     assert "".join(t for t, _ in render.segments(shown)) == (
-        "Passage: first\nPassage: second\nQuestion: What?\nAnswer: This.")
+        "Passage: [1] first\nPassage: [2] second\nQuestion: What?\nAnswer: This.")
     assert (shown.id, shown.source, shown.meta, shown.answer) == ("q", "s", {"k": 1}, "This.")
     assert with_passages(shown, ["old"]) == example
     assert with_passages(example, []).part("passage") == "" and example.part("passage") == "old"

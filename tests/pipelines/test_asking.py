@@ -9,13 +9,16 @@ from typing import Any
 import pytest
 import torch
 
+from luthier.core.citing import ABSTENTION
 from luthier.core.errors import UserError
 from luthier.core.files import read_lines
 from luthier.core.recipe import Recipe
 from luthier.core.run import Run
 from luthier.engine import generation
 from luthier.engine.executor import execute
+from luthier.engine.generation import Generated
 from luthier.pipelines.asking import arms, ask
+from luthier.pipelines.steps.evaluate import Evaluate
 
 PARTS = "clamp glue plane wood string varnish peg nut bridge scroll".split()
 ARM = {"use": "evaluate", "shots": [2], "decoder": "greedy:max_new_tokens=6", "sets": ["unseen"]}
@@ -93,6 +96,7 @@ def test_passages_are_cited_with_document_headings_and_excerpt(run):
         passage = found[cited["id"]]
         assert (cited["document"], tuple(cited["headings"])) == (passage.document, passage.headings)
         assert cited["excerpt"] == " ".join(passage.text.split())
+        assert passage.line and cited["place"] == f"{passage.document}, line {passage.line}"
 
 
 def test_fewer_and_no_passages_may_be_shown(run, prompts):
@@ -122,3 +126,20 @@ def test_a_run_without_a_finished_arm_is_refused(run, tmp_path):
         (tmp_path / "run" / name).write_text((Path(run.folder) / name).read_text())
     with pytest.raises(UserError, match="no finished arm yet"):
         ask(Run.open(tmp_path / "run"), "Who?")
+
+
+def test_what_is_cited_is_shown_with_its_sentence_and_place(run, monkeypatch):
+    monkeypatch.setattr(generation, "generate", lambda models, asked, *args, **rest: [
+        Generated("a thing that pegs of old makers [1, 7]", 9, True, len(p)) for p in asked])
+    said = ask(run, "What is a peg of old makers?")
+    assert said["answer"] == "a thing that pegs of old makers"
+    (cited,) = said["citations"]  # no passage has the number 7
+    shown = said["passages"][0]
+    assert (cited["number"], cited["id"], cited["document"]) == (1, shown["id"], shown["document"])
+    assert cited["sentence"] and cited["sentence"] in shown["excerpt"] and {"page", "line"} <= cited.keys()
+
+
+def test_where_nothing_is_found_the_answer_says_so_without_a_model(run, prompts, monkeypatch):
+    monkeypatch.setattr(Evaluate, "_retrieve", lambda self, rows, inputs, ctx: [[] for _ in rows])
+    said = ask(run, "What is a peg?", arm="base+retrieval")
+    assert said["answer"] == ABSTENTION and said["passages"] == said["citations"] == [] and prompts == []

@@ -63,7 +63,7 @@ def test_hand_written_questions_are_the_test_of_the_split():
     made = jobs.adapt(["docs"], questions="mine.jsonl")
     assert (step(made, "test").path, step(made, "test").missing_quotes) == ("mine.jsonl", "refuse")
     assert wiring(made, "test") == {"documents": "documents"}
-    assert wiring(made, "split") == {"questions": "questions", "test": "test"}
+    assert wiring(made, "split") == {**wiring(jobs.adapt(["docs"]), "split"), "test": "test"}
     assert "test" not in jobs.adapt(["docs"]).text["steps"], "the shipped recipe is not changed"
 
 

@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = ROOT / "benchmarks"
-SCRIPTS = ("train_speed", "generate_speed", "memory", "scaling", "results")
+SCRIPTS = ("train_speed", "generate_speed", "memory", "scaling", "results", "ingest_speed")
 
 
 @pytest.fixture
@@ -65,6 +65,16 @@ def test_training_speed_from_end_to_end(tmp_path: Path) -> None:
     assert result["gemm_bound_tokens_per_second"] > ours["tokens_per_second"]
     assert result["share_of_bound"] == pytest.approx(ours["tokens_per_second"] / result["gemm_bound_tokens_per_second"])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_ingestion_from_end_to_end(tmp_path: Path) -> None:
+    """A hundredth of the data: every file is a document, and both numbers are there."""
+    command = [sys.executable, str(BENCHMARKS / "ingest_speed.py"), "--pico", "--json", "--out", str(tmp_path / "r.json")]
+    answer = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT / "src")})
+    assert answer.returncode == 0, answer.stderr
+    found = json.loads((tmp_path / "r.json").read_text())["results"]
+    assert (found["html"]["documents"], found["text"]["documents"]) == (10, 1)
+    assert found["html"]["seconds"] > 0 and found["text"]["peak_mb"] > 20 and found["text"]["passages"] > 500
 
 
 def test_a_missing_environment_names_its_command(tmp_path: Path) -> None:

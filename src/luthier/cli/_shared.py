@@ -138,7 +138,7 @@ def finish(run: Run, as_json: bool) -> None:
             print(f"{e['set']}: {e['right_arm']} is {f.verdict} than {e['left_arm']} by {f.difference:+.3f} {e['metric']}")
     for said in advice:
         print(f"- {said.text}")
-    receipts = [f for f in run.findings() if not f.name.startswith(("compare/", "gain/"))]
+    receipts = [f for f in run.findings() if f.verdict in ("agrees", "differs", "not applicable")]
     checked = [f for f in receipts if f.verdict != "not applicable"]
     rest = f" ({len(receipts) - len(checked)} not applicable)" if len(checked) < len(receipts) else ""
     print(f"Receipts: {sum(f.verdict == 'agrees' for f in checked)} of {len(checked)} agree{rest}.")

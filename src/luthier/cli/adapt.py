@@ -11,7 +11,7 @@ from luthier.cli import _shared as shared
 
 
 def command(
-    docs: Annotated[list[str] | None, typer.Argument(help="files and folders: .md, .txt, .html")] = None,
+    docs: Annotated[list[str] | None, typer.Argument(help="files and folders: text, HTML, PDF, notebooks, code")] = None,
     demo: Annotated[bool, typer.Option("--demo", help="Python's language reference, with Gemma 3 270M")] = False,
     pico: Annotated[bool, typer.Option("--pico", help="with --demo: ten pages and random weights, in a minute")] = False,
     questions: Annotated[str | None, typer.Option("--questions", metavar="FILE", help="hand-written test questions "
@@ -21,6 +21,10 @@ def command(
                            "pretrained on each passage and N paraphrases of it; repeatable, at equal steps")] = None,
     arm: Annotated[list[str] | None, typer.Option("--arm", metavar="NAME", help="compare these arms only: base, tuned, "
                    "pretrained, pretrained-pN, each alone or with +retrieval; repeatable")] = None,
+    tune_retriever: Annotated[bool, typer.Option("--tune-retriever", help="tune the encoder on the training questions; "
+                              "it is used if it finds better on dev")] = False,
+    clicks: Annotated[str | None, typer.Option("--clicks", metavar="FILE", help="with --tune-retriever: searches and what was "
+                      "clicked (JSON lines: query, doc_id, clicks, impressions)")] = None,
     base: shared.Base = None, out: shared.Out = None, recipe: shared.RecipeOption = None, seed: shared.Seed = None,
     method: shared.Method = None, regularizer: shared.Regularizer = None, optimizer: shared.Optimizer = None,
     decoder: shared.Decoder = None, metric: shared.Metric = None, data_step: shared.DataStep = None,
@@ -31,6 +35,7 @@ def command(
     """Documents in; base, base+retrieval, tuned and tuned+retrieval out, compared on questions kept apart."""
     from luthier.core.errors import UserError
     from luthier.pipelines import arms, jobs
+    from luthier.pipelines.retrieving import with_tuned_retriever
 
     shared.accept(accept_terms)
     if demo and (docs or questions or recipe):
@@ -46,6 +51,10 @@ def command(
         made = arms.with_arms(made, arm)
     for count in dict.fromkeys([*([0] if pretrain else []), *(paraphrases or [])]):
         made = arms.with_pretrained(made, count)
+    if clicks and not tune_retriever:
+        raise UserError("--clicks goes with --tune-retriever.")
+    if tune_retriever:
+        made = with_tuned_retriever(made, clicks)
     parts = {"method": method or [], "regularizer": regularizer or [], "optimizer": optimizer or [],
              "decoder": decoder or [], "metric": metric or [], "data_step": data_step or [], "retriever": retriever or []}
     made = jobs.override(made, base=base, seed=seed, parts=parts, sets=sets or ())

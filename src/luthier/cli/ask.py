@@ -31,6 +31,9 @@ def command(
         print(json.dumps(answer, ensure_ascii=False, indent=1))
         return
     print(answer["answer"] or "(no answer)")
+    for cited in answer["citations"]:
+        place = "".join(f", {name} {cited[name]}" for name in ("page", "line") if cited[name])
+        print(f"  [{cited['number']}] {cited['document']}{place}" + (f": “{cited['sentence']}”" if cited["sentence"] else ""))
     for number, passage in enumerate(answer["passages"], 1):
         print(f"\n[{number}] {where(passage)}\n    {passage['excerpt']}")
     print(f"\n({answer['arm']}, {answer['seconds']:.1f} s{'' if answer['stopped'] else ', cut off at the length limit'})")

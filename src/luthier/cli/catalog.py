@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Annotated
 
 import typer
@@ -18,7 +19,7 @@ def command(
     from luthier.core import catalog
     from luthier.core.index import rows
 
-    components = [(r["kind"], r["name"], r["seeds"]) for r in rows()]
+    components = [(r["kind"], r["name"], r["version"], r["seeds"]) for r in rows()]
     if slug is None:
         found = catalog.rows(components)
         if as_json:
@@ -26,8 +27,9 @@ def command(
             return
         for row in found:
             print(f"{row['id']:>3} {row['status']:<8} {row['slug']:<28} {row['kind']:<12} {row['summary']}")
-        running = sum(r["status"] != "-" for r in found)
-        print(f"\n{len(found)} techniques, {running} run here so far. luthier catalog SLUG shows one.")
+        counts = Counter(r["status"] for r in found if r["status"] != "-")
+        told = ", ".join(f"{n} {status}" for status, n in sorted(counts.items())) or "none is recorded to run"
+        print(f"\n{len(found)} techniques: {told}. luthier catalog SLUG shows one.")
         return
     row = catalog.row(slug, components)
     if as_json:
@@ -36,5 +38,7 @@ def command(
     print(f"{row['id']} {row['name']}: {row['title']}\n{row['summary']}\n\nstatus: {row['status']}   home: {row['home']}")
     print("components: " + (", ".join(f"{c['kind']} {c['name']}" for c in row["components"]) or "none named"))
     print(f"works when: {row['works_when']}\noracles:")
+    recorded = {c["n"]: c["outcome"] for c in catalog.records().get(row["id"], {}).get("clauses", ())}
     for oracle in row["oracles"]:
-        print(f"  {oracle['n']}. {oracle['text']}")
+        said = f" [{recorded[oracle['n']]}]" if oracle["n"] in recorded and row["status"] != "stale" else ""
+        print(f"  {oracle['n']}. {oracle['text']}{said}")

@@ -26,7 +26,11 @@ def command(
             raise UserError(f"There is no kind '{kind}'. {nearest(wanted, kinds)}")
         found = [r for r in found if r["kind"] == wanted]
     if as_json:
-        print(json.dumps(found, ensure_ascii=False))
+        from luthier.core import catalog
+
+        known = catalog.statuses((r["kind"], r["name"], r["version"], r["seeds"]) for r in rows())
+        told = [{**r, "status": {str(seed): known.get(seed, "-") for seed in r["seeds"]}} for r in found]
+        print(json.dumps(told, ensure_ascii=False))
         return
     last = ""
     for row in found:

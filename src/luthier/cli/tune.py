@@ -12,8 +12,9 @@ from luthier.cli import _shared as shared
 
 def command(
     data: Annotated[list[str], typer.Argument(
-        help="JSON lines: question/answer, prompt/completion, text/label, messages, chosen/rejected or text; or .txt and .md "
-             "files to be read on. Several files: FILE=WEIGHT draws from them in these proportions")],
+        help="rows in JSON lines, JSON, CSV, TSV, Parquet, Arrow or a saved dataset, in any format of docs/rows.md; .txt and "
+             ".md files to be read on; or what luthier data left. Several files: FILE=WEIGHT draws from them in these "
+             "proportions")],
     base: shared.Base = None, out: shared.Out = None, recipe: shared.RecipeOption = None, seed: shared.Seed = None,
     method: shared.Method = None, objective: shared.Objective = None, regularizer: shared.Regularizer = None,
     optimizer: shared.Optimizer = None, decoder: shared.Decoder = None, metric: shared.Metric = None,
@@ -25,7 +26,7 @@ def command(
     from luthier.pipelines import jobs
 
     shared.accept(accept_terms)
-    made = jobs.tune(data, recipe=recipe or "tune", objective=objective)
+    made = jobs.tune(data, recipe=recipe or "tune", objective=objective, sets=sets or ())
     parts = {"method": method or [], "regularizer": regularizer or [], "optimizer": optimizer or [],
              "decoder": decoder or [], "metric": metric or []}
     made = jobs.override(made, base=base, seed=seed, parts=parts, sets=sets or ())

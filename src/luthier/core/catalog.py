@@ -2,8 +2,11 @@
 
 The package data holds one JSON line a seed with the keys `id, slug, name, title, kind, home, summary, works_when,
 components, oracles, status, result`. `components` are the parts expected to realise the seed and `oracles` its numbered
-claims, `{"n": 1, "text": "..."}`, to which the oracle tests point. Whether a seed runs is not written down: it follows
-from the components that are registered, which the caller passes in.
+claims, `{"n": 1, "text": "..."}`, to which the oracle tests point. What stands behind a seed is not written there: it is
+recorded in `status/NNN.json` by the script that runs the tests, and holds for the versions and clauses it names:
+
+    verified  every clause of the oracle passed          runs   a component is registered, its contract suite green
+    stale     a component or a clause changed since      -      nothing recorded, or not green
 """
 
 from __future__ import annotations
@@ -12,11 +15,12 @@ import json
 from collections.abc import Iterable
 from difflib import get_close_matches
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import UserError
 
-Component = tuple[str, str, Iterable[int]]  # kind, name, ids of the seeds it realises
+Component = tuple[str, str, int, Iterable[int]]  # kind, name, version, ids of the seeds it realises
 
 
 class UnknownSeed(UserError, LookupError):
@@ -30,12 +34,40 @@ def _text() -> str:
     return files("luthier").joinpath("data", "catalog.jsonl").read_text(encoding="utf-8")
 
 
+@cache
+def records() -> dict[int, dict[str, Any]]:
+    """What the status files say, by seed: those of the installed package, or of the repository it is run from."""
+    from importlib.resources import files
+
+    shipped = Path(str(files("luthier").joinpath("data", "status")))
+    folder = shipped if shipped.is_dir() else Path(__file__).resolve().parents[3] / "status"
+    found = (json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("[0-9][0-9][0-9].json")))
+    return {record["seed"]: record for record in found}
+
+
+def state(seed: dict[str, Any], versions: dict[str, int], record: dict[str, Any] | None) -> str:
+    """The status of a seed: `versions` are those of its registered components by "kind name", `record` its file."""
+    if not versions or record is None:
+        return "-"
+    held = [(clause["n"], clause["text"]) for clause in record["clauses"]]
+    same = held == [(clause["n"], clause["text"]) for clause in seed["oracles"]] and record["components"] == versions
+    return str(record["status"]) if same else "stale"
+
+
+def statuses(components: Iterable[Component]) -> dict[int, str]:
+    """The status of every seed that a component names."""
+    return {seed["id"]: seed["status"] for seed in rows(components) if seed["status"] != "-"}
+
+
 def rows(components: Iterable[Component] = ()) -> list[dict[str, Any]]:
-    """Every seed, by id; its status is "runs" where a component names its id, else "-"."""
-    running = {seed for _kind, _name, seeds in components for seed in seeds}
+    """Every seed, by id, with its status for these components."""
+    versions: dict[int, dict[str, int]] = {}
+    for kind, name, version, seeds in components:
+        for seed in seeds:
+            versions.setdefault(seed, {})[f"{kind} {name}"] = version
     out = [json.loads(line) for line in _text().splitlines()]
     for seed in out:
-        seed["status"] = "runs" if seed["id"] in running else "-"
+        seed["status"] = state(seed, versions.get(seed["id"], {}), records().get(seed["id"]))
     return out
 
 

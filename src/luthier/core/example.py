@@ -181,6 +181,12 @@ class Passage:
     line: int = 0
 
     @property
+    def place(self) -> str:
+        """Where it stands, for a reader: `file, page 3, line 12` as far as that is known."""
+        known = [f"{word} {at}" for word, at in (("page", self.page), ("line", self.line)) if at]
+        return ", ".join([self.document, *known])
+
+    @property
     def shown(self) -> str:
         """The passage as a model sees it, in training and in answering: its headings, then its text on one line."""
         topic = " / ".join(self.headings)

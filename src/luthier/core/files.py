@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import UserError
 
-SHARD_ROWS = 4096
+SHARD_ROWS, SHARD_LETTERS = 4096, 8_000_000
+_READ_ROWS = 64
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -139,7 +140,7 @@ def write_rows(folder: Path, rows: Iterable[dict[str, Any]]) -> int:
     import pyarrow as pa
 
     folder.mkdir(parents=True, exist_ok=True)
-    count, number = 0, 0
+    count, number, letters = 0, 0, 0
     shard: list[dict[str, Any]] = []
 
     def flush() -> None:
@@ -159,9 +160,10 @@ def write_rows(folder: Path, rows: Iterable[dict[str, Any]]) -> int:
     for row in rows:
         shard.append(row)
         count += 1
-        if len(shard) == SHARD_ROWS:
+        letters += _letters(row)
+        if len(shard) == SHARD_ROWS or letters >= SHARD_LETTERS:
             flush()
-            shard = []
+            shard, letters = [], 0
     if shard or not number:
         flush()
     for path in folder.glob("rows-*.arrow"):
@@ -178,5 +180,34 @@ def read_rows(folder: Path) -> Iterator[dict[str, Any]]:
         with pa.memory_map(str(path)) as source:
             table = pa.ipc.open_file(source).read_all()
             packed = json.loads((table.schema.metadata or {}).get(b"json", b"[]"))
-            for row in table.to_pylist():
-                yield {k: json.loads(v) if k in packed else v for k, v in row.items()}
+            for batch in table.to_batches(max_chunksize=_READ_ROWS):
+                for row in batch.to_pylist():
+                    yield {k: json.loads(v) if k in packed else v for k, v in row.items()}
+
+
+def _letters(value: Any) -> int:
+    """About how much text a row holds."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(map(_letters, value.values()))
+    return sum(map(_letters, value)) if isinstance(value, (list, tuple)) else 1
+
+
+def link_tree(source: Path, target: Path, skip: Collection[str] = ()) -> None:
+    """The files of a folder in another one, by hard link where the file system allows it.
+
+    skip: names directly in `source` that are left out. What is in `target` already stays.
+    """
+    def link(one: str, two: str) -> None:
+        try:
+            os.link(one, two)
+        except OSError:
+            shutil.copyfile(one, two)
+
+    target.mkdir(parents=True, exist_ok=True)
+    for path in source.iterdir():
+        there = target / path.name
+        if path.name in skip or there.exists():
+            continue
+        shutil.copytree(path, there, copy_function=link) if path.is_dir() else link(str(path), str(there))

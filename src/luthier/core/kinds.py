@@ -49,15 +49,17 @@ class Tokens:
     tensors: Mapping[str, Any] = field(default_factory=dict)
 
 
-# What an objective makes of one example: named sequences and plain numbers.
-Features = dict[str, "Tokens | float | int"]
+# What an objective makes of one example: named sequences, plain numbers, and lists of numbers of any length.
+Features = dict[str, "Tokens | float | int | tuple[int, ...]"]
 
 
 @dataclass(frozen=True)
 class Prediction:
     """What a model said to one example: `text`, or a `label` with the probabilities of all labels.
 
-    `stopped` says that the model ended by itself; `passages` are the ids it was shown, best first.
+    `stopped` says that the model ended by itself; `passages` are the ids that were found for it, best first, `shown` the
+    texts of those that stood in its prompt. `citations` are the ids it cites; a number that no shown passage has is kept as
+    it was written, such as `[9]`.
     """
 
     id: str
@@ -68,6 +70,8 @@ class Prediction:
     tokens: int = 0
     passages: tuple[str, ...] = ()
     log_probability: float | None = None
+    shown: tuple[str, ...] = ()
+    citations: tuple[str, ...] = ()
 
 
 class DataStep(Component, kind="data_step"):
@@ -108,6 +112,18 @@ class Objective(Component, kind="objective"):
     @abstractmethod
     def loss(self, run: Forward, batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """Un-normalised sum of each part, scalars."""
+
+    def represent(self, run: Forward, batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        """What a coupled part sees of each row: tensors [rows, …], each row's of that row alone.
+
+        An objective with this and `couple` trains on batches of any size: the engine computes them in micro-batches and
+        caches gradients at them. One without keeps the rows of a batch together in the model.
+        """
+        raise NotImplementedError
+
+    def couple(self, run: Forward, batch: Mapping[str, Any], seen: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What `loss` gives, from the representations of the whole batch."""
+        raise NotImplementedError
 
     def coefficients(self) -> dict[str, float]:
         """Weight of each part; 1 where nothing is said."""
@@ -263,6 +279,10 @@ class Metric(Component, kind="metric"):
         values = [r["value"] for r in records if r["value"] is not None]
         return sum(values) / len(values) if values else float("nan")
 
+    def details(self, records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        """Further numbers of the same records by name, such as recall at other depths; they are reported, not compared."""
+        return {}
+
 
 class Audit(Component, kind="audit"):
     """A look for damage in a run, a pair of models or data."""
@@ -318,6 +338,10 @@ class Retriever(Component, kind="retriever"):
     """Finds the passages that answer a question."""
 
     roles: ClassVar[tuple[str, ...]] = ("encoder",)
+
+    def searched(self, passage: Passage) -> str:
+        """The text by which a passage is found."""
+        return passage.shown
 
     @abstractmethod
     def index(self, passages: Iterable[Passage], ctx: Ctx) -> Artifact:

@@ -75,17 +75,24 @@ def join(*parts: TokenBatch) -> TokenBatch:
 
 
 Batch = dict[str, Any]
+# Stands where a row's list of numbers is shorter than another's.
+ABSENT = -1
 # Rows at least this share of the longest one's length go through the model together when they must be padded.
 SIMILAR = 0.7
 
 
 def collate(rows: Sequence[Features], ids: Sequence[str], pad: int, device: torch.device | str = "cpu") -> Batch:
-    """One batch: a `TokenBatch` for each named sequence, a tensor for each named number, and the rows' ids."""
+    """One batch: a `TokenBatch` for each named sequence, a tensor for each named number, and the rows' ids.
+
+    Lists of numbers become [rows, longest], filled up with `ABSENT`.
+    """
     batch: Batch = {"ids": list(ids)}
     for name, first in rows[0].items():
         values = [row[name] for row in rows]
         if isinstance(first, Tokens):
             batch[name] = _tokens(values, pad, device)  # type: ignore[arg-type]
+        elif isinstance(first, tuple):
+            batch[name] = _padded(values, ABSENT, device)[0]  # type: ignore[arg-type]
         else:
             kind = torch.long if isinstance(first, int) else torch.float32
             batch[name] = torch.tensor(values, dtype=kind, device=device)

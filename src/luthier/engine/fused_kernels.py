@@ -18,6 +18,8 @@ from luthier.engine import compiling
 
 BLOCK = {"cpu": 1 << 20, "cuda": 1 << 26}
 SMALL = 1 << 22
+# Chunks whose gradients of one block of scores are laid beside each other.
+BESIDE = 4
 Gradients = tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
 
 
@@ -180,30 +182,36 @@ def push(hidden: torch.Tensor, head: Head, slope_of: Callable[[slice, slice, tor
          wanted: tuple[bool, bool, bool], settings: Settings) -> Gradients:
     """Gradients of hidden, weight and bias (those `wanted`) from `slope_of(rows, columns, scores)` = d loss / d scores.
 
-    Scores are made anew, block by block. The vocabulary is the outer loop, so that a block of the weight's gradient is
-    summed over all rows in float32 before it is rounded and written, once.
+    Scores are made anew, block by block. The vocabulary is the outer loop: a block's gradients of many rows are laid
+    beside each other, rounded to the format of the weight, so that two products make of them what hidden and weight get.
     """
     sums = wide(hidden[:0]).dtype
     d_hidden = torch.zeros_like(hidden, dtype=sums) if wanted[0] else None
     d_weight = torch.empty_like(head.weight) if wanted[1] else None
     d_bias = torch.empty_like(head.bias) if wanted[2] and head.bias is not None else None
-    most = min(settings.chunk, len(hidden))
+    most, beside = min(settings.chunk, len(hidden)), BESIDE * settings.chunk
     for columns in column_blocks(head.size, most, hidden.device):
         weight = head.weight[columns]
-        weight_sum = torch.zeros_like(weight, dtype=sums)
-        bias_sum = weight_sum.new_zeros(len(weight))
-        for rows in row_chunks(len(hidden), settings):
-            scores, slope = capped(wide(head.raw(hidden[rows], columns)), head.cap)
-            d = slope_of(rows, columns, scores)
-            d = d if slope is None else d.mul_(slope)
-            low = d.to(weight.dtype)
+        weight_sum: torch.Tensor | None = None
+        bias_sum = torch.zeros(len(weight), dtype=sums, device=hidden.device)
+        for start in range(0, max(1, len(hidden)), beside):
+            many = hidden[start:start + beside]
+            low = many.new_empty(len(many), len(weight), dtype=weight.dtype)
+            for rows in row_chunks(len(many), settings):
+                own = slice(start + rows.start, start + rows.stop)
+                scores, slope = capped(wide(head.raw(hidden[own], columns)), head.cap)
+                d = slope_of(own, columns, scores)
+                low[rows] = d if slope is None else d.mul_(slope)
+                if d_bias is not None:
+                    bias_sum += d.sum(0)
             if d_hidden is not None:
-                d_hidden[rows] += low @ weight
-            if d_weight is not None:
-                weight_sum += low.T @ hidden[rows]
-            if d_bias is not None:
-                bias_sum += d.sum(0)
-        if d_weight is not None:
+                d_hidden[start:start + beside] += low @ weight
+            if d_weight is not None and len(hidden) <= beside:
+                torch.mm(low.T, many, out=d_weight[columns])
+            elif d_weight is not None:
+                part = low.T @ many
+                weight_sum = part.to(sums) if weight_sum is None else weight_sum.add_(part)
+        if d_weight is not None and weight_sum is not None:
             d_weight[columns] = weight_sum
         if d_bias is not None:
             d_bias[columns] = bias_sum

@@ -15,7 +15,7 @@ import torch
 
 from luthier.core.errors import LuthierError
 from luthier.core.files import Journal
-from luthier.engine import distributed, sharding
+from luthier.engine import coupled, distributed, sharding
 from luthier.engine.batches import Batch, narrow, tokens_in
 from luthier.engine.memory import available_mb
 
@@ -122,6 +122,7 @@ def _attempt(loop: Loop) -> tuple[dict[str, float], int] | None:
                 raise
             short = str(error).splitlines()[0] if str(error) else type(error).__name__
         rows = max((len(b["ids"]) for b in batches), default=0)
+        rows = min(rows, loop.micro.rows) if coupled.separable(task.objective) else rows
         shares = distributed.gathered((mine, sum(tokens_in(b) for b in batches), rows, short))
         if any(why for *_, why in shares):
             _halve(loop, task, max(rows for _, _, rows, _ in shares), next(why for *_, why in shares if why))
@@ -135,10 +136,10 @@ def _attempt(loop: Loop) -> tuple[dict[str, float], int] | None:
 
 def _halve(loop: Loop, task: Task, rows: int, why: str) -> None:
     step = loop.clock.step + 1
-    coupled = "coupled" in task.objective.parts.values()
-    if rows <= 1 or coupled:
-        what = f"the rows of '{task.objective.info.name}', which see each other and stay together," if coupled else "one row"
-        mend = "fewer batch_rows" if coupled else "fewer max_tokens_per_example"
+    together = "coupled" in task.objective.parts.values() and not coupled.separable(task.objective)
+    if rows <= 1 or together:
+        what = f"the rows of '{task.objective.info.name}', which see each other and stay together," if together else "one row"
+        mend = "fewer batch_rows" if together else "fewer max_tokens_per_example"
         raise LuthierError(f"Memory ran out in step {step} with {what} in the model ({why}). The last checkpoint is kept. "
                            f"Close other programs, or start over with {mend}, a smaller --base or --method lora.")
     loop.micro = Micro(max(1, rows // 2), max(1, loop.micro.tokens // 2))

@@ -21,7 +21,7 @@ from luthier.core.errors import UserError
 from luthier.core.kinds import Features, Hook, Objective, Optimizer, Schedule, Tokens
 from luthier.core.rng import Rng, epoch_order, rank_share
 from luthier.core.step import FitCtx
-from luthier.engine import distributed, guards, sharding
+from luthier.engine import coupled, distributed, guards, sharding
 from luthier.engine.batches import Batch, by_length, collate, lengths_of, narrow, packs_of
 from luthier.engine.checkpoints import State
 from luthier.engine.forward import Forward
@@ -179,7 +179,7 @@ class Loop:
         for hook in self.hooks:
             batches = [b for given in batches for b in hook.on_batch(given)]
         if any(kind == "coupled" for kind in task.objective.parts.values()):
-            return batches  # rows of a coupled part see each other, so they stay together
+            return batches  # rows of a coupled part see each other: `coupled` cuts them where that is exact
         cut = packs_of if self.run.packs["policy"] else by_length
         return [narrow(b, rows) for b in batches
                 for rows in cut(lengths_of(b), self.micro.rows, self.micro.tokens)]
@@ -225,9 +225,13 @@ class Loop:
         shares = distributed.gathered(len(batches))
         return Counts(distributed.summed(counts), sum(shares), max(shares))
 
-    def parts(self, batch: Batch, task: Task) -> Parts:
-        """The parts of the loss of one micro-batch, un-normalised, as the hooks leave them."""
-        parts: Parts = task.objective.loss(self.run, batch)
+    def parts(self, batch: Batch, task: Task, seen: Parts | None = None) -> Parts:
+        """The parts of the loss of one micro-batch, un-normalised, as the hooks leave them.
+
+        seen: the rows' representations, where they went through the model before.
+        """
+        objective = task.objective
+        parts: Parts = objective.loss(self.run, batch) if seen is None else objective.couple(self.run, batch, seen)
         for hook in self.hooks:
             parts = hook.on_loss(self.run, batch, parts)
         return parts
@@ -243,10 +247,16 @@ class Loop:
         own = f"/{distributed.rank()}" if distributed.rank() else ""
         values: dict[str, float] = {}
         for i, batch in enumerate(batches):
-            torch.manual_seed(self.rng.key(f"dropout{rng}/{task.name}", f"{self.clock.step}/{i}{own}"))
+            def seed(part: str = "", i: int = i) -> None:
+                torch.manual_seed(self.rng.key(f"dropout{rng}/{task.name}", f"{self.clock.step}/{i}{own}{part}"))
+
+            gathered = coupled.gather(self.run, task.objective, batch, self.micro, seed)
+            seed()
             scaled = {n: task.weight * coefficients.get(n, 1.0) * p / max(counts.parts.get(n, counts.micros), 1e-12)
-                      for n, p in self.parts(batch, task).items()}
+                      for n, p in self.parts(batch, task, gathered.seen if gathered else None).items()}
             torch.stack([p.float() for p in scaled.values()]).sum().backward()
+            if gathered:
+                gathered.spread()
             self.masters.collect()
             for name, part in scaled.items():
                 values[name] = values.get(name, 0.0) + float(part.detach())

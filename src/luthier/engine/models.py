@@ -124,6 +124,11 @@ def check_folder(name: str) -> Path:
     return folder.resolve()
 
 
+def folder_of(base: Artifact) -> Path:
+    """Where a base's weights are: in a cache, in the user's folder, or in the artifact itself (a relative path)."""
+    return base.folder / str(base.meta["path"])
+
+
 def base_identity(folder: Path) -> str:
     """Hash of a base's files; a converted package's own checksum where there is one."""
     record = folder / "checksum.json"
@@ -156,7 +161,7 @@ def load_base(artifact: Artifact, dtype: torch.dtype = torch.float32, device: st
     """A base model from its artifact, frozen, in evaluation mode."""
     from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-    folder = Path(artifact.meta["path"])
+    folder = folder_of(artifact)
     if not folder.exists():
         raise UserError(f"The base of this run is gone: {folder}. Run the same command with --fresh to fetch it again.")
     size = sum(p.stat().st_size for p in folder.glob("*.safetensors")) / 1e6

@@ -17,13 +17,15 @@ PROBE_ROWS = 4
 
 
 def losses(model: Model, tasks: list[Task]) -> list[float]:
-    """Mean loss of each probed row of each task, evaluation mode."""
+    """Mean loss of each probed row of each task, evaluation mode; of all of them together where rows see each other."""
     run = _asking(model, tasks)
     found = []
     with torch.no_grad():
         for task in tasks:
-            for i in range(min(PROBE_ROWS, len(task.rows))):
-                total, count = _loss_of(run, task, slice(i, i + 1))
+            probed = min(PROBE_ROWS, len(task.rows))
+            together = "coupled" in task.objective.parts.values()
+            for rows in [slice(0, probed)] if together else [slice(i, i + 1) for i in range(probed)]:
+                total, count = _loss_of(run, task, rows)
                 found.append(total / max(count, 1))
     return found
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
+from luthier.core.citing import numbered
 from luthier.core.errors import UserError
 from luthier.core.example import Dropped, Example, Part, Turn, question
 from luthier.core.kinds import DroppedRow, Tokens
@@ -256,11 +257,25 @@ class Render:
 
 
 def with_passages(example: Example, passages: Sequence[str]) -> Example:
-    """The same question with these passages before it, in this order."""
+    """The same question with these passages before it, in this order, numbered from 1 (`core/citing.py`)."""
     first, *rest = example.turns
     kept = tuple(p for p in first.parts if p.name != "passage")
-    parts = tuple(Part(text, name="passage") for text in passages) + kept
+    parts = tuple(Part(text, name="passage") for text in numbered(passages)) + kept
     return replace(example, turns=(Turn(first.role, parts), *rest))
+
+
+def passages_of(example: Example) -> list[str]:
+    """The passages before a question, without numbers if `with_passages` gave them some."""
+    texts = [p.value for p in example.turns[0].parts if p.name == "passage"]
+    plain = [t.removeprefix(f"[{n}] ") for n, t in enumerate(texts, 1)]
+    return plain if numbered(plain) == texts else texts
+
+
+def with_answer(example: Example, answer: str) -> Example:
+    """The same question with this answer as its last learned turn."""
+    last = max((n for n, t in enumerate(example.turns) if t.target), default=len(example.turns))
+    turn = Turn("assistant", (Part(answer),), target=True)
+    return replace(example, turns=(*example.turns[:last], turn, *example.turns[last + 1:]))
 
 
 def renderer(model: Model, max_tokens: int | None = None, *, template: str = "auto", chats: bool = False,

@@ -31,6 +31,7 @@ from luthier.core.recipe import Node
 from luthier.core.rng import Rng
 from luthier.core.run import now
 from luthier.core.step import Ctx, Progress, Step, silent
+from luthier.engine.memory import give_back
 
 if TYPE_CHECKING:
     from luthier.engine.workshop import Engine
@@ -98,6 +99,7 @@ def run_step(work: Path, engine: Engine, log: Callable[[str], None] = lambda tex
     except BaseException as error:
         keep_failure(work, error, spent())
         raise
+    give_back()  # what this step freed is not the next one's
     write_json(work / DONE, {
         "name": state["name"], "use": step.info.name, "version": step.info.version, "kind": artifact.kind,
         "key": state["key"], "identity": artifact.identity, "inputs": {n: a.identity for n, a in inputs.items()},

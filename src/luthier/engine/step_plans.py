@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.artifact import Artifact
@@ -70,10 +69,11 @@ def plan_fit(fit: Fit, inputs: Mapping[str, Artifact], ctx: Ctx, here: Rates, na
     from luthier.engine import new_tokens
     from luthier.engine.encoding import encode_tasks
     from luthier.engine.metering import Work, meta_model, passed, state_bytes
+    from luthier.engine.models import folder_of
 
     base = inputs["base"]
     dtype = ctx.engine.dtype(base, training=True) if fit.dtype == "auto" else getattr(torch, fit.dtype)
-    model = meta_model(Path(base.meta["path"]), base, dtype)
+    model = meta_model(folder_of(base), base, dtype)
     model.name = str(base.meta["name"])
     fit._check_architecture(model)
     if fit.new_tokens:
@@ -159,6 +159,7 @@ def _batches(fit: Fit, tasks: Sequence[Task], model: Model, ctx: Ctx) -> tuple[i
     """Optimizer steps, and for each task (rows, tokens, learned tokens) of the micro-batches of the first steps."""
     from luthier.core.kinds import Tokens
     from luthier.engine.batches import by_length, packs_of
+    from luthier.engine.coupled import separable
     from luthier.engine.loop import rows_at
     from luthier.engine.metering import packed
 
@@ -173,12 +174,12 @@ def _batches(fit: Fit, tasks: Sequence[Task], model: Model, ctx: Ctx) -> tuple[i
         sequences = max((len(row) for row in parts), default=1) or 1
         learned = [sum(sum(p.targets) for p in row) for row in parts]
         cuts = []
-        coupled = "coupled" in task.objective.parts.values()
+        together = "coupled" in task.objective.parts.values() and not separable(task.objective)
         for step in range(min(steps, MOST_STEPS)):
             rng = ctx.rng.within("loop").within(task.name)
             rows = [int(r) for r in rows_at(rng, step, len(task.rows), fit.batch_rows)]
             own = [lengths[r] for r in rows]
-            places = [list(range(len(rows)))] if coupled else cut(own, fit.micro_rows or fit.batch_rows, most_tokens)
+            places = [list(range(len(rows)))] if together else cut(own, fit.micro_rows or fit.batch_rows, most_tokens)
             for group in places:
                 # Padded rows are as long as the longest of them.
                 size = sum(own[i] for i in group) if cut is packs_of else max(own[i] for i in group) * len(group)
@@ -215,10 +216,11 @@ def _validation(fit: Fit, inputs: Mapping[str, Artifact], model: Model, render: 
 def plan_answers(step: Any, inputs: Mapping[str, Artifact], ctx: Ctx, here: Rates, name: str) -> StepPlan:
     """One arm: at most `max_new_tokens` for every question of its sets, and for those of dev that choose the prompt."""
     from luthier.engine.metering import Work, meta_model, passed
+    from luthier.engine.models import folder_of
     from luthier.engine.rendering import renderer
 
     base, examples = inputs["base"], inputs["examples"]
-    model = meta_model(Path(base.meta["path"]), base, ctx.engine.dtype(base))
+    model = meta_model(folder_of(base), base, ctx.engine.dtype(base))
     rows = [e for s in step.sets if s in examples.subsets for e in examples.examples(s)]
     weights = _bytes(model)
     if model.architecture == "encoder" or not rows:

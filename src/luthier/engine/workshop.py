@@ -19,6 +19,7 @@ from luthier.engine import fused, generation, hub, models, quick, scoring
 from luthier.engine.generation import Generated, Stop
 from luthier.engine.hardware import KERNELS
 from luthier.engine.int8 import Int8Linear
+from luthier.engine.memory import keep_freed
 from luthier.engine.models import Model
 
 # Nothing is sent out unasked, by us or by what we build on.
@@ -44,6 +45,7 @@ class Engine:
         # More threads than processors would wait for each other at every operation.
         most = len(os.sched_getaffinity(0))
         torch.set_num_threads(threads or min(most, int(os.environ.get("OMP_NUM_THREADS") or most)))
+        keep_freed()
         self.device = device
         self.exact = exact
         self.decisions: dict[str, Any] = {"threads": torch.get_num_threads(), "exact": exact}
@@ -79,9 +81,7 @@ class Engine:
 
     def tokenizer(self, base: Artifact) -> Any:
         """The tokenizer of a base, without its weights."""
-        from pathlib import Path
-
-        return models.load_tokenizer(Path(base.meta["path"]))
+        return models.load_tokenizer(models.folder_of(base))
 
     def load(self, base: Artifact, tuned: Artifact | None = None, dtype: torch.dtype | None = None,
              weights: Weights = "own") -> Model:

@@ -8,16 +8,19 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.artifact import Artifact
+from luthier.core.citing import ABSTENTION
 from luthier.core.component import build
 from luthier.core.errors import UserError, nearest
 from luthier.core.example import Passage
 from luthier.core.example import question as make_question
 from luthier.core.files import Journal
+from luthier.core.kinds import Prediction
 from luthier.core.recipe import Node, Recipe
 from luthier.core.rng import Rng
 from luthier.core.run import Run
 from luthier.core.step import Ctx
-from luthier.engine.rendering import Prompting, Render, with_passages
+from luthier.engine.rendering import Prompting, Render
+from luthier.pipelines.showing import as_shot, citations
 from luthier.pipelines.steps.evaluate import Evaluate
 
 if TYPE_CHECKING:
@@ -90,12 +93,16 @@ class Asker:
         # A model that was tuned on conversations is asked in one.
         asked = make_question("asked", text, task="chat" if conversation else "qa")
         hits = self._search(step, text, inputs, ctx)
-        (prediction,), _ = step._answer(model, [asked], [[p for p, _ in hits]], prompting, ctx)
+        if step.passages and not hits:
+            prediction = Prediction("asked", text=ABSTENTION)
+        else:
+            (prediction,), _ = step._answer(model, [asked], [[p for p, _ in hits]], prompting, ctx)
         return {
             "question": text, "answer": prediction.text, "arm": name, "stopped": prediction.stopped,
-            "seconds": time.monotonic() - began,
-            "passages": [{"id": p.id, "document": p.document, "page": p.page, "line": p.line, "headings": list(p.headings),
-                          "excerpt": _excerpt(p.text), "score": float(score)} for p, score in hits[:step.passages]],
+            "seconds": time.monotonic() - began, "citations": citations(prediction, [p for p, _ in hits[:step.passages]]),
+            "passages": [{"id": p.id, "document": p.document, "page": p.page, "line": p.line, "place": p.place,
+                          "headings": list(p.headings), "excerpt": _excerpt(p.text), "score": float(score)}
+                         for p, score in hits[:step.passages]],
         }
 
     def write(self, prompt: str, *, arm: str | None = None, max_tokens: int = 48) -> str:
@@ -144,7 +151,7 @@ class Asker:
         chosen = self.run.step(node.name).meta["prompting"] or {"instruction": "", "shot_ids": [], "stop": "token"}
         shots = {e.id: e for e in inputs["examples"].examples("train") if e.id in chosen["shot_ids"]}
         # The solved examples as the arm was evaluated with them: without passages where it shows none.
-        shown = [shots[i] if step.passages else with_passages(shots[i], ()) for i in chosen["shot_ids"]]
+        shown = [as_shot(shots[i], step.passages > 0) for i in chosen["shot_ids"]]
         return Prompting(chosen["instruction"], tuple(shown), chosen["stop"]), bool(chosen.get("conversation"))
 
     def _search(self, step: Evaluate, text: str, inputs: dict[str, Artifact], ctx: Ctx) -> list[tuple[Passage, float]]:
@@ -158,10 +165,9 @@ class Asker:
 
 
 def where(passage: dict[str, Any]) -> str:
-    """Where a cited passage stands: file, page or line where known, headings."""
-    place = f", page {passage['page']}" if passage["page"] else f", line {passage['line']}" if passage["line"] else ""
+    """Where a shown passage stands: file, page and line where known, headings."""
     topic = f": {' / '.join(passage['headings'])}" if passage["headings"] else ""
-    return f"{passage['document']}{place}{topic}"
+    return f"{passage['place']}{topic}"
 
 
 def _excerpt(text: str) -> str:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from luthier.core.artifact import Artifact
+from luthier.core.artifact import Artifact, open_artifact
+from luthier.core.errors import UserError
 from luthier.core.example import Example, with_rejected
 from luthier.core.files import Journal
 from luthier.core.kinds import DroppedRow, Tokens
 from luthier.core.rng import Rng
 from luthier.core.step import Ctx
+from luthier.pipelines.sources import format_of, is_artifact
+from luthier.techniques.data._formats import FORMATS
 
 if TYPE_CHECKING:
     from luthier.engine.rendering import Render
@@ -22,19 +26,31 @@ if TYPE_CHECKING:
 DEFAULT_BASE = "gemma3-270m"
 
 
-def inspect_data(path: str, base: str | None, rows: int, max_tokens: int, template: str = "auto") -> dict[str, Any]:
-    """`about` in words and numbers, and the first rows as they would be trained on.
+def inspect_data(path: str, base: str | None, rows: int, max_tokens: int, template: str = "auto",
+                 **settings: Any) -> dict[str, Any]:
+    """`about` in words and numbers, the first rows as they would be trained on, and counts of all rows: their `lengths`
+    in tokens, and how many belong to each of the `sources` and `clusters`.
 
     Without a base, rows are shown as the demo's base reads them, and documents are counted in words and signs.
+    `settings` are those of the step `read`: format, columns, reader.
 
     Raises:
         UserError: the data or the base can't be read.
     """
     from luthier.pipelines.steps.ingest import Ingest
-    from luthier.pipelines.steps.read import Read
+    from luthier.pipelines.steps.read import Read, reads
 
-    if Path(path).is_dir() or Path(path).suffix.lower() in (".md", ".markdown", ".txt", ".rst", ".html", ".htm"):
-        ingest = Ingest(paths=[path])
+    if is_artifact(path):
+        given = open_artifact(Path(path))
+        if given.kind == "documents":
+            return _documents(given, rows, str(given.meta.get("counted_by", "")))
+        if given.kind != "examples":
+            raise UserError(f"{path} is an artifact of the kind '{given.kind}'; examples and documents are shown here.")
+        return _examples(given, base or DEFAULT_BASE, rows, max_tokens, [], template)
+    told = Path(path).is_dir() and not reads(Path(path))
+    ingest = Ingest(paths=[path])
+    suffixes = {suffix for reader in ingest.readers for suffix in getattr(reader, "suffixes", ())}
+    if told or Path(path).suffix.lower() in suffixes:
         ingest.check()
         with TemporaryDirectory() as folder:
             ctx = _ctx(folder)
@@ -43,12 +59,22 @@ def inspect_data(path: str, base: str | None, rows: int, max_tokens: int, templa
 
                 ctx.roles = {"tokenizer": load_tokenizer(resolve(base))}
             return _documents(ingest.run({}, ctx), rows, base or "words and signs")
-    read = Read(path=path)
+    read = Read(path=path, **settings)
     read.check()
     with TemporaryDirectory() as folder:
         said: list[str] = []
         artifact = read.run({}, _ctx(folder, said))
         return _examples(artifact, base or DEFAULT_BASE, rows, max_tokens, said, template)
+
+
+def reading(sets: Sequence[str]) -> dict[str, Any]:
+    """Settings of the step `read` from `FIELD=VALUE` texts: how rows are read that are to be shown."""
+    from luthier.core.recipe import Recipe
+    from luthier.pipelines.jobs import override
+
+    text = {"steps": {"rows": {"use": "read", "path": "rows.jsonl"}}}
+    made = override(Recipe(text), sets=[s if s.startswith("rows.") else f"rows.{s}" for s in sets])
+    return {k: v for k, v in made.text["steps"]["rows"].items() if k not in ("use", "path")}
 
 
 def _ctx(folder: str, said: list[str] | None = None) -> Ctx:
@@ -63,7 +89,8 @@ def _documents(artifact: Artifact, rows: int, counted_by: str) -> dict[str, Any]
              "counted by": counted_by, "sections": len({p.section for p in passages}),
              "left out": ", ".join(f"{n} {why}" for why, n in reasons.items()) or "nothing"}
     shown = [{"id": p.id, "text": f"{' / '.join(p.headings)} ({p.tokens} tokens)\n{p.text}"} for p in passages[:rows]]
-    return {"about": about, "shown": shown}
+    return {"about": about, "lengths": [p.tokens for p in passages], "shown": shown,
+            "sources": Counter(p.document for p in passages)}
 
 
 def _examples(artifact: Artifact, base: str, rows: int, max_tokens: int, said: list[str],
@@ -74,11 +101,12 @@ def _examples(artifact: Artifact, base: str, rows: int, max_tokens: int, said: l
     from luthier.engine.rendering import Render
 
     folder = resolve(base)
-    examples = list(artifact.examples("all"))
+    examples = [e for name in artifact.subsets for e in artifact.examples(name)]
+    found = format_of(artifact)
     tokenizer = load_tokenizer(folder)
     chat = choose(tokenizer, base, template, chats(examples))
     render = Render(tokenizer, architecture_of(folder), max_tokens, chat=chat)
-    labelled = artifact.meta["format"] == "text-label"
+    labelled = FORMATS[found].learned_by in ("classify", "")
     lengths, dropped = [], Counter[str]()
     for example in examples:
         try:
@@ -86,17 +114,28 @@ def _examples(artifact: Artifact, base: str, rows: int, max_tokens: int, said: l
         except DroppedRow as drop:
             dropped[drop.dropped.reason] += 1
     about: dict[str, Any] = {
-        "kind": "examples", "format": artifact.meta["format"], "rows": len(examples),
+        "kind": "examples", "format": found, "rows": len(examples),
+        **({"subsets": ", ".join(f"{n} {name}" for name, n in artifact.meta["rows"].items())}
+           if artifact.subsets != ["all"] else {}),
+        "learned by": FORMATS[found].learned_by or "no objective yet",
+        **({"left out while reading": f"{artifact.meta['dropped']} rows"} if artifact.meta.get("dropped") else {}),
         "clusters": len({e.cluster for e in examples}), "base": base,
         **({"template": chat.name if chat else "plain"} if chats(examples) else {}),
         "tokens a row": f"{min(lengths)} to {max(lengths)}" if lengths else "none fits",
         "left out at max_tokens": f"{sum(dropped.values())} ({', '.join(dropped)})" if dropped else "none"}
-    if labelled:
+    if any(e.task == "tags" for e in examples):
+        tags = Counter(t for e in examples for turn in e.turns if turn.target for t in turn.parts[0].value)
+        about["tags"] = dict(tags)
+    elif found == "pair-score":
+        scores = [float(e.label) for e in examples if e.label is not None]
+        about["scores"] = f"{min(scores):g} to {max(scores):g}"
+    elif labelled:
         about["labels"] = dict(Counter(str(e.label) for e in examples))
     if said:
         about["said while reading"] = "; ".join(said)
-    return {"about": about, "shown": [shown for e in examples[:rows] for side in _sides(e)
-                                      for shown in _shown(side, render, labelled)]}
+    return {"about": about, "lengths": lengths, "clusters": Counter(e.cluster for e in examples),
+            "sources": Counter(e.source for e in examples),
+            "shown": [shown for e in examples[:rows] for side in _sides(e) for shown in _shown(side, render, labelled)]}
 
 
 def _sides(example: Example) -> list[Example]:
@@ -118,13 +157,21 @@ def _rows(example: Example, render: Render, labelled: bool) -> list[Tokens]:
 def _shown(example: Example, render: Render, labelled: bool) -> list[dict[str, Any]]:
     """The rows of one example as text segments with their mask, decoded from the very ids that would be trained on."""
     if labelled:
-        return [{"id": example.id, "text": f"{example.turns[0].text[:400]}\n-> label: {example.label}"}]
+        return [{"id": example.id, "text": f"{example.turns[0].text[:400]}\n{_told(example)}"}]
     try:
         rows = _rows(example, render, labelled)
     except DroppedRow as drop:
         return [{"id": example.id, "text": f"left out: {drop.dropped.reason}, {drop.dropped.detail}"}]
     names = [example.id] if len(rows) == 1 else [f"{example.id}/{n}" for n in range(1, len(rows) + 1)]
     return [_segments(name, tokens, render) for name, tokens in zip(names, rows, strict=True)]
+
+
+def _told(example: Example) -> str:
+    """What a row with labels, tags or a score says of its text."""
+    if example.task != "tags":
+        return f"-> {'score' if example.task == 'score' else 'label'}: {example.label}"
+    tokens = example.turns[0].parts[1].value
+    return "-> " + " ".join(f"{token}/{tag}" for token, tag in zip(tokens, example.turns[1].parts[0].value, strict=True))
 
 
 def _segments(name: str, tokens: Tokens, render: Render) -> dict[str, Any]:

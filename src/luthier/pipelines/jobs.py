@@ -12,11 +12,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from luthier.core.artifact import open_artifact
 from luthier.core.component import build
 from luthier.core.errors import UserError
 from luthier.core.recipe import Recipe, load_recipe
 from luthier.core.run import Run
 from luthier.engine.executor import Watcher, check_executor, execute
+from luthier.pipelines.sources import format_of, is_artifact
+from luthier.techniques.data._formats import FORMATS
 
 DEMO_PAGES = 10
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
@@ -68,14 +71,17 @@ def _with_questions(recipe: Recipe, path: str, missing: str) -> Recipe:
     return Recipe(text)
 
 
-def tune(data: str | Sequence[str], *, recipe: str = "tune", objective: str | None = None) -> Recipe:
+def tune(data: str | Sequence[str], *, recipe: str = "tune", objective: str | None = None, sets: Sequence[str] = ()) -> Recipe:
     """The recipe that tunes on one or several files of examples; their format decides the objective unless one is named.
+
+    A folder that `luthier data` left, or a saved dataset, is read as it is, with its own division where it has one. Of
+    `sets`, those of the step `rows` are applied before the rows are looked at.
 
     Several files are one set of rows, unless one of them is written `FILE=WEIGHT`: then each step draws from each file
     in proportion to its weight, 1 where none is written.
     """
     weights = _weighted([data] if isinstance(data, str) else data)
-    made = _tune(list(weights), recipe, objective)
+    made = _tune(list(weights), recipe, objective, [s for s in sets if s.strip().startswith("rows.")])
     if any(weight is not None for weight in weights.values()):
         made = _mixed(made, {Path(path).name: 1.0 if weight is None else weight for path, weight in weights.items()})
     return made
@@ -108,18 +114,17 @@ def _mixed(recipe: Recipe, weights: Mapping[str, float]) -> Recipe:
     return Recipe(text)
 
 
-def _tune(paths: Sequence[str], recipe: str, objective: str | None) -> Recipe:
-    from luthier.pipelines.steps.read import Read
-
-    made = load_recipe(recipe).edit(**{"rows.path": paths[0], **({"rows.also": list(paths[1:])} if paths[1:] else {})})
-    found = next((n.step for n in made.nodes if isinstance(n.step, Read)), Read(path=paths[0])).found_format()
+def _tune(paths: Sequence[str], recipe: str, objective: str | None, sets: Sequence[str]) -> Recipe:
+    made, found = _with_rows(load_recipe(recipe), paths, sets)
+    _refuse_unlearned(paths[0], found, objective)
+    form = FORMATS[found]
     if found == "raw-text" and objective in (None, "pretrain"):
         return _read_on(made)
     if found == "preference" and objective != "supervised":
         return _preferences(made, objective or "dpo")
-    if found in ("messages", "conversations") and "arm-base" in made.text["steps"]:
+    if form.spoken and "arm-base" in made.text["steps"]:
         made = made.edit(**{"arm-base.shots": [0]})  # a conversation within a conversation is no solved example
-    labels = objective == "classify" if objective else found == "text-label"
+    labels = objective == "classify" if objective else form.learned_by == "classify"
     if labels:
         text = copy.deepcopy(made.text)
         steps = text["steps"]
@@ -132,6 +137,50 @@ def _tune(paths: Sequence[str], recipe: str, objective: str | None) -> Recipe:
     elif objective:
         made = made.edit(**{"tuned.tasks": [{"data": "examples.train", "objective": objective}]})
     return made
+
+
+def _with_rows(recipe: Recipe, paths: Sequence[str], sets: Sequence[str]) -> tuple[Recipe, str]:
+    """The recipe with these rows, and their format: a file is read and divided, what is divided already stays so."""
+    from luthier.pipelines.steps.read import Read, splits_of
+
+    if not is_artifact(paths[0]):
+        made = recipe.edit(**{"rows.path": paths[0], **({"rows.also": list(paths[1:])} if paths[1:] else {})})
+        made = override(made, sets=sets)
+        found = next((n.step for n in made.nodes if isinstance(n.step, Read)), Read(path=paths[0])).found_format()
+        return (_divided(made) if splits_of(Path(paths[0])) else made), found
+    if len(paths) > 1 or sets:
+        raise UserError(f"{paths[0]} is read as it is: no further file goes with it, and its rows have no settings.")
+    given = open_artifact(Path(paths[0]))
+    if given.kind != "examples":
+        raise UserError(f"{paths[0]} holds {given.kind}; examples are tuned on. Make some with: luthier data synthesize "
+                        f"{paths[0]} --out DIR, or adapt to the documents with luthier adapt.")
+    text = copy.deepcopy(recipe.text)
+    existing = {"use": "existing", "path": paths[0], "kind": "examples"}
+    if {"train", "dev", "unseen"} <= set(given.subsets):
+        del text["steps"]["rows"]
+        text["steps"]["split"] = existing
+        return Recipe(text), format_of(given)
+    text["steps"]["rows"] = existing
+    made = Recipe(text)
+    return (made if given.subsets == ["all"] else _divided(made)), format_of(given)
+
+
+def _divided(recipe: Recipe) -> Recipe:
+    """The recipe for rows that come divided."""
+    text = copy.deepcopy(recipe.text)
+    text["steps"]["split"] = {"use": "own-splits", "inputs": {"rows": "rows"}}
+    return Recipe(text)
+
+
+def _refuse_unlearned(path: str, found: str, objective: str | None) -> None:
+    """Raises UserError for rows that none of the objectives here learns, unless another one is named."""
+    ours = {form.learned_by for form in FORMATS.values()}
+    if FORMATS[found].learned_by or (objective is not None and objective.partition(":")[0] not in ours):
+        return
+    learned = ", ".join(f"{name} ({form.learned_by})" for name, form in FORMATS.items() if form.learned_by)
+    raise UserError(f"{path} holds {found} rows, which no objective learns yet. They can be read, curated and divided (luthier "
+                    f"data), or learned by an objective of your own (--objective NAME). What is learned today: {learned}. "
+                    "Tags and scores can be learned as text when each row is written as prompt and completion.")
 
 
 def _preferences(recipe: Recipe, objective: str) -> Recipe:
@@ -266,7 +315,7 @@ def evaluate(source: Run, data: str) -> Recipe:
         raise UserError(f"{source.folder} has no tuned model. Finish it first: run its command again.")
     labels, found = bool(source.step("tuned").meta.get("heads")), Read(path=data).found_format()
     texts = any(e.task == "text" for e in islice(source.step("split").examples("train"), 1))
-    if labels != (found == "text-label") or texts != (found == "raw-text"):
+    if labels != (FORMATS[found].learned_by == "classify") or texts != (found == "raw-text"):
         wanted = "text-label" if labels else "raw-text" if texts else \
             "question-answer, prompt-completion, messages or preference"
         raise UserError(f"{data} holds {found} rows; the model of {source.folder} was tuned on {wanted} rows. "
@@ -287,7 +336,7 @@ def evaluate(source: Run, data: str) -> Recipe:
         "arm-tuned": {"use": "evaluate", "arm": "tuned", "sets": ["test"], "metrics": metrics,
                       "inputs": {"base": "base", "tuned": "tuned", "examples": "test"}},
     }
-    if texts or pairs or found in ("messages", "conversations"):
+    if texts or pairs or FORMATS[found].spoken:
         steps["arm-base"] = {"use": "evaluate", "arm": "base", "sets": ["test"], "metrics": metrics,
                              "inputs": {"base": "base", "examples": "test"}}
     elif labels:

@@ -11,15 +11,17 @@ from typing import Any
 import pytest
 
 from luthier.core.artifact import Artifact, seal, write_examples
+from luthier.core.citing import ABSTENTION
 from luthier.core.component import build
 from luthier.core.errors import UserError
 from luthier.core.example import Example, Part, Passage, Turn, question
-from luthier.core.files import read_json, read_lines, write_lines
+from luthier.core.files import read_json, read_lines, write_lines, write_rows
 from luthier.core.kinds import Prediction, Retriever
 from luthier.core.step import Ctx
 from luthier.engine.generation import Generated
-from luthier.engine.rendering import renderer, with_passages
+from luthier.engine.rendering import renderer, with_answer, with_passages
 from luthier.engine.steps.fit import Fit
+from luthier.pipelines.showing import as_shot
 from luthier.pipelines.steps.compare_arms import CompareArms
 from luthier.pipelines.steps.evaluate import Evaluate
 
@@ -173,7 +175,7 @@ def test_solved_examples_come_from_training_rows(arm, engine, examples, passages
     train = {e.id: e for e in examples.examples("train")}
     shots = [train[i] for i in made.meta["prompting"]["shot_ids"]]
     assert len({s.id for s in shots}) == 3
-    head = "".join((f"Passage: {s.part('passage')}\n" if passages else "")
+    head = "".join((f"Passage: [1] {s.part('passage')}\n" if passages else "")
                    + f"Question: {s.part('question')}\nAnswer: {s.answer}\n\n" for s in shots)
     assert all(prompt.startswith(f"<bos>{head}") and prompt.count("Answer:") == 4 for prompt in by.asked[-1])
     if passages:
@@ -183,15 +185,15 @@ def test_solved_examples_come_from_training_rows(arm, engine, examples, passages
 def test_passages_stand_best_first_on_one_line_below_their_headings(arm, engine):
     by = Scripted(engine, silent)
     made = arm(Evaluate(arm="base+retrieval", passages=2, sets=("unseen",)), by, finds=True)
-    assert by.asked[-1][0] == ("<bos>Passage: Guide / wood: The wood is number 3.\n"
-                                 "Passage: Guide / clamp: The clamp is number 0.\n"
+    assert by.asked[-1][0] == ("<bos>Passage: [1] Guide / wood: The wood is number 3.\n"
+                                 "Passage: [2] Guide / clamp: The clamp is number 0.\n"
                                  "Question: What is said of the wood in unseen?\nAnswer:")
     row = read_lines(made.folder / "predictions.jsonl")[0]
     assert row["passages"] == ["d:wood", "d:clamp"]
     assert len(row["ranked"]) == 10, "recall and ndcg see what was not shown"
 
 
-@pytest.mark.oracle(seed=24, clause="retriever off and k=0 give identical answers", against="limit")
+@pytest.mark.oracle(seed=24, clause=4, against="limit")
 @pytest.mark.parametrize("shots", [0, 2])
 def test_without_passages_retrieval_changes_nothing(arm, engine, examples, pico, shots, monkeypatch):
     asked: list[Any] = []
@@ -212,7 +214,7 @@ def test_without_passages_retrieval_changes_nothing(arm, engine, examples, pico,
         assert asked[2] == asked[0] and nothing.meta["prompt_tokens"] == off.meta["prompt_tokens"]
 
 
-@pytest.mark.oracle(seed=24, clause="oracle retriever gives recall 1", against="limit")
+@pytest.mark.oracle(seed=24, clause=3, against="limit")
 def test_a_retriever_that_knows_the_passage_has_recall_one(arm, engine):
     made = arm(Evaluate(arm="x", passages=1, metrics=("recall", "ndcg:k=3"), sets=("known", "unseen")),
                Scripted(engine, silent), finds=True)
@@ -264,7 +266,7 @@ def test_predictions_say_what_was_asked_and_answered(arm, engine):
     assert read_json(made.folder / "cost.json")["seconds"] >= 0
 
 
-@pytest.mark.oracle(seed=24, clause="numbers in the 2x2 reproduce from the stored predictions",
+@pytest.mark.oracle(seed=24, clause=5,
                     against="re-scoring")
 def test_every_number_is_made_again_from_the_stored_predictions(arm, engine, examples, make_ctx):
     step = Evaluate(arm="base+retrieval", passages=2, decoder="greedy:max_new_tokens=8")
@@ -315,3 +317,155 @@ def test_a_classifier_answers_with_labels_and_their_probabilities(make_ctx, pico
         assert sum(row["probabilities"].values()) == pytest.approx(1) and set(row["probabilities"]) == {"a", "b"}
         assert row["text"] == max(row["probabilities"], key=row["probabilities"].get)
         assert scores[text.id] == float(row["text"] == text.label)
+
+
+# --- citations, hidden sections, the oracle, options ------------------------------------------------------------------
+
+
+def test_citations_are_taken_out_of_the_answer_and_kept(arm, engine):
+    def say(prompt: str) -> str:
+        return "a number [2]" if "glue" in last(prompt) else "a number [1, 9]" if "peg" in last(prompt) else "a number"
+
+    metrics = ("exact-match", "citation-precision", "citation-recall")
+    step = Evaluate(arm="x", passages=2, sets=("known", "unseen"), metrics=metrics)
+    made = arm(step, Scripted(engine, say), finds=True)
+    rows = {r["id"]: r for r in read_lines(made.folder / "predictions.jsonl")}
+    assert {r["text"] for r in rows.values()} == {"a number"}
+    assert rows["known/glue"]["citations"] == ["d:clamp"] and "citations" not in rows["known/wood"]
+    assert rows["unseen/peg"]["citations"] == ["d:peg", "[9]"]
+    scores = {(r["id"], r["metric"]): r["value"] for r in read_lines(made.folder / "scores.jsonl")}
+    assert {v for (_, m), v in scores.items() if m == "exact-match"} == {1.0}
+    assert [scores[i, "citation-precision"] for i in ("known/glue", "unseen/peg", "known/wood")] == [0.0, 0.5, None]
+    assert [scores[i, "citation-recall"] for i in ("known/glue", "unseen/peg", "known/wood")] == [0.0, 1.0, 0.0]
+    assert made.meta["details"]["citation-recall"]["unseen"] == {"where shown": 1 / 7}
+
+
+def test_brackets_are_text_where_nothing_was_shown(arm, engine):
+    made = arm(Evaluate(arm="x", sets=("known",)), Scripted(engine, lambda p: "a number [2]"))
+    row = read_lines(made.folder / "predictions.jsonl")[0]
+    assert row["text"] == "a number [2]" and "citations" not in row
+
+
+def test_a_citation_before_the_line_end_counts_in_the_choice(arm, engine):
+    by = Scripted(engine, lambda p: "a number [1]\nQuestion: more")
+    made = arm(Evaluate(arm="x", passages=1, stops=("token", "newline"), choose_by="exact-match"), by, finds=True)
+    assert [t["dev_exact-match"] for t in made.meta["tried"]] == [0.0, 1.0]
+
+
+def hide(*rows: Example) -> list[Example]:
+    return [replace(e, id=f"hidden/{e.id}", turns=e.turns[:1], references=(), meta={"gold": [], "hidden": [e.cluster]})
+            for e in rows]
+
+
+def test_a_hidden_section_is_not_found_for_its_question_alone(arm, engine, tmp_path):
+    asked = ask("wood", "unseen", False)
+    rows = write_examples(tmp_path / "rows", {"train": [], "dev": [], "unseen": [asked], "unanswerable": hide(asked)})
+    by = Scripted(engine, silent)
+    made = arm(Evaluate(arm="x", passages=10), by, finds=True, rows=rows)
+    plain, hidden = read_lines(made.folder / "predictions.jsonl")
+    assert plain["ranked"][0] == "d:wood" and hidden["ranked"] == plain["ranked"][1:], "the next best stand in its place"
+    assert "The wood is" in by.asked[-1][0] and "The wood is" not in by.asked[-1][1]
+    assert hidden["question"] == plain["question"]
+
+
+@pytest.fixture
+def documents(tmp_path) -> Artifact:
+    (tmp_path / "documents").mkdir()
+    write_rows(tmp_path / "documents" / "passages", (p.to_dict() for p in PASSAGES.values()))
+    return seal("documents", tmp_path / "documents", passages=len(PASSAGES))
+
+
+class Blind(Planned, name="test-blind"):
+    """Finds the passages in one order, whatever is asked."""
+
+    def search(self, index: Artifact, queries: Sequence[str], k: int, ctx: Ctx) -> list[list[tuple[Passage, float]]]:
+        return [[(p, -float(i)) for i, p in enumerate(PASSAGES.values())][:k] for _ in queries]
+
+
+@pytest.mark.oracle(seed=167, clause=2, against="limit")
+def test_the_oracle_shows_gold_first_and_is_reported_beside_retrieval(make_ctx, engine, examples, pico, pico_encoder,
+                                                                      documents, tmp_path):
+    def say(prompt: str) -> str:
+        topic = last(prompt).split()[5]
+        return f"number {TOPICS.index(topic)}" if f"The {topic} is number" in prompt else "nothing"
+
+    index = seal("index", make_ctx("index").folder, retriever={"use": "test-blind"})
+    inputs = {"base": pico, "examples": examples, "index": index, "encoder": pico_encoder, "documents": documents}
+    arms = {}
+    for name in ("index", "oracle"):
+        step = Evaluate(arm=name, passages=2, retriever=name, sets=("known", "unseen"), metrics=("f1", "recall", "mrr"))
+        arms[name] = step.run(inputs, replace(make_ctx(name), engine=Scripted(engine, say)))
+    table = {(t["arm"], t["set"], t["metric"]): t["value"] for t in
+             read_json(CompareArms().run(arms, make_ctx("table")).folder / "table.json")}
+    assert table["oracle", "unseen", "recall"] == table["oracle", "unseen", "mrr"] == 1.0
+    assert table["oracle", "known", "f1"] == table["oracle", "unseen", "f1"] == 1.0
+    assert table["index", "known", "f1"] < 1 and table["index", "unseen", "recall"] == 2 / 7
+    found = read_lines(arms["oracle"].folder / "predictions.jsonl")
+    assert all(r["ranked"][0] == f"d:{r['id'].partition('/')[2]}" and len(set(r["ranked"])) == 10 for r in found)
+    details = arms["index"].meta["details"]["recall"]["unseen"]
+    assert details == {"recall@1": 0.0, "recall@3": 0.0, "recall@5": 2 / 7, "recall@10": 1.0}
+
+
+def test_an_oracle_needs_the_documents_that_hold_gold(make_ctx, engine, examples, pico, pico_encoder, documents, tmp_path):
+    index = seal("index", make_ctx("index").folder, retriever={"use": "test-blind"})
+    inputs = {"base": pico, "examples": examples, "index": index, "encoder": pico_encoder}
+    step = Evaluate(arm="x", passages=1, retriever="oracle")
+    with pytest.raises(UserError, match="it needs the input 'documents'"):
+        step.run(inputs, make_ctx("none"))
+    strange = write_examples(tmp_path / "strange", {"known": [replace(ask("glue", "known"), meta={"gold": ["d:lute"]})]})
+    with pytest.raises(UserError, match="no passage 'd:lute', which is the gold passage"):
+        step.run({**inputs, "examples": strange, "documents": documents}, make_ctx("strange"))
+
+
+def choice(topic: str, name: str) -> Example:
+    return replace(ask(topic, name, False), turns=ask(topic, name, False).turns[:1], task="multiple-choice",
+                   label=TOPICS.index(topic) % 4, meta={"gold": [f"d:{topic}"], "options": [f"number {i}" for i in range(4)]})
+
+
+@pytest.mark.oracle(seed=167, clause=1, against="limit")
+def test_no_passages_give_the_scores_of_the_base(arm, engine, tmp_path):
+    rows = write_examples(tmp_path / "rows", {"known": [choice(t, "known") for t in TOPICS]})
+    step = {"arm": "x", "metrics": ("multiple-choice",)}
+    base, zero = arm(Evaluate(**step), rows=rows), arm(Evaluate(**step, passages=0), finds=True, rows=rows)
+    empty, shown = (arm(Evaluate(**step, passages=2), finds=f, rows=rows) for f in (False, True))
+    told = [[r["scores"] for r in read_lines(a.folder / "scores.jsonl")] for a in (base, zero, empty, shown)]
+    assert told[0] == told[1] == told[2] and told[3] != told[0]
+    assert [r["passages"][0] for r in read_lines(shown.folder / "predictions.jsonl")] == [f"d:{t}" for t in TOPICS]
+
+
+def test_options_are_not_answered_in_words(arm, engine, tmp_path):
+    rows = write_examples(tmp_path / "rows", {"known": [choice("glue", "known")]})
+    with pytest.raises(UserError, match=r"are multiple choice.*--metric multiple-choice"):
+        arm(Evaluate(arm="x"), rows=rows)
+
+
+def test_metrics_are_handed_the_encoder(arm, engine):
+    made = arm(Evaluate(arm="x", metrics=("similarity",), sets=("known",)), Scripted(engine, lambda p: "a number"), finds=True)
+    assert {round(r["value"], 4) for r in read_lines(made.folder / "scores.jsonl")} == {1.0}
+    with pytest.raises(UserError, match="A metric of arm 'x' compares meanings"):
+        arm(Evaluate(arm="x", metrics=("similarity",)), Scripted(engine, silent))
+
+
+def test_abstention_is_told_of_all_sets_together(arm, engine):
+    made = arm(Evaluate(arm="x", metrics=("abstention", "abstains")), Scripted(engine, lambda p: ABSTENTION))
+    assert made.meta["details"]["abstention"]["all"] == {"precision": 1 / 14, "recall": 1.0, "f1": pytest.approx(2 / 15)}
+    assert "known" not in made.meta["details"]["abstention"]
+
+
+def test_a_solved_example_is_shown_as_its_arm_asks():
+    trained = with_passages(with_answer(ask("glue", "train"), "number 1 [2]"), ["one", "two"])
+    trained = replace(trained, meta={"answer": "number 1", "shown": ["a", "b"]})
+    assert as_shot(trained, True) == trained
+    bare = as_shot(trained, False)
+    assert bare.answer == "number 1" and not bare.part("passage") and bare.part("question") == trained.part("question")
+    lost = replace(with_answer(trained, ABSTENTION))
+    assert as_shot(lost, False).answer == "number 1", "closed-book every question has its answer"
+
+
+def test_examples_without_their_passage_teach_no_base_to_abstain(arm, engine, tmp_path):
+    train = [replace(with_answer(ask(t, "train"), ABSTENTION if i % 2 else "a [1]"), meta={"answer": "a"})
+             for i, t in enumerate(TOPICS)]
+    rows = write_examples(tmp_path / "rows", {"train": train, "dev": [], "known": [ask("glue", "known", False)]})
+    by = Scripted(engine, silent)
+    arm(Evaluate(arm="x", shots=(4,), passages=1), by, finds=True, rows=rows)
+    assert by.asked[-1][0].count("Answer: a [1]") == 4 and ABSTENTION not in by.asked[-1][0]

@@ -1,11 +1,13 @@
 """index: every passage is in the table and found by its own words; the retriever can be rebuilt from the artifact."""
 
+from dataclasses import replace
+
 import pytest
 
 from luthier.core.artifact import open_artifact, seal
 from luthier.core.errors import UserError
 from luthier.core.example import Passage
-from luthier.core.files import write_rows
+from luthier.core.files import write_json, write_rows
 from luthier.pipelines.steps.index import Index, open_retriever
 from luthier.techniques.retrieval.hybrid import Hybrid
 
@@ -66,3 +68,39 @@ def test_a_decoder_is_refused_by_name(documents, pico, make_ctx):
 def test_the_identity_follows_the_retriever():
     assert Index().identity == Index(retriever="hybrid").identity != Index(retriever="hybrid:depth=9").identity
     assert Index(retriever="hybrid:depth=9").to_dict()["retriever"]["use"] == "hybrid"
+
+
+def test_a_second_index_embeds_only_what_is_new(documents, pico_encoder, make_ctx, tmp_path, engine):
+    """The same index as one made from nothing: rows and identity; vectors to 1e-5, for batches differ."""
+    import numpy as np
+
+    step, log, seen = Index(), [], []
+
+    class Watched:
+        def __getattr__(self, name):
+            return getattr(engine, name)
+
+        def embed(self, model, items, *rest):
+            seen.extend(items)
+            return engine.embed(model, items, *rest)
+
+    inputs = {"documents": documents, "encoder": pico_encoder}
+    first = step.run(inputs, make_ctx("index", inputs))
+    write_json(first.folder / "step.json", {"kind": "index"})
+    texts = ["A new page came first.", *TEXTS[2:]]
+    rows = [Passage(f"d.md:{i}", t, "d.md", "d.md#a", ("Manual", "A"), 5) for i, t in enumerate(texts)]
+    write_rows(tmp_path / "later" / "passages", (p.to_dict() for p in rows))
+    inputs = {"documents": seal("documents", tmp_path / "later", passages=len(rows)), "encoder": pico_encoder}
+    ctx = replace(make_ctx(".index.work", inputs, log=log.append), engine=Watched())
+    second = step.run(inputs, ctx)
+    assert seen == ["Manual > A\nA new page came first."]
+    assert log[-1] == "5 passages kept their vectors, 1 were embedded"
+    fresh = step.run(inputs, make_ctx("fresh", inputs))
+    assert second.identity == fresh.identity != first.identity
+    (one_texts, one), (two_texts, two) = next(Hybrid().embedded(second)), next(Hybrid().embedded(fresh))
+    assert one_texts == two_texts == [f"Manual > A\n{t}" for t in texts]
+    assert np.abs(one - two).max() < 1e-5
+    seen.clear()
+    other = Index(retriever="hybrid:max_tokens=9")
+    other.run(inputs, replace(make_ctx(".index.work", inputs, log=log.append), engine=Watched()))
+    assert len(seen) == len(texts)  # another length was read

@@ -201,12 +201,12 @@ def test_missing_and_empty_paths(tmp_path):
 def test_a_folder_with_nothing_readable(tmp_path, docs):
     other = tmp_path / "scans"
     other.mkdir()
-    for name in ("a.pdf", "b.PDF", "c.png", "README"):
+    for name in ("a.djvu", "b.DJVU", "c.png", "README"):
         (other / name).write_bytes(b"x")
     (other / "LICENSE.md").write_text("only terms")
     said = refusal(docs, other)
-    assert "scans can be read; found: .md (1), .pdf (2), .png (1), no suffix (1)" in said and "Legal: .md" in said
-    assert "a.pdf can be read; found: .pdf (1)" in refusal(other / "a.pdf")
+    assert "scans can be read; found: .djvu (2), .md (1), .png (1), no suffix (1)" in said and "Legal: .md" in said
+    assert "a.djvu can be read; found: .djvu (1)" in refusal(other / "a.djvu")
 
 
 def test_no_document_at_all_says_what_was_wrong(tmp_path):
@@ -214,7 +214,7 @@ def test_no_document_at_all_says_what_was_wrong(tmp_path):
     root.mkdir()
     for i in range(7):
         (root / f"{i}.txt").write_bytes(b"\0\0")
-    (root / "0.pdf").write_bytes(b"x")
+    (root / "0.djvu").write_bytes(b"x")
     with pytest.raises(UserError) as caught:
         run(tmp_path, root)
     said = str(caught.value)
@@ -247,7 +247,7 @@ def test_in_a_recipe():
         Recipe({"steps": {"documents": {"use": "ingest", "path": ["docs"]}}})
 
 
-NAMES = st.sampled_from(["a.md", "b.txt", "c.html", "d.pdf", "sub/e.md", "sub/LICENSE", "f.rst"])
+NAMES = st.sampled_from(["a.md", "b.txt", "c.html", "d.djvu", "sub/e.md", "sub/LICENSE", "f.rst"])
 
 
 @given(st.dictionaries(NAMES, st.one_of(st.binary(max_size=60), st.text(max_size=60).map(str.encode)), min_size=1))

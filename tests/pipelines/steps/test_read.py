@@ -80,7 +80,7 @@ def test_content_is_the_hash_of_the_file(file):
 
 
 @pytest.mark.parametrize(("name", "said"), [
-    ("data.json", "does not exist. Did you mean 'data.jsonl'?"),
+    ("dat.jsonl", "does not exist. Did you mean 'data.jsonl'?"),
     ("nowhere/data.jsonl", "data.jsonl does not exist."),
     (".", "is a folder."),
 ])
@@ -91,9 +91,9 @@ def test_missing_files(tmp_path, file, name, said):
 
 
 def test_another_suffix(tmp_path):
-    (tmp_path / "data.csv").write_text("a,b\n")
-    with pytest.raises(UserError, match=r"'read-jsonl' does not read \.csv .* Legal: \.jsonl, \.ndjson, \.txt"):
-        Read(path=str(tmp_path / "data.csv")).check()
+    (tmp_path / "data.xlsx").write_text("a,b\n")
+    with pytest.raises(UserError, match=r"'read-jsonl' does not read \.xlsx .* Legal: \.jsonl, \.ndjson, \.json, \.csv"):
+        Read(path=str(tmp_path / "data.xlsx")).check()
 
 
 def test_bad_rows_are_refused_by_check(tmp_path, file):

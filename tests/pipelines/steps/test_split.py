@@ -12,14 +12,20 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from luthier.core.artifact import Artifact, write_examples
+from luthier.core.artifact import Artifact, seal, write_examples
+from luthier.core.citing import ABSTENTION
 from luthier.core.errors import UserError
-from luthier.core.example import Dropped, Example, Part, Turn, question
-from luthier.core.kinds import DataStep
+from luthier.core.example import Dropped, Example, Part, Passage, Turn, question
+from luthier.core.files import write_rows
+from luthier.core.kinds import DataStep, Retriever
 from luthier.core.rng import Rng
 from luthier.core.step import Ctx
 from luthier.pipelines.steps.split import Split, _closest, _words
-from luthier.techniques.data import show_passage  # noqa: F401  (registered by its import)
+from luthier.techniques.data import (  # noqa: F401  (registered by their import)
+    distractors,
+    show_passage,
+    unanswerable,
+)
 
 
 def ask(id: str, text: str, section: str, generator: str = "few-shot") -> Example:
@@ -290,3 +296,62 @@ def test_drawn_test_sets_are_capped_and_what_goes_is_in_the_ledger(make_ctx):
     gone = [r for r in made.ledger() if r["reason"].startswith("beyond max_test_rows")]
     assert made.meta["rows"]["unseen"] == 5 and len(gone) == 40 - 5
     assert all(r.verdict == "agrees" for r in step.receipts({"questions": questions}, made, ctx))
+
+
+PASSAGES = [Passage(f"p{i}", f"About s{i}.", "d", f"s{i}") for i in range(20)]
+
+
+class InOrder(Retriever, name="test-in-order"):
+    """Finds all passages in their order, whatever is asked."""
+
+    def index(self, passages: Iterable[Passage], ctx: Ctx) -> Artifact:
+        raise NotImplementedError
+
+    def search(self, index: Artifact, queries: Sequence[str], k: int, ctx: Ctx) -> list[list[tuple[Passage, float]]]:
+        return [[(p, -float(i)) for i, p in enumerate(PASSAGES[:k])] for _ in queries]
+
+
+@pytest.fixture
+def shown(make_ctx, pico_encoder):
+    """The split of 20 sections whose training rows show what a retriever finds, with all its receipts."""
+    rows = [replace(r, source=f"p{r.cluster[1:]}", meta={**r.meta, "gold": [f"p{r.cluster[1:]}"]}) for r in sections(20)]
+    folder = make_ctx("documents").folder
+    write_rows(folder / "passages", (p.to_dict() for p in PASSAGES))
+    inputs = {"questions": write_examples(make_ctx("rows").folder, {"all": rows}), "encoder": pico_encoder,
+              "documents": seal("documents", folder, passages=20),
+              "index": seal("index", make_ctx("index").folder, retriever={"use": "test-in-order"})}
+    step = Split(augment=("show-passage:share=0.7", "distractors:no_gold_rate=0.3"), unanswerable="unanswerable:rows=5",
+                 unseen_share=0.4)
+    ctx = make_ctx("split", inputs)
+    made = step.run(inputs, ctx)
+    return made, step.receipts(inputs, made, ctx), step, inputs, ctx
+
+
+def test_training_shows_what_is_found_but_nothing_that_is_unseen(shown):
+    made, receipts, step, inputs, ctx = shown
+    assert {r.name: r.verdict for r in receipts} == dict.fromkeys(
+        ("split/unseen passages shown", "split/rows", "split/leaked questions", "split/leaked sections"), "agrees")
+    hidden = {f"p{c[1:]}" for c in clusters(made, "unseen")}
+    train = list(made.examples("train"))
+    names = {name for r in train for name in r.meta.get("shown", ())}
+    assert len(hidden) == 8 and names and not names & hidden
+    assert 0 < sum(r.answer == ABSTENTION for r in train) < sum(bool(r.part("passage")) for r in train) < len(train)
+    leak = replace(train[0], meta={**train[0].meta, "shown": sorted(hidden)})
+    subsets = {n: list(made.examples(n)) for n in made.subsets}
+    other = write_examples(ctx.folder / "other", {**subsets, "train": [leak, *train[1:]]}, read=made.meta["read"], made=5)
+    assert step.receipts(inputs, other, ctx)[0].verdict == "differs"
+
+
+def test_training_is_watched_by_rows_like_those_it_learns(shown):
+    made = shown[0]
+    dev, watched = (list(made.examples(n)) for n in ("dev", "validation"))
+    assert [r.id for r in dev] == [r.id for r in watched] and dev != watched
+    assert all(r.part("passage") == f"About {r.cluster}." and "shown" not in r.meta for r in dev), "dev is asked as it is"
+
+
+def test_questions_without_an_answer_are_added_to_the_test(shown):
+    made = shown[0]
+    rows = list(made.examples("unanswerable"))
+    assert len(rows) == made.meta["made"] == 5
+    assert {r.meta["of"] for r in rows} <= {r.id for r in made.examples("unseen")}
+    assert not any(r.answer or r.references for r in rows)

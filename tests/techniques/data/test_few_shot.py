@@ -13,7 +13,8 @@ from luthier.core.errors import UserError
 from luthier.core.example import Dropped, Example, Passage
 from luthier.core.rng import Rng
 from luthier.engine.generation import Generated
-from luthier.techniques.data.few_shot import SHOTS, FewShot
+from luthier.techniques.data._questions import SHOTS
+from luthier.techniques.data.few_shot import FewShot
 
 LONG = "The clamp holds two boards together while the glue between them dries, which takes about a day in a cold room."
 GOOD = "What does the clamp hold?\nAnswer: two boards"

@@ -6,7 +6,7 @@ import pytest
 
 from luthier.core.errors import UserError
 from luthier.core.example import Example, SourceFile
-from luthier.techniques.data._formats import FORMATS, format_of_task
+from luthier.techniques.data._formats import FORMATS
 from luthier.techniques.data.read_jsonl import ReadJsonl
 
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
@@ -134,4 +134,3 @@ def test_the_table_tells_formats_by_their_keys():
             "text-label": {"text": "t", "label": "l"}, "messages": {"messages": []}, "conversations": {"conversations": []},
             "raw-text": {"text": "t"}}
     assert {name: next(n for n, f in FORMATS.items() if f.fits(row)) for name, row in rows.items()} == {n: n for n in rows}
-    assert format_of_task("chat") == "messages" and format_of_task("other") == "other"

@@ -29,12 +29,17 @@ def test_page():
     title, sections = ReadHtml().parse(PAGE)
     assert title == "The page"
     assert sections == (
-        Section((), "Before any heading."),
-        Section(("One",), "First\nsecond\n\nThird"),
-        Section(("One", "Lists"), "- a b\n- c\n- d"),
-        Section(("One", "Code"), '````\nif x:\n    y = "``` <"\n````'),
-        Section(("Tables",), "Sizes\na | b\n1 | 2 3"),
+        Section((), "Before any heading.", ((1, 0, 2),)),
+        Section(("One",), "First\nsecond\n\nThird", ((1, 0, 4), (15, 0, 4))),
+        Section(("One", "Lists"), "- a b\n- c\n- d", ((1, 0, 5), (7, 0, 5), (11, 0, 5))),
+        Section(("One", "Code"), '````\nif x:\n    y = "``` <"\n````', ((1, 0, 6),)),
+        Section(("Tables",), "Sizes\na | b\n1 | 2 3", ((1, 0, 9),)),
     )
+
+
+def test_lines():
+    page = "<h1>A</h1>\n<p>\n\nfour\n<b>five</b>\n<ul>\n<li>seven\n</ul>\n\n<h2>ten</h2>"
+    assert [s.marks for s in ReadHtml().parse(page)[1]] == [((1, 0, 4), (12, 0, 7)), ((1, 0, 10),)]
 
 
 @pytest.mark.parametrize(("text", "expected"), [

@@ -1,6 +1,7 @@
 """Headings, underlined headings, code and raw blocks of Markdown."""
 
 import time
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -54,7 +55,12 @@ def parse(text: str) -> list[tuple[tuple[str, ...], str]]:
 def test_page():
     title, sections = ReadMarkdown().parse(PAGE)
     assert title == "The page"
-    assert sections == (
+    lines = PAGE.split("\n")
+    for section in sections:
+        assert section.marks
+        for character, page, line in section.marks:
+            assert page == 0 and section.text[character - 1:].split("\n")[0] == lines[line - 1]
+    assert tuple(replace(s, marks=()) for s in sections) == (
         Section((), "Before any heading."),
         Section(("One",), "Text of one."),
         Section(("One", "Two"), "```python\n# no heading\nx = 1\n\n## nor this\n```"),
@@ -127,5 +133,5 @@ def test_code_is_never_a_heading(lines):
 def test_reader(read):
     document = read(ReadMarkdown(), "# The title\r\nline\r\n", "a.md")
     assert document.id == "a.md" and document.title == "The title"
-    assert document.sections == (Section(("The title",), "line"),)
+    assert document.sections == (Section(("The title",), "line", ((1, 0, 2),)),)
     assert ReadMarkdown.suffixes == (".md", ".markdown")

@@ -19,7 +19,9 @@ def shown(ctx, share: float, rows=ROWS, seed: int = 0) -> dict[str, bool]:
 
 
 def test_the_extremes(ctx):
-    assert list(ShowPassage(share=1).apply(iter(ROWS), ctx)) == ROWS
+    kept = list(ShowPassage(share=1).apply(iter(ROWS), ctx))
+    assert [r.part("passage") for r in kept] == [f"[1] {r.part('passage')}" for r in ROWS]
+    assert list(ShowPassage(share=1).apply(iter(kept), ctx)) == kept, "a number is given once"
     assert not any(shown(ctx, 0).values())
 
 

@@ -46,6 +46,7 @@ def tuned(make_ctx, pico):
 
 
 @pytest.mark.oracle(seed=114, clause=1, against="the base itself")
+@pytest.mark.oracle(seed=167, clause=4, against="the base itself")
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("spec", ["lora", "lora:target=attention-qv,rank=4", "lora:rslora=true,alpha=7,dropout=0.5"])
 def test_a_fresh_adapter_is_the_base_bit_for_bit(spec, architecture, bases):
@@ -84,6 +85,7 @@ def test_the_formula_gives_the_counts_of_the_paper(rank, millions):
     assert round(2 * (2 * 96) * 12288 * rank / 1e6, 1) == millions
 
 
+@pytest.mark.oracle(seed=114, clause=2, against="closed form: W0 + alpha / rank * B A")
 def test_the_update_has_the_rank_and_the_scale_that_were_asked_for(tuned, pico):
     model = add_tuned(load_base(pico), tuned)
     plain = dict(load_base(pico).module.named_modules())

@@ -244,3 +244,15 @@ def test_an_index_may_be_moved_and_its_files_say_nothing_on_the_terminal(make, c
     os.replace(index.folder, tmp_path / "moved")
     assert retriever.search(open_artifact(tmp_path / "moved"), ["scope"], 3, ctx) == before
     assert capfd.readouterr() == ("", "")
+
+
+def test_page_and_line_come_back_and_an_index_without_them_is_refused(make):
+    retriever = Hybrid(vector=False)
+    index, ctx = make(retriever, [Passage("a", "lute", "a.pdf", "a.pdf#", page=3, line=12)])
+    ((found, _),) = retriever.search(index, ["lute"], 1, ctx)[0]
+    assert found.place == "a.pdf, page 3, line 12"
+    import lancedb
+
+    lancedb.connect(index.folder).open_table("passages").drop_columns(["page", "line"])
+    with pytest.raises(UserError, match="no page and no line of a passage. Index again"):
+        retriever.search(index, ["lute"], 1, ctx)

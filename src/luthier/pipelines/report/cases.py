@@ -118,7 +118,8 @@ def _passages(ids: Iterable[Any], passages: dict[str, Passage]) -> Html:
     for i in map(str, ids):
         passage = passages.get(i)
         path = join(passage.headings, " › ") if passage and passage.headings else i
+        place = el("span", passage.place, class_="quiet") if passage else None
         excerpt = el("p", clipped(passage.text, PASSAGE), dir="auto") if passage else None
-        items.append(el("li", el("span", path, class_="path", data_passage=i), excerpt))
+        items.append(el("li", el("span", path, class_="path", data_passage=i), place, excerpt))
     summary = join((counted(len(items), "passage"), " shown to it"))
     return details(summary, el("ol", *items), class_="passages")

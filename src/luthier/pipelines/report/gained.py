@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from luthier.core.finding import Finding
 from luthier.pipelines.advice import advise
 from luthier.pipelines.report.facts import Facts
 from luthier.pipelines.report.markup import ABSENT, Html, el, join, number, span, table
@@ -20,15 +19,11 @@ def gains(facts: Facts) -> Html | None:
     """One row a gain and trained arm."""
     if not facts.gains:
         return None
+    intervals = [span(*f.interval, sign=True) if f.interval else ABSENT for f in facts.gains]
     rows = [[f.extra["gain"], f.extra["metric"], f.extra["left_arm"], f.extra["right_arm"], number(f.difference, sign=True),
-             _interval(f), chip(f.verdict), needed_words(f) or ABSENT]
-            for f in facts.gains]
+             interval, chip(f.verdict), needed_words(f) or ABSENT]
+            for f, interval in zip(facts.gains, intervals, strict=True)]
     head = ["gain", "metric", "from", "to", "difference", "interval", "verdict", "needed"]
     notes = dict.fromkeys(f"{f.extra['gain']}: {f.detail}" for f in facts.gains)
     return join((table("What training gained", head, "ttttnntt", rows, class_="gains"),
                  el("ul", *(el("li", n) for n in notes), class_="quiet notes")))
-
-
-def _interval(finding: Finding) -> Html:
-    low, high = finding.interval or (None, None)
-    return span(low, high, sign=True)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from luthier.core.artifact import Artifact, seal
+from luthier.core.citing import ABSTENTION
 from luthier.core.component import Slot, named
 from luthier.core.errors import UserError
 from luthier.core.example import Example, Passage
@@ -26,6 +27,7 @@ from luthier.core.kinds import Decoder, Metric, Prediction
 from luthier.core.step import Ctx, Step
 from luthier.engine.chat import CHOICES, check_choice
 from luthier.engine.rendering import Prompting
+from luthier.pipelines.showing import as_shot, cited, retrieve
 
 if TYPE_CHECKING:
     from luthier.engine.models import Model
@@ -38,11 +40,14 @@ class Evaluate(Step, name="evaluate"):
     """Answer the test sets with one arm and score the answers."""
 
     inputs: ClassVar[dict[str, str]] = {
-        "base": "model", "examples": "examples", "tuned?": "adapter|delta|model", "index?": "index", "encoder?": "model"}
+        "base": "model", "examples": "examples", "tuned?": "adapter|delta|model", "index?": "index", "encoder?": "model",
+        "documents?": "documents"}
     output: ClassVar[str] = "records"
     arm: str = Field(description="name of this arm in tables")
     sets: tuple[str, ...] = Field(("known", "unseen", "unanswerable"), description="subsets that are asked, if they exist")
     passages: int = Field(0, ge=0, description="how many retrieved passages stand above the question")
+    retriever: Literal["index", "oracle"] = Field("index", description="oracle: passages that hold the answer come first; "
+                                                                       "what a perfect retriever would give")
     instructions: tuple[str, ...] = Field(("",), description="sentences before the question to choose from on dev")
     shots: tuple[int, ...] = Field((0,), description="numbers of solved examples to choose from on dev")
     stops: tuple[Stop, ...] = Field(("token",), description="ends of an answer to choose from on dev")
@@ -80,19 +85,22 @@ class Evaluate(Step, name="evaluate"):
         rows = [(s, e) for s in sets for e in examples.examples(s)]
         if rows and rows[0][1].task == "text":
             return self._texts(model, rows, ctx)
+        self._check_options(rows)
         answers = any(m.needs_answers for m in self.metrics)
         prompting, tried = self._choose(model, inputs, ctx) if answers else (Prompting(), [])
         if not rows:
             raise UserError(f"None of the sets {', '.join(self.sets)} is in the examples: {', '.join(examples.subsets)}.")
         ctx.log(f"test opened: {len(rows)} questions of {', '.join(sets)} by arm {self.arm}")
         asked = [e for _, e in rows]
+        found = self._retrieve(asked, inputs, ctx)
         if answers:
-            predictions, prompt_tokens = self._answer(model, asked, self._retrieve(asked, inputs, ctx), prompting, ctx)
+            predictions, prompt_tokens = self._answer(model, asked, found, prompting, ctx)
         else:
-            predictions, prompt_tokens = [Prediction(e.id) for e in asked], 0
-        # Metrics may ask the arm's model, and the base as its reference; where nobody asks, no base is loaded.
-        reference = any("reference" in m.roles for m in self.metrics)
-        ctx.roles = {**ctx.roles, "policy": model, **({"reference": ctx.engine.load(inputs["base"])} if reference else {})}
+            predictions = [self._said(e, Prediction(e.id), hits) for e, hits in zip(asked, found, strict=True)]
+            rows = [(s, self._shown(e, hits) if e.task == "multiple-choice" else e)
+                    for (s, e), hits in zip(rows, found, strict=True)]
+            prompt_tokens = 0
+        ctx.roles = {**ctx.roles, **self._asked(inputs, ctx), "policy": model}
         rows = [(s, self._judged(e, model)) for s, e in rows]
         chosen = {"instruction": prompting.instruction, "shots": len(prompting.shots), "stop": prompting.stop,
                   "shot_ids": [s.id for s in prompting.shots],
@@ -131,7 +139,7 @@ class Evaluate(Step, name="evaluate"):
             prompting = Prompting(instruction, shots[:count], "token")
             predictions, _ = self._answer(model, dev, found, prompting, ctx)
             for stop in self.stops:
-                cut = [_cut(p) if stop == "newline" else p for p in predictions]
+                cut = [cited(_cut(p), p.passages[:self.passages]) if stop == "newline" else p for p in predictions]
                 records = self.choose_by.score(dev, cut, ctx)
                 tried.append({"instruction": instruction, "shots": count, "stop": stop, "questions": len(dev),
                               f"dev_{self.choose_by.info.name}": self.choose_by.reduce(records)})
@@ -142,34 +150,53 @@ class Evaluate(Step, name="evaluate"):
 
     def _shots(self, examples: Artifact, ctx: Ctx) -> tuple[Example, ...]:
         """Solved examples from the training rows, shortest passages first among a random draw."""
-        from luthier.engine.rendering import with_passages
-
         if not max(self.shots):
             return ()
         train = list(examples.examples("train"))
         drawn = [train[i] for i in ctx.rng("shots").permutation(len(train))]
         if not self.passages:
-            return tuple(with_passages(e, ()) for e in drawn[:max(self.shots)])
-        shown = [e for e in drawn if e.part("passage")]
-        return tuple(sorted(shown[:8 * max(self.shots)], key=lambda e: len(e.part("passage")))[:max(self.shots)])
+            return tuple(as_shot(e, False) for e in drawn[:max(self.shots)])
+        # An example that finds nothing would teach a base, which is shown two or three, to find nothing.
+        shown = [e for e in drawn if e.part("passage") and e.answer != ABSTENTION]
+        chosen = sorted(shown[:8 * max(self.shots)], key=_passage_length)[:max(self.shots)]
+        return tuple(as_shot(e, True) for e in chosen)
 
     def _retrieve(self, rows: Sequence[Example], inputs: Mapping[str, Artifact], ctx: Ctx) -> list[list[Passage]]:
         if not self.passages:
             return [[] for _ in rows]
-        from luthier.pipelines.steps.index import open_retriever
+        depth = max(self.passages, *(getattr(m, name, 0) for m in self.metrics for name in ("depth", "k")))
+        return retrieve(rows, depth, inputs, ctx, oracle=self.retriever == "oracle")
 
-        ctx.roles = {"encoder": ctx.engine.load(inputs["encoder"])}
-        asked = [e.part("question") for e in rows]
-        depth = max([self.passages, *(getattr(m, "k", 0) for m in self.metrics)])
-        hits = open_retriever(inputs["index"]).search(inputs["index"], asked, depth, ctx)
-        return [[p for p, _ in found] for found in hits]
+    def _asked(self, inputs: Mapping[str, Artifact], ctx: Ctx) -> dict[str, Any]:
+        """The models that metrics ask beside the arm's own; where nobody asks, none is loaded."""
+        wanted = {role for m in self.metrics for role in m.roles}
+        if "encoder" in wanted and "encoder" not in inputs:
+            raise UserError(f"A metric of arm '{self.arm}' compares meanings: it needs the input 'encoder'.")
+        sources = {"reference": "base", "encoder": "encoder"}
+        return {role: ctx.engine.load(inputs[source]) for role, source in sources.items() if role in wanted}
+
+    def _check_options(self, rows: Sequence[tuple[str, Example]]) -> None:
+        """Rows with options are not answered in words: only metrics that weigh the options can say anything of them."""
+        if any(e.task == "multiple-choice" for _, e in rows) and any(m.needs_answers for m in self.metrics):
+            raise UserError(f"The rows of arm '{self.arm}' are multiple choice: nothing is written for them. Give "
+                            "metrics: [multiple-choice] (--metric multiple-choice).")
+
+    def _shown(self, example: Example, hits: Sequence[Passage]) -> Example:
+        """A question below the passages of this arm; without any it is as the arm without retrieval asks it."""
+        from luthier.engine.rendering import with_passages
+
+        return with_passages(example, [p.shown for p in hits[:self.passages]])
+
+    def _said(self, example: Example, prediction: Prediction, hits: Sequence[Passage]) -> Prediction:
+        """A prediction with what was found and shown; the citations it ends with are read."""
+        shown = hits[:self.passages]
+        prediction = replace(prediction, passages=tuple(p.id for p in hits), shown=tuple(p.shown for p in shown))
+        return cited(prediction, [p.id for p in shown])
 
     def _answer(self, model: Model, rows: Sequence[Example], found: Sequence[Sequence[Passage]], prompting: Prompting,
                 ctx: Ctx) -> tuple[list[Prediction], int]:
-        from luthier.engine.rendering import with_passages
-
         render = self._render(model, rows, prompting=prompting)
-        asked = [with_passages(e, [p.shown for p in hits[:self.passages]]) for e, hits in zip(rows, found, strict=True)]
+        asked = [self._shown(e, hits) for e, hits in zip(rows, found, strict=True)]
         prompts = [render.prompt(e) for e in asked]
         longest = max(map(len, prompts)) + self.decoder.max_new_tokens
         if longest > model.limit:
@@ -178,7 +205,7 @@ class Evaluate(Step, name="evaluate"):
         made = ctx.engine.generate(model, prompts, self.decoder, rng=ctx.rng.within("answers"), stop=prompting.stop,
                                    stop_ids=render.stop_ids, journal=ctx.journal, progress=ctx.progress)
         predictions = [
-            Prediction(e.id, text=g.text, stopped=g.stopped, tokens=g.tokens, passages=tuple(p.id for p in hits))
+            self._said(e, Prediction(e.id, text=g.text, stopped=g.stopped, tokens=g.tokens), hits)
             for e, g, hits in zip(rows, made, found, strict=True)]
         return predictions, sum(map(len, prompts))
 
@@ -235,19 +262,36 @@ class Evaluate(Step, name="evaluate"):
             {**about[e.id], "question": _asked(e), "references": list(e.references),
              "text": p.text or (p.label or ""), "stopped": p.stopped, "tokens": p.tokens,
              "passages": list(p.passages[:self.passages]), "ranked": list(p.passages),
+             **({"citations": list(p.citations)} if p.citations else {}),
              **({"label": e.label, "probabilities": dict(p.probabilities)} if p.label is not None else {})}
             for e, p in zip(examples, predictions, strict=True)))
         records = ctx.engine.evaluate(examples, predictions, self.metrics, ctx)
+        details = self._details(records, {e.id: s for s, e in rows})
         write_lines(ctx.folder / "scores.jsonl", (
             {**about[r["id"]], "metric": name, **r} for name, found in records.items() for r in found))
         measured = {name: next(m.higher_is_better for m in self.metrics if m.info.name == name) for name in records}
         low = {"weights": self.weights} if self.weights != "own" else {}
-        return seal("records", ctx.folder, arm=self.arm, metrics=measured, **low, **meta)
+        return seal("records", ctx.folder, arm=self.arm, metrics=measured, **details, **low, **meta)
+
+    def _details(self, records: Mapping[str, Sequence[Mapping[str, Any]]], sets: Mapping[str, str]) -> dict[str, Any]:
+        """What metrics say beside their values: metric -> set, or "all" of them together -> name -> number."""
+        found: dict[str, dict[str, dict[str, float]]] = {}
+        for metric in self.metrics:
+            whole = records[metric.info.name]
+            parts = {"all": whole, **{s: [r for r in whole if sets[r["id"]] == s] for s in dict.fromkeys(sets.values())}}
+            told = {name: numbers for name, rows in parts.items() if (numbers := metric.details(rows))}
+            if told:
+                found[metric.info.name] = told
+        return {"details": found} if found else {}
 
 
 def _asked(example: Example) -> str:
     """What an example asks: its question, or the last message that is not learned."""
     return example.part("question") or next((t.text for t in reversed(example.turns) if not t.target), "")[:400]
+
+
+def _passage_length(example: Example) -> int:
+    return sum(len(p.value) for t in example.turns for p in t.parts if p.name == "passage")
 
 
 def _cut(prediction: Prediction) -> Prediction:

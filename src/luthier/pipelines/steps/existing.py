@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,6 +11,7 @@ from pydantic import Field
 from luthier.core.artifact import RECORD, Artifact, copy_licenses, open_artifact, seal, write_examples
 from luthier.core.errors import UserError
 from luthier.core.example import Example
+from luthier.core.files import link_tree
 from luthier.core.finding import Finding, receipt
 from luthier.core.step import Ctx, Step
 
@@ -38,21 +38,8 @@ class Existing(Step, name="existing"):
 
     def run(self, inputs: Mapping[str, Artifact], ctx: Ctx) -> Artifact:
         """Copy the files by hard link where the file system allows it."""
-        import os
-
         source = open_artifact(Path(self.path))
-
-        def link(one: str, two: str) -> None:
-            try:
-                os.link(one, two)
-            except OSError:
-                shutil.copyfile(one, two)
-
-        for path in source.folder.iterdir():
-            target = ctx.folder / path.name
-            if path.name in (RECORD, "step.json", "journal.jsonl", "receipts.jsonl") or target.exists():
-                continue
-            shutil.copytree(path, target, copy_function=link) if path.is_dir() else link(str(path), str(target))
+        link_tree(source.folder, ctx.folder, (RECORD, "step.json", "journal.jsonl", "receipts.jsonl"))
         meta = {k: v for k, v in source.meta.items() if k not in ("schema", "kind")}
         return seal(source.kind, ctx.folder, **meta)
 

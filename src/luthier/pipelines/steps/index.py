@@ -1,10 +1,15 @@
-"""index: the passages of documents, made searchable by a retriever."""
+"""index: the passages of documents, made searchable by a retriever.
+
+Where the step left an index before, with the same encoder and the same length read, a text that is in it keeps its
+vector; only the others are embedded.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from pydantic import Field
 
@@ -15,6 +20,13 @@ from luthier.core.example import Passage
 from luthier.core.finding import Finding, receipt
 from luthier.core.kinds import Retriever
 from luthier.core.step import Ctx, Step
+from luthier.pipelines.steps.changes import earlier
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from luthier.engine.models import Model
+    from luthier.engine.workshop import Engine
 
 # Passages that are searched by their own words, and how many may fail to come first: a passage that is part of a longer
 # one, or an encoder that knows nothing, may lose it; vectors that belong to other rows lose nearly all.
@@ -42,7 +54,12 @@ class Index(Step, name="index"):
             ctx.progress(done, of, unit, **shown)  # the retriever reads a stream and can't know its end
 
         copy_licenses([documents.folder], ctx.folder)
-        return self.retriever.index(documents.passages(), replace(_with_encoder(inputs, ctx), progress=progress))
+        ready = replace(_with_encoder(inputs, ctx), progress=progress)
+        known = Known(self.retriever, earlier(ctx.folder, "index"), ready.roles["encoder"])
+        made = self.retriever.index(documents.passages(), replace(ready, engine=known.engine(ctx.engine)))
+        if known.vectors:
+            ctx.log(f"{known.taken} passages kept their vectors, {known.made} were embedded")
+        return made
 
     def receipts(self, inputs: Mapping[str, Artifact], artifact: Artifact, ctx: Ctx) -> list[Finding]:
         """As many rows as passages, and passages are found by their own words."""
@@ -57,6 +74,54 @@ class Index(Step, name="index"):
         return [*found, receipt("index/own words", 1.0, share, TOLERANCE, unit="share found first", detail=detail)]
 
 
+class Known:
+    """Vectors of an earlier index by the text they stand for: empty unless encoder and length read are the same."""
+
+    def __init__(self, retriever: Retriever, index: Artifact | None, encoder: Model) -> None:
+        self.vectors: dict[bytes, np.ndarray] = {}
+        self.encoder, self.max_tokens = encoder, getattr(retriever, "max_tokens", None)
+        self.taken = self.made = 0
+        embedded = getattr(retriever, "embedded", None)
+        if index is None or embedded is None or index.meta["encoder"]["identity"] != encoder.identity:
+            return
+        was = index.meta["retriever"]
+        if (was["use"], was.get("max_tokens")) == (retriever.info.name, self.max_tokens):
+            for texts, vectors in embedded(index):
+                self.vectors.update(zip(map(_key, texts), vectors, strict=True))
+
+    def engine(self, engine: Engine) -> Engine:
+        """The same engine, which embeds what is not known."""
+        return cast("Engine", _Embeds(engine, self)) if self.vectors else engine
+
+
+class _Embeds:
+    """An engine but for `embed`."""
+
+    def __init__(self, engine: Engine, known: Known) -> None:
+        self._engine, self._known = engine, known
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def embed(self, model: Model, texts: Sequence[str], max_tokens: int = 256) -> np.ndarray:
+        """[texts, width]: vectors that are known as they were, the others made now."""
+        import numpy as np
+
+        known = self._known
+        if model is not known.encoder or max_tokens != known.max_tokens:
+            return self._engine.embed(model, texts, max_tokens)
+        keys = [_key(text) for text in texts]
+        new = [i for i, key in enumerate(keys) if key not in known.vectors]
+        made = self._engine.embed(model, [texts[i] for i in new], max_tokens) if new else ()
+        fresh = dict(zip(new, made, strict=True))
+        known.made, known.taken = known.made + len(new), known.taken + len(texts) - len(new)
+        return np.stack([fresh[i] if i in fresh else known.vectors[key] for i, key in enumerate(keys)])
+
+
+def _key(text: str) -> bytes:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
 def open_retriever(index: Artifact) -> Retriever:
     """The retriever that made an index, with the same settings.
 
@@ -67,6 +132,34 @@ def open_retriever(index: Artifact) -> Retriever:
         raise UserError(f"{index.folder} holds {index.kind}, not an index.")
     retriever: Retriever = build("retriever", index.meta["retriever"])
     return retriever
+
+
+Search = Callable[..., list[list[Passage]]]
+
+
+def searcher(index: Artifact, encoder: Artifact, ctx: Ctx) -> Search:
+    """`search(queries, k, hidden)`: the k best passages of each query, best first, by the retriever that made the index.
+
+    `hidden` names for each query the sections that are not searched, as if the index did not hold them.
+    """
+    retriever = open_retriever(index)
+    asking = _with_encoder({"encoder": encoder}, ctx)
+
+    def search(queries: Sequence[str], k: int, hidden: Sequence[Collection[str]] = ()) -> list[list[Passage]]:
+        out = hidden or [()] * len(queries)
+        found: list[list[Passage]] = [[] for _ in queries]
+        left, depth = list(range(len(queries))), k
+        while left:
+            hits = retriever.search(index, [queries[i] for i in left], depth, asking)
+            short = []
+            for i, ranked in zip(left, hits, strict=True):
+                found[i] = [p for p, _ in ranked if p.section not in out[i]][:k]
+                if len(found[i]) < k and len(ranked) == depth:
+                    short.append(i)
+            left, depth = short, 2 * depth
+        return found
+
+    return search
 
 
 def _with_encoder(inputs: Mapping[str, Artifact], ctx: Ctx) -> Ctx:

@@ -1,11 +1,16 @@
-"""ingest: files and folders to documents and passages, with a ledger of everything that was left out."""
+"""ingest: files and folders to documents and passages, with a ledger of everything that was left out.
+
+A second run over a changed folder reads only files whose bytes or reader are others; what it took over is in the log,
+with what has become stale. The artifact is the one that reading everything would have left, byte for byte.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,14 +23,27 @@ from luthier.core.errors import UserError
 from luthier.core.example import Document, Dropped, Passage, SourceFile
 from luthier.core.files import read_rows, write_lines, write_rows
 from luthier.core.finding import Finding, receipt
-from luthier.core.identity import hash_file
+from luthier.core.identity import digest, hash_file
 from luthier.core.kinds import DataStep
 from luthier.core.step import Ctx, Step
+from luthier.pipelines.steps.changes import (
+    SOURCES,
+    Changes,
+    ReadBefore,
+    earlier,
+    passage_changes,
+    spool_rows,
+    spooled,
+    stale,
+)
 
 LICENSE_NAMES = ("LICENSE", "LICENCE", "NOTICE", "COPYING")
 SHOWN = 5
 # Passages cut, and of these left: fewer than this and the documents say one thing over and over.
 FEWEST_CUT, FEWEST_LEFT = 3, 2
+SPOOL = "read.jsonl"
+# Files taken over from an earlier run that are read again, to see that nothing else has changed (a library, say).
+PROBES = 3
 
 
 @dataclass(frozen=True)
@@ -42,7 +60,7 @@ class _Source:
         return self.reason == "licence file"
 
 
-class Ingest(Step, name="ingest"):
+class Ingest(Step, name="ingest", version=3):
     """Reads files and folders, cuts them into passages and leaves out near-duplicates."""
 
     inputs: ClassVar[dict[str, str]] = {"base?": "model"}
@@ -51,7 +69,7 @@ class Ingest(Step, name="ingest"):
 
     paths: list[str] = Field(min_length=1, description="files and folders; folders are walked, hidden files skipped")
     readers: list[Slot[DataStep]] = Field(
-        named(["read-markdown", "read-text", "read-html"]), min_length=1,
+        named(["read-markdown", "read-text", "read-html", "read-code", "read-pdf", "read-notebook"]), min_length=1,
         description="who reads what; the first that knows a file's suffix")
     chunker: Slot[DataStep] = Field(
         named("chunk-by-structure"), description="cuts documents into passages")
@@ -60,11 +78,17 @@ class Ingest(Step, name="ingest"):
 
     def check(self) -> None:
         """Refuse missing paths and folders in which nothing can be read."""
-        legal = ", ".join(self._by_suffix())
+        readers = self._by_suffix()
+        legal = ", ".join(readers)
         for path in self.paths:
             found = list(_walk(Path(path)))
-            if any(_suffix(p) in self._by_suffix() and not _is_license(p) for p, _ in found):
+            known = sorted({_suffix(p) for p, _ in found if _suffix(p) in readers and not _is_license(p)})
+            needed = {_missing(readers[suffix], suffix) for suffix in known}
+            if "" in needed:
                 continue
+            if needed:
+                raise UserError(f"paths: {path} holds only files ({', '.join(known)}) whose readers are not installed: "
+                                f"{'; '.join(sorted(needed))}")
             if not found:
                 raise UserError(f"paths: {path} holds no files. Legal: {legal}.")
             suffixes = Counter(_suffix(p) or "no suffix" for p, _ in found)
@@ -85,9 +109,10 @@ class Ingest(Step, name="ingest"):
             ctx = replace(ctx, roles={**ctx.roles, "tokenizer": ctx.engine.tokenizer(inputs["base"])})
             counted_by = str(inputs["base"].meta.get("name", inputs["base"].identity))
         sources = self._sources()
+        last = earlier(ctx.folder, "documents")
+        self._read(sources, ReadBefore(last), ctx)
         ledger: list[Dropped] = []
-        rows = (d.to_dict() for d in _without_dropped(self._read(sources, ctx), ledger))
-        documents = write_rows(ctx.folder / "documents", rows)
+        documents = write_rows(ctx.folder / "documents", _documents(ctx.folder / SPOOL, ledger))
         if not documents:
             _refuse_nothing(ledger)
         unread = len(ledger)
@@ -104,9 +129,13 @@ class Ingest(Step, name="ingest"):
         _copy_licenses([s for s in sources if s.is_license], ctx.folder / LICENSES)
         ctx.log(f"{len(sources)} files: {documents} documents, {unread} left out; {counts['cut']} passages cut, "
                 f"{passages} kept, {counts['tokens']} tokens by {counted_by}")
-        return seal("documents", ctx.folder, files=len(sources), documents=documents, passages=passages,
-                    dropped=dropped, tokens=counts["tokens"], unread=unread, uncut=counts["uncut"], cut=counts["cut"],
-                    counted_by=counted_by)
+        (ctx.folder / SPOOL).unlink()
+        artifact = seal("documents", ctx.folder, files=len(sources), documents=documents, passages=passages,
+                        dropped=dropped, tokens=counts["tokens"], unread=unread, uncut=counts["uncut"],
+                        cut=counts["cut"], counted_by=counted_by)
+        if last is not None:
+            _say_what_is_stale(last, artifact, ctx)
+        return artifact
 
     def receipts(self, inputs: Mapping[str, Artifact], artifact: Artifact, ctx: Ctx) -> list[Finding]:
         """Nothing vanished: files are documents or in the ledger, passages cut are kept or in the ledger."""
@@ -115,6 +144,7 @@ class Ingest(Step, name="ingest"):
         passages = sum(1 for _ in artifact.passages())
         repeated = len(artifact.ledger()) - meta["unread"] - meta["uncut"]
         return [
+            *self._reused_again(artifact, ctx),
             receipt("files", meta["files"], documents + meta["unread"], unit="files", evidence="ledger.jsonl",
                     detail=f"{documents} documents + {meta['unread']} in the ledger"),
             receipt("passages", meta["cut"], passages + repeated, unit="passages", evidence="ledger.jsonl",
@@ -153,19 +183,58 @@ class Ingest(Step, name="ingest"):
                     sources.append(_Source(file, None, "unreadable", trouble))
                 elif _is_license(path):
                     sources.append(_Source(file, None, "licence file", f"copied to {LICENSES}/"))
+                elif _suffix(path) in readers and (needed := _missing(readers[_suffix(path)], _suffix(path))):
+                    sources.append(_Source(file, None, "reader not installed", needed))
                 elif _suffix(path) in readers:
                     sources.append(_Source(file, readers[_suffix(path)]))
                 else:
                     sources.append(_Source(file, None, f"no reader for {_suffix(path) or 'files without a suffix'}"))
         return sources
 
-    def _read(self, sources: list[_Source], ctx: Ctx) -> Iterator[Document | Dropped]:
-        for number, source in enumerate(sources, 1):
-            if source.reader is None:
-                yield Dropped(source.file.id, source.reason, source.detail)
-            else:
-                yield from source.reader.apply(iter([source.file]), ctx)
-            ctx.progress(number, len(sources), "files")
+    def _read(self, sources: Sequence[_Source], before: ReadBefore, ctx: Ctx) -> None:
+        """A line a file in the spool: what its reader made of it now, or had made of the same bytes before."""
+        reused: list[str] = []
+
+        def rows(done: set[str]) -> Iterator[dict[str, Any]]:
+            for number, source in enumerate(sources, 1):
+                if source.file.id not in done:
+                    yield self._row(source, before, ctx)
+                ctx.progress(number, len(sources), "files")
+
+        spooled(ctx.folder / SPOOL, rows, [s.file.id for s in sources])
+        now: dict[str, dict[str, Any]] = {}
+        for row in spool_rows(ctx.folder / SPOOL):
+            if row["reader"]:
+                now[row["id"]] = {k: row[k] for k in ("id", "sha256", "reader", "dropped")}
+                now[row["id"]]["documents"] = len(row["documents"])
+                reused += [row["id"]] if row["reused"] else []
+        write_lines(ctx.folder / SOURCES, now.values())
+        if before.sources:
+            ctx.log(f"{Changes.between(before.sources, now).words()}; {len(now) - len(reused)} of {len(now)} read")
+        ctx.journal.put("reused", reused)
+
+    def _row(self, source: _Source, before: ReadBefore, ctx: Ctx) -> dict[str, Any]:
+        row: dict[str, Any] = {"id": source.file.id, "sha256": "", "reader": "", "reused": False, "documents": [],
+                               "dropped": []}
+        if source.reader is None:
+            return {**row, "dropped": [vars(Dropped(source.file.id, source.reason, source.detail))]}
+        row |= {"sha256": _hash(Path(source.file.path)), "reader": source.reader.identity}
+        known = before.get(row["id"], row["sha256"], row["reader"])
+        return row | (_read_one(source, ctx) if known is None else known) | {"reused": known is not None}
+
+    def _reused_again(self, artifact: Artifact, ctx: Ctx) -> list[Finding]:
+        """Some of the files that were taken over, read again: the same rows."""
+        names = ctx.journal.values.get("reused", [])
+        probes = set(names[::-(-len(names) // PROBES)] if names else ())
+        chosen = [s for s in self._sources() if s.file.id in probes]
+        if not chosen:
+            return []
+        before = ReadBefore(artifact)
+        kept = {s.file.id: before.sources[s.file.id] for s in chosen}
+        same = sum(digest(before.get(n, kept[n]["sha256"], kept[n]["reader"])) == digest(_read_one(s, ctx))
+                   for s in chosen if (n := s.file.id))
+        return [receipt("reused files", len(chosen), same, unit="files", evidence=SOURCES,
+                        detail=f"read again and found as they were taken over, of {len(names)}: {', '.join(sorted(probes))}")]
 
     def _cut(self, ctx: Ctx, ledger: list[Dropped], counts: Counter[str]) -> Iterator[Passage]:
         """The passages that stay; `counts` gets how many were cut and the tokens of those that stay."""
@@ -204,6 +273,37 @@ def _walk(top: Path) -> Iterator[tuple[Path, str]]:
                 yield path, "" if path.is_file() else "not a regular file"
     for error in closed:
         yield Path(error.filename), f"folder: {error.strerror}"
+
+
+def _read_one(source: _Source, ctx: Ctx) -> dict[str, Any]:
+    """What a reader makes of one file, as plain JSON values."""
+    assert source.reader is not None
+    dropped: list[Dropped] = []
+    made = [d.to_dict() for d in _without_dropped(source.reader.apply(iter([source.file]), ctx), dropped)]
+    return {"documents": json.loads(json.dumps(made)), "dropped": [vars(d) for d in dropped]}
+
+
+def _documents(spool: Path, ledger: list[Dropped]) -> Iterator[dict[str, Any]]:
+    for row in spool_rows(spool):
+        ledger.extend(Dropped(**d) for d in row["dropped"])
+        yield from row["documents"]
+
+
+def _missing(reader: DataStep, suffix: str) -> str:
+    """What a reader needs installed before it can read files of a suffix; empty when nothing."""
+    ask = getattr(reader, "missing", None)
+    return str(ask(suffix)) if ask else ""
+
+
+def _say_what_is_stale(last: Artifact, artifact: Artifact, ctx: Ctx) -> None:
+    if last.identity == artifact.identity:
+        ctx.log("the documents are as before; nothing that was made from them is stale")
+        return
+    words, gone = passage_changes(last, artifact)
+    ctx.log(words)
+    made = list(stale(last, gone))
+    if made:
+        ctx.log(f"stale, because made from the documents as they were: {'; '.join(made)}")
 
 
 def _suffix(path: Path) -> str:

@@ -55,7 +55,7 @@ class Sections(Step, name="sections"):
             subsets["train"] = [r for r in rows if isinstance(r, Example)]
             ledger += [r for r in rows if isinstance(r, Dropped)]
         copy_licenses([Path(inputs["documents"].folder)], ctx.folder)
-        return write_examples(ctx.folder, {n: kept for n, kept in subsets.items() if kept}, ledger, read=len(sections))
+        return write_examples(ctx.folder, {n: rows for n, rows in subsets.items() if rows}, ledger, read=len(sections))
 
     def receipts(self, inputs: Mapping[str, Artifact], artifact: Artifact, ctx: Ctx) -> list[Finding]:
         """Sections in = texts + ledger; none of the unseen test is read."""

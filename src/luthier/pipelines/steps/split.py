@@ -3,6 +3,10 @@
 `unseen` holds sections kept out of training (measures transfer and format); `known` holds new questions by another
 author or generator on sections that are trained on (measures knowledge). With hand-written test questions both come
 from them; without, `unseen` sections are drawn and `known` is what another generator asked about trained sections.
+
+After the split `augment` changes the training rows; `validation` holds the dev rows changed alike, so that the loss
+that is watched is that of the rows that are learned, while the dev questions stay as they are asked. `unanswerable`
+adds questions without an answer, made from the test questions.
 """
 
 from __future__ import annotations
@@ -21,11 +25,15 @@ from luthier.core.finding import Finding, receipt
 from luthier.core.kinds import DataStep
 from luthier.core.step import Ctx, Step
 
+# Sets that training sees: it learns from the first, and is watched by the others.
+LEARNED = ("train", "dev", "validation")
+
 
 class Split(Step, name="split"):
     """Divide questions by section into train, dev and test, and refuse leaks."""
 
-    inputs: ClassVar[dict[str, str]] = {"questions": "examples", "test?": "examples"}
+    inputs: ClassVar[dict[str, str]] = {
+        "questions": "examples", "test?": "examples", "documents?": "documents", "index?": "index", "encoder?": "model"}
     output: ClassVar[str] = "examples"
     unseen_share: float = Field(0.2, ge=0, lt=1, description="share of sections kept out of training for the test")
     dev_share: float = Field(0.1, gt=0, lt=1, description="share of the other sections used for choices, never trained on")
@@ -34,6 +42,7 @@ class Split(Step, name="split"):
     min_clusters: int = Field(6, ge=3, description="fewer sections than this can't be split")
     max_overlap: float = Field(0.8, gt=0, le=1, description="share of common words from which a trained question leaks")
     augment: tuple[Slot[DataStep], ...] = Field((), description="applied to the training rows, after the split")
+    unanswerable: Slot[DataStep] | None = Field(None, description="makes questions without an answer from the test questions")
 
     def run(self, inputs: Mapping[str, Artifact], ctx: Ctx) -> Artifact:
         """Assign sections, drop training rows that come too close to a test question, report the overlap."""
@@ -53,10 +62,8 @@ class Split(Step, name="split"):
         subsets, ledger = self._divide(rows, test, unseen, dev)
         if not test:
             ledger += self._capped(subsets, ctx)
-        for step in self.augment:
-            made = list(step.apply(iter(subsets["train"]), ctx))
-            subsets["train"] = [r for r in made if isinstance(r, Example)]
-            ledger += [r for r in made if isinstance(r, Dropped)]
+        ctx.roles = {**ctx.roles, **_roles(inputs, unseen, ctx)}
+        ledger += self._augmented(subsets, ctx)
         for name in ("train", "dev"):
             if not subsets[name]:
                 raise UserError(f"No row is left for {name}. Add documents, or change split.unseen_share and dev_share.")
@@ -64,12 +71,37 @@ class Split(Step, name="split"):
         lost = [r for r in subsets.get("known", ()) if r.cluster not in trained]
         ledger += [Dropped(r.id, "known question about a section without training rows", r.cluster) for r in lost]
         subsets = {n: [r for r in rows if n != "known" or r.cluster in trained] for n, rows in subsets.items()}
+        made = self._unanswered(subsets, ctx)
         overlap = _overlap(subsets)
         ctx.log(", ".join(f"{len(r)} {n}" for n, r in subsets.items()) + f"; {len(ledger)} left out")
         copy_licenses([Path(a.folder) for a in inputs.values()], ctx.folder)
         labels = inputs["questions"].meta.get("labels")
-        return write_examples(ctx.folder, subsets, ledger, overlap=overlap, read=len(rows) + sum(map(len, test.values())),
-                              **({"labels": labels} if labels else {}))
+        return write_examples(ctx.folder, subsets, ledger, overlap=overlap, made=made, **({"labels": labels} if labels else {}),
+                              read=len(rows) + sum(map(len, test.values())))
+
+    def _augmented(self, subsets: dict[str, list[Example]], ctx: Ctx) -> list[Dropped]:
+        """Change the training rows, and a copy of the dev rows by which training is watched; what training loses."""
+        if not self.augment:
+            return []
+        ledger: list[Dropped] = []
+        for name, source in (("train", "train"), ("validation", "dev")):
+            rows = subsets[source]
+            for step in self.augment:
+                made = list(step.apply(iter(rows), ctx))
+                rows = [r for r in made if isinstance(r, Example)]
+                if name == "train":
+                    ledger += [r for r in made if isinstance(r, Dropped)]
+            subsets[name] = rows
+        return ledger
+
+    def _unanswered(self, subsets: dict[str, list[Example]], ctx: Ctx) -> int:
+        """Add questions without an answer to the set `unanswerable`; how many were made."""
+        if self.unanswerable is None:
+            return 0
+        asked = [r for name in ("known", "unseen") for r in subsets.get(name, ())]
+        made = list(self.unanswerable.apply(iter(asked), ctx))
+        subsets["unanswerable"] = [*subsets.get("unanswerable", ()), *made]
+        return len(made)
 
     def _drawn(self, clusters: Sequence[str], share: float, name: str, ctx: Ctx) -> set[str]:
         count = max(1, round(share * len(clusters))) if share else 0
@@ -93,7 +125,7 @@ class Split(Step, name="split"):
                 subsets.setdefault("known", []).append(row)
             else:
                 subsets["train"].append(row)
-        asked = [e for name in subsets if name not in ("train", "dev") for e in subsets[name]]
+        asked = [e for name in subsets if name not in LEARNED for e in subsets[name]]
         for name in ("train", "dev"):
             kept = []
             for row, (place, share) in zip(subsets[name], _closest(subsets[name], asked), strict=True):
@@ -119,17 +151,39 @@ class Split(Step, name="split"):
     def receipts(self, inputs: Mapping[str, Artifact], artifact: Artifact, ctx: Ctx) -> list[Finding]:
         """Rows in = out + ledger; no test question in training, no unseen section in training."""
         rows = {name: list(artifact.examples(name)) for name in artifact.subsets}
+        watched = rows.pop("validation", [])
         trained = {" ".join(sorted(_words(r))) for n in ("train", "dev") for r in rows[n]}
-        tested = [r for n, part in rows.items() if n not in ("train", "dev") for r in part]
+        trained |= {" ".join(sorted(_words(r))) for r in watched}
+        tested = [r for n, part in rows.items() if n not in LEARNED for r in part]
         leaked = sum(" ".join(sorted(_words(r))) in trained for r in tested)
         sections = {r.cluster for r in rows["train"]}
         crossed = len(sections & {r.cluster for n in ("unseen", "dev") for r in rows.get(n, ())})
-        counted = sum(map(len, rows.values())) + artifact.meta["dropped"]
+        counted = sum(map(len, rows.values())) - artifact.meta.get("made", 0) + artifact.meta["dropped"]
+        found = []
+        if "documents" in inputs and any(r.meta.get("shown") for r in rows["train"]):
+            unseen = {r.cluster for r in rows.get("unseen", ())}
+            hidden = {p.id for p in inputs["documents"].passages() if p.section in unseen}
+            shown = sum(name in hidden for r in (*rows["train"], *watched) for name in r.meta.get("shown", ()))
+            found = [receipt("split/unseen passages shown", 0, shown, unit="passages", detail="in rows that are trained on")]
         return [
+            *found,
             receipt("split/rows", artifact.meta["read"], counted, unit="rows", detail="rows in against subsets plus ledger"),
             receipt("split/leaked questions", 0, leaked, unit="questions", detail="test questions asked in training"),
             receipt("split/leaked sections", 0, crossed, unit="sections", detail="dev and unseen sections in training"),
         ]
+
+
+def _roles(inputs: Mapping[str, Artifact], unseen: set[str], ctx: Ctx) -> dict[str, Any]:
+    """What augmentation may ask: all passages of the documents, and the index without the sections that are unseen."""
+    roles: dict[str, Any] = {}
+    if "documents" in inputs:
+        roles["passages"] = inputs["documents"].passages
+    if "index" in inputs and "encoder" in inputs:
+        from luthier.pipelines.steps.index import searcher
+
+        search = searcher(inputs["index"], inputs["encoder"], ctx)
+        roles["retriever"] = lambda queries, k: search(queries, k, [unseen] * len(queries))
+    return roles
 
 
 def _words(row: Example) -> frozenset[str]:
@@ -172,7 +226,7 @@ def _overlap(subsets: Mapping[str, list[Example]]) -> dict[str, Any]:
     sections = {r.cluster for r in subsets["train"]}
     report: dict[str, Any] = {}
     for name, rows in subsets.items():
-        if name in ("train", "dev") or not rows:
+        if name in LEARNED or not rows:
             continue
         closest = [share for _, share in _closest(rows, subsets["train"])]
         report[name] = {

@@ -22,7 +22,8 @@ from luthier.core.step import Ctx, Step
 class Synthesize(Step, name="synthesize"):
     """Write questions from passages with each source, then pass them through the filters."""
 
-    inputs: ClassVar[dict[str, str]] = {"documents": "documents", "writer?": "model"}
+    inputs: ClassVar[dict[str, str]] = {"documents": "documents", "writer?": "model", "tuned-writer?": "adapter|delta|model",
+                                          "encoder?": "model"}
     output: ClassVar[str] = "examples"
     sources: tuple[Slot[DataStep], ...] = Field(named(("headings", "few-shot")), description="who writes questions")
     filters: tuple[Slot[DataStep], ...] = Field(named(("self-contained", "answerable", "distinct")),
@@ -37,9 +38,13 @@ class Synthesize(Step, name="synthesize"):
     def run(self, inputs: Mapping[str, Artifact], ctx: Ctx) -> Artifact:
         """Every source over all passages, then every filter over all rows; the ledger holds what was left out."""
         if "writer" in inputs:
-            ctx.roles = {"writer": ctx.engine.load(inputs["writer"])}
-        elif any("writer" in source.roles for source in self.sources):
+            ctx.roles = {**ctx.roles, "writer": ctx.engine.load(inputs["writer"], inputs.get("tuned-writer"))}
+        elif "tuned-writer" in inputs:
+            raise UserError("tuned-writer needs its base: inputs: {writer: base, tuned-writer: tuned}.")
+        elif any("writer" in getattr(source, "asks", source.roles) for source in self.sources):
             raise UserError("A source needs a writer model: inputs: {documents: documents, writer: base}.")
+        if "encoder" in inputs:
+            ctx.roles = {**ctx.roles, "encoder": ctx.engine.load(inputs["encoder"])}
         ledger: list[Dropped] = []
         yields: dict[str, Counter[str]] = {}
         rows: list[Example] = []

@@ -1,28 +1,34 @@
-"""The formats of a user's rows, as a table: one entry a format.
+"""The formats of a user's rows, as a table: one entry a format. `docs/rows.md` shows a row of each.
 
-=================  ======================================================  =============================
-format             keys it needs                                           keys it may have
-=================  ======================================================  =============================
-question-answer    question, answer (text or list) or answers (list)       passage or context
-prompt-completion  prompt, completion
-text-label         text, label
-messages           messages: [{role, content, tool_calls}, …]              tools
-conversations      conversations: [{from, value}, …]                       tools, system
-preference         chosen, rejected (texts, or lists of messages)           prompt
-raw-text           text
-=================  ======================================================  =============================
+=================  =======================================================  ================================  ==========
+format             keys it needs                                            keys it may have                  learned by
+=================  =======================================================  ================================  ==========
+multiple-choice    question, choices (list, ARC, columns), answer           passage or context                supervised
+squad              context, question, answers {text, answer_start}          is_impossible                     supervised
+question-answer    question, answer (text or list) or answers (list)        passage or context                supervised
+prompt-completion  prompt, completion                                                                         supervised
+alpaca             instruction, output or response                          input or context                  supervised
+pair-label         two texts, label                                                                           classify
+pair-score         two texts, score                                                                           -
+text-label         text, label                                                                                classify
+messages           messages: [{role, content, tool_calls}, …]               tools                             supervised
+conversations      conversations: [{from, value}, …]                        tools, system                     supervised
+preference         chosen, rejected (texts, or lists of messages)           prompt                            dpo
+tagged-tokens      tokens, tags (lists)                                                                       -
+raw-text           text                                                                                       pretrain
+=================  =======================================================  ================================  ==========
 
 A row belongs to the first format whose needs it meets. Each may have `id` and `source`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from luthier.core.example import Example, Part, Turn, question
+from luthier.techniques.data import _choices, _spans, _tags
 from luthier.techniques.data._messages import Wrong, chat, found_value, said_by_user
 from luthier.techniques.data._preferences import asked_for, preference
 
@@ -35,20 +41,23 @@ Make = Callable[[str, Row, Mapping[str, Any], dict[str, Any]], Example]
 class Format:
     """One format: a row needs one key of each group in `needs`; `may` lists further keys that are read.
 
-    `task` names the examples' task. `problems` says what is wrong with the values of a row whose keys are there.
+    `learned_by` names the objective that learns it, empty where there is none yet; `spoken` says that its examples are
+    conversations; `when` is a further condition. `problems` says what is wrong with the values of a row whose keys are there.
     `subject` is what a row is about: nearly equal subjects must not be parted by a split.
     """
 
-    task: str
+    learned_by: str
     needs: tuple[tuple[str, ...], ...]
     make: Make
     problems: Callable[[Row, Mapping[str, Any]], list[str]]
     subject: Callable[[Row], str]
     may: tuple[str, ...] = ()
+    when: Callable[[Row], bool] = lambda row: True
+    spoken: bool = False
 
     def fits(self, row: Row) -> bool:
-        """Whether every key that is needed is there."""
-        return all(any(k in row for k in group) for group in self.needs)
+        """Whether every key that is needed is there, in the form that is."""
+        return all(any(k in row for k in group) for group in self.needs) and self.when(row)
 
     def missing(self, row: Row) -> list[str]:
         """What is needed and not there."""
@@ -67,10 +76,9 @@ class Summary:
     format: str = ""
     rows: int = 0
     unused: dict[str, int] = field(default_factory=dict)
-    answers: dict[bytes, bytes] = field(default_factory=dict)  # the first answer to each question, as hashes
     conflicts: int = 0
     problems: list[str] = field(default_factory=list)
-    ids: dict[str, int] = field(default_factory=dict)
+    bad: dict[int, str] = field(default_factory=dict)  # number of each row to be left out, and why
 
 
 def _texts(*keys: str) -> Callable[[Row, Mapping[str, Any]], list[str]]:
@@ -111,7 +119,7 @@ def _question(name: str, row: Row, options: Mapping[str, Any], rest: dict[str, A
     return question(name, row["question"], first, passage=passage, references=tuple(others), **rest)
 
 
-# --- prompt-completion, text-label, raw-text -----------------------------------------------------------------------
+# --- prompt-completion, alpaca, text-label, raw-text ---------------------------------------------------------------------
 
 def _completion(name: str, row: Row, options: Mapping[str, Any], rest: dict[str, Any]) -> Example:
     turns = (Turn("user", (Part(row["prompt"], name="prompt"),)),
@@ -119,11 +127,28 @@ def _completion(name: str, row: Row, options: Mapping[str, Any], rest: dict[str,
     return Example(name, turns, task="completion", **rest)
 
 
+def _alpaca_problems(row: Row, options: Mapping[str, Any]) -> list[str]:
+    learned, given = _alpaca_keys(row)
+    problems = [p for key in ("instruction", learned) for p in _no_text(key, row[key])]
+    return problems if not row.get(given) or isinstance(row[given], str) else [
+        *problems, f"{given} is {found_value(row[given])}; expected text"]
+
+
+def _alpaca(name: str, row: Row, options: Mapping[str, Any], rest: dict[str, Any]) -> Example:
+    learned, given = _alpaca_keys(row)
+    asked = "\n\n".join(text for text in (row["instruction"], row.get(given)) if text)
+    turns = (Turn("user", (Part(asked, name="content"),)),
+             Turn("assistant", (Part(row[learned], name="content"),), target=True))
+    return Example(name, turns, task="chat", **rest)
+
+
+def _alpaca_keys(row: Row) -> tuple[str, str]:
+    """Where what is learned stands, and what is given beside the instruction."""
+    return ("output" if "output" in row else "response"), ("input" if row.get("input") else "context")
+
+
 def _label_problems(row: Row, options: Mapping[str, Any]) -> list[str]:
-    label, problems = row["label"], _no_text("text", row["text"])
-    if not isinstance(label, (str, int, float)) or (isinstance(label, float) and not math.isfinite(label)):
-        return [*problems, f"label is {found_value(label)}; expected text or a number"]
-    return problems if str(label).strip() else [*problems, "label is empty"]
+    return [*_no_text("text", row["text"]), *_tags.label_problems("label", row["label"])]
 
 
 def _labelled(name: str, row: Row, options: Mapping[str, Any], rest: dict[str, Any]) -> Example:
@@ -159,28 +184,54 @@ def _preference_problems(row: Row, options: Mapping[str, Any]) -> list[str]:
 
 
 FORMATS: dict[str, Format] = {
+    "multiple-choice": Format(
+        "supervised", (_choices.ASKED, _choices.CHOICES, _choices.ANSWERED), _choices.choice, _choices.choice_problems,
+        _choices.choice_subject, (*_choices.PASSAGES, *_choices.LETTERS, *_choices.NUMBERED), _choices.has_choices),
+    "squad": Format(
+        "supervised", (("context",), ("question",), ("answers",)), _spans.spans, _spans.span_problems,
+        lambda row: str(row["context"]), ("is_impossible",), _spans.has_spans),
     "question-answer": Format(
-        "qa", (("question",), ("answer", "answers")), _question, _question_problems,
+        "supervised", (("question",), ("answer", "answers")), _question, _question_problems,
         lambda row: str(row.get("passage") or row.get("context") or row["question"]), ("passage", "context")),
     "prompt-completion": Format(
-        "completion", (("prompt",), ("completion",)), _completion, _texts("prompt", "completion"),
+        "supervised", (("prompt",), ("completion",)), _completion, _texts("prompt", "completion"),
         lambda row: str(row["prompt"])),
+    "alpaca": Format(
+        "supervised", (("instruction",), ("output", "response")), _alpaca, _alpaca_problems,
+        lambda row: f"{row['instruction']}\n{row.get(_alpaca_keys(row)[1]) or ''}", ("input", "context"), spoken=True),
+    "pair-label": Format("classify", (_tags.FIRST, _tags.SECOND, _tags.LABELS), _tags.pair, _tags.pair_problems,
+                         _tags.pair_subject),
+    "pair-score": Format("", (_tags.FIRST, _tags.SECOND, _tags.SCORES), _tags.pair, _tags.pair_problems, _tags.pair_subject),
     "text-label": Format("classify", (("text",), ("label",)), _labelled, _label_problems, lambda row: str(row["text"])),
-    "messages": Format("chat", (("messages",),), _chat, _chat_problems, said_by_user, ("tools",)),
-    "conversations": Format("chat", (("conversations",),), _chat, _chat_problems, said_by_user, ("tools", "system")),
+    "messages": Format("supervised", (("messages",),), _chat, _chat_problems, said_by_user, ("tools",), spoken=True),
+    "conversations": Format("supervised", (("conversations",),), _chat, _chat_problems, said_by_user, ("tools", "system"),
+                            spoken=True),
     "preference": Format(
-        "preference", (("chosen",), ("rejected",)), lambda name, row, options, rest: preference(name, row, **rest),
+        "dpo", (("chosen",), ("rejected",)), lambda name, row, options, rest: preference(name, row, **rest),
         _preference_problems, asked_for, ("prompt",)),
-    "raw-text": Format("text", (("text",),), lambda name, row, options, rest: raw_text(name, row["text"], **rest),
+    "tagged-tokens": Format("", (("tokens",), _tags.TAGS), _tags.tagged, _tags.tag_problems,
+                            lambda row: " ".join(row["tokens"])),
+    "raw-text": Format("pretrain", (("text",),), lambda name, row, options, rest: raw_text(name, row["text"], **rest),
                        _texts("text"), lambda row: str(row["text"])),
 }
-EXPECTED = "; ".join(f"{n}: {', '.join(' or '.join(g) for g in f.needs)}" for n, f in FORMATS.items())
+EXPECTED = "; ".join(f"{n}: {', '.join(' or '.join(g[:2]) for g in f.needs)}" for n, f in FORMATS.items())
+KEYS = frozenset().union(*(f.used for f in FORMATS.values()))
+# The format whose examples have a task, for examples that no reader made.
+TASKS = {"classify": "text-label", "text": "raw-text", "chat": "messages", "preference": "preference",
+         "tags": "tagged-tokens", "score": "pair-score", "completion": "prompt-completion"}
+# Keys that hold lists or objects; in a table of texts these stand in a cell as JSON.
+NESTED = frozenset({"answers", "choices", "options", "endings", "messages", "conversations", "tools", "chosen", "rejected",
+                    "tokens", *_tags.TAGS})
 if TYPE_CHECKING:
     FormatName = str
 else:
     FormatName = Literal[("auto", *FORMATS)]
 
 
-def format_of_task(task: str) -> str:
-    """The first format whose examples have that task; the task itself where there is none."""
-    return next((name for name, f in FORMATS.items() if f.task == task), task)
+def nearest_format(row: Row) -> str:
+    """What a row lacks to be of the format that it comes closest to; empty where it has nothing of any."""
+    lacks = {name: form.missing(row) for name, form in FORMATS.items() if len(form.missing(row)) < len(form.needs)}
+    if not lacks:
+        return ""
+    name = min(lacks, key=lambda n: len(lacks[n]) / len(FORMATS[n].needs))
+    return f" Nearest: {name}, but it has no {' and no '.join(lacks[name])}." if lacks[name] else ""

@@ -98,38 +98,54 @@ class Outline:
 
     def __init__(self) -> None:
         self._path: list[tuple[int, str]] = []
-        self._found: list[tuple[tuple[str, ...], list[str]]] = [((), [])]
+        self._found: list[tuple[tuple[str, ...], list[tuple[str, int, int]], tuple[int, int]]] = [((), [], (0, 0))]
 
-    def heading(self, level: int, text: str) -> None:
-        """Open a section at `level` (1 is the top)."""
+    def heading(self, level: int, text: str, line: int = 0, page: int = 0) -> None:
+        """Open a section at `level` (1 is the top); `line` and `page` say where its heading stands, from 1."""
         while self._path and self._path[-1][0] >= level:
             self._path.pop()
         self._path.append((level, text))
-        self._found.append((tuple(t for _, t in self._path), []))
+        self._found.append((tuple(t for _, t in self._path), [], (page, line)))
 
-    def line(self, text: str) -> None:
-        """Add a line to the open section."""
-        self._found[-1][1].append(text)
+    def line(self, text: str, line: int = 0, page: int = 0) -> None:
+        """Add a line to the open section; `line` and `page` say where it stands in the file, from 1."""
+        self._found[-1][1].append((text, page, line))
 
     def sections(self) -> tuple[Section, ...]:
         """The sections that hold text. A heading with nothing below it is itself the text: it may be the message."""
         made = []
-        for i, (path, lines) in enumerate(self._found):
-            text = trim("\n".join(lines))
+        for i, (path, lines, place) in enumerate(self._found):
+            whole = "\n".join(text for text, _, _ in lines)
+            text = trim(whole)
             below = self._found[i + 1][0] if i + 1 < len(self._found) else ()
             if text or (path and below[:len(path)] != path and path[-1]):
-                made.append(Section(path, text or path[-1]))
+                first = len(whole.rstrip()) - len(text)
+                marks = _marks(lines, first) if text else ((1, *place),) if any(place) else ()
+                made.append(Section(path, text or path[-1], marks))
         return tuple(made)
 
     def first(self) -> str:
         """The first heading; empty when there is none."""
-        return next((path[-1] for path, _ in self._found if path), "")
+        return next((path[-1] for path, _, _ in self._found if path), "")
+
+
+def _marks(lines: Sequence[tuple[str, int, int]], first: int) -> tuple[tuple[int, int, int], ...]:
+    """Marks of joined (text, page, line) of which `first` characters were cut off in front."""
+    made: list[tuple[int, int, int]] = []
+    at = -first
+    for text, page, line in lines:
+        if at >= 0 and text.strip() and (page or line):
+            made.append((at + 1, page, line))
+        at += len(text) + 1
+    return tuple(made)
 
 
 class Reader(DataStep):
     """Frame of a reader of text files: `parse` makes a title and sections of one file's text."""
 
     suffixes: ClassVar[tuple[str, ...]] = ()
+    # The encodings that the format allows; any that `decode` finds where none is named.
+    encodings: ClassVar[tuple[str, ...]] = ()
     max_megabytes: float = Field(50.0, gt=0, description="a larger file is left out, in 1 000 000 bytes")
 
     def apply(self, rows: Iterator[SourceFile], ctx: Ctx) -> Iterator[Document | Dropped]:
@@ -138,9 +154,11 @@ class Reader(DataStep):
             try:
                 data = read_bytes(file, self.max_megabytes)
                 text, encoding = decode(data, self.declared(data))
+                if self.encodings and encoding not in self.encodings:
+                    raise NotRead("not text", f"not UTF-8 (it could be {encoding}); save it as UTF-8")
                 if encoding in ("cp1252", "latin-1"):
                     ctx.log(f"{file.id}: not UTF-8, read as {encoding}")
-                title, sections = self.parse(text)
+                title, sections = self.parse_named(file, text, ctx)
                 if not sections:
                     raise NotRead("empty", "no text in it")
             except NotRead as why:
@@ -152,6 +170,10 @@ class Reader(DataStep):
     def declared(self, data: bytes) -> str:
         """The encoding that the format itself names; empty when it names none."""
         return ""
+
+    def parse_named(self, file: SourceFile, text: str, ctx: Ctx) -> tuple[str, tuple[Section, ...]]:
+        """`parse` for readers that must know the file's name too. Raises NotRead."""
+        return self.parse(text)
 
     @abstractmethod
     def parse(self, text: str) -> tuple[str, tuple[Section, ...]]:
@@ -215,17 +237,17 @@ class NearTexts:
     """
 
     def __init__(self, threshold: float) -> None:
-        from datasketch import MinHashLSH
+        from luthier.techniques.data._bands import Bands
 
         wide = [r for r in range(1, _PERMUTATIONS // 2 + 1)
                 if 1 - (1 - threshold**r) ** (_PERMUTATIONS // r) >= _RECALL]
         rows = max(wide, default=1)
         self.threshold = threshold
-        self._index = MinHashLSH(num_perm=_PERMUTATIONS, params=(_PERMUTATIONS // rows, rows))
+        self._index = Bands(_PERMUTATIONS // rows, rows)
         self._sets: list[np.ndarray] = []
         self._names: list[str] = []
 
-    def match(self, text: str) -> tuple[list[tuple[float, str]], tuple[np.ndarray, object]]:
+    def match(self, text: str) -> tuple[list[tuple[float, str]], tuple[np.ndarray, np.ndarray]]:
         """(Jaccard, name) of the stored texts that are near, best and oldest first, and what `add` wants."""
         import numpy as np
         from datasketch import MinHash
@@ -234,16 +256,17 @@ class NearTexts:
         sketch = MinHash(num_perm=_PERMUTATIONS, seed=1, hashfunc=lambda value: int(value) & 0xFFFFFFFF)
         sketch.update_batch(grams.tolist())
         near = []
-        for number in self._index.query(sketch):
+        hashes = self._index.hashes(sketch.hashvalues)
+        for number in self._index.near(hashes):
             both = len(np.intersect1d(grams, self._sets[number], assume_unique=True))
             share = both / (len(grams) + len(self._sets[number]) - both)
             if share >= self.threshold:
                 near.append((-share, number))
-        return [(-share, self._names[number]) for share, number in sorted(near)], (grams, sketch)
+        return [(-share, self._names[number]) for share, number in sorted(near)], (grams, hashes)
 
-    def add(self, name: str, prepared: tuple[np.ndarray, object]) -> None:
+    def add(self, name: str, prepared: tuple[np.ndarray, np.ndarray]) -> None:
         """Store a text under its name."""
-        self._index.insert(len(self._sets), prepared[1])
+        self._index.add(prepared[1])
         self._sets.append(prepared[0])
         self._names.append(name)
 

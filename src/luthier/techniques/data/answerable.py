@@ -16,7 +16,7 @@ from luthier.core.example import Dropped, Example
 from luthier.core.identity import digest
 from luthier.core.kinds import DataStep
 from luthier.core.step import Ctx
-from luthier.techniques.data._questions import content_words, words
+from luthier.techniques.data._questions import content_words, support, words
 
 VERBATIM_WORDS = 4
 
@@ -31,7 +31,7 @@ class Answerable(DataStep, name="answerable"):
     def apply(self, rows: Iterator[Example], ctx: Ctx) -> Iterator[Example | Dropped]:
         supported: list[Example] = []
         for row in rows:
-            share = _support(row)
+            share = support(row)
             if share < self.support:
                 yield Dropped(row.id, "not answerable", f"{share:.0%} of the answer's words stand in the passage: {_both(row)}")
             elif content_words(row.answer) <= content_words(row.part("question")):
@@ -59,11 +59,6 @@ class Answerable(DataStep, name="answerable"):
         scores = ctx.journal.do(key, lambda: [s for s, _ in ctx.engine.score(writer, pairs)])
         return {row.id: (scores[2 * i] - scores[2 * i + 1]) / max(1, len(pairs[2 * i][1]))
                 for i, row in enumerate(examples)}
-
-
-def _support(row: Example) -> float:
-    answer = content_words(row.answer) or set(words(row.answer))
-    return len(answer & set(words(row.part("passage")))) / len(answer) if answer else 0.0
 
 
 def _verbatim(row: Example) -> bool:

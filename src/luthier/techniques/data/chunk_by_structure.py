@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from array import array
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar
@@ -36,7 +37,7 @@ _SENTENCE_END = re.compile(r"[.!?…][\"'”’)\]]*\s+|[。！？]\s*")
 _LINED = re.compile(r"\s*(?:[-+*•|>]|\d{1,9}[.)])\s|.* \| | {4}|\t")
 
 
-class ChunkByStructure(DataStep, name="chunk-by-structure"):
+class ChunkByStructure(DataStep, name="chunk-by-structure", version=2):
     """Cuts sections between paragraphs, then sentences, then words, so that each passage fits the token limit."""
 
     roles: ClassVar[tuple[str, ...]] = ("tokenizer?",)
@@ -57,13 +58,16 @@ class ChunkByStructure(DataStep, name="chunk-by-structure"):
             for section in document.sections:
                 slug = "/".join(_slug(h) for h in section.headings) or "top"
                 name = f"{document.id}#{' / '.join(section.headings)}"
-                for text, tokens in self.cut(section.text, count):
+                starts = [character for character, _, _ in section.marks]
+                for begin, text, tokens in self.cut(section.text, count):
                     passage = f"{document.id}#{slug}:{numbers[slug]}"
                     numbers[slug] += 1
-                    yield Passage(passage, text, document.id, name, section.headings, tokens)
+                    mark = bisect_right(starts, begin + 1) - 1
+                    _, page, line = section.marks[mark] if mark >= 0 else (0, 0, 0)
+                    yield Passage(passage, text, document.id, name, section.headings, tokens, page, line)
 
-    def cut(self, text: str, count: Count) -> list[tuple[str, int]]:
-        """The passages of one section's text, each with its number of tokens."""
+    def cut(self, text: str, count: Count) -> list[tuple[int, str, int]]:
+        """The passages of one section's text: where each begins in it, from 0, its text and its number of tokens."""
         known: dict[Span, int] = {}
 
         def size(a: int, b: int) -> int:
@@ -81,7 +85,8 @@ class ChunkByStructure(DataStep, name="chunk-by-structure"):
                 joined[-1] = (joined[-1][0], b)
             else:
                 joined.append((a, b))
-        return [(trim(text[a:b]), size(a, b)) for a, b in joined if text[a:b].strip()]
+        whole = [(a, b, trim(text[a:b]), size(a, b)) for a, b in joined if text[a:b].strip()]
+        return [(a + len(text[a:b].rstrip()) - len(piece), piece, tokens) for a, b, piece, tokens in whole]
 
 
 def _slug(text: str) -> str:

@@ -17,19 +17,8 @@ from luthier.core.errors import UserError
 from luthier.core.example import Dropped, Example, Passage
 from luthier.core.kinds import DataStep, Decoder
 from luthier.core.step import Ctx
-from luthier.techniques.data._questions import written
+from luthier.techniques.data._questions import SHOTS, written
 
-SHOTS = (
-    ("boiling points: Water boils at 100 degrees Celsius at sea level. At higher altitudes the air pressure is lower, so it "
-     "boils at a lower temperature: in Denver at about 95 degrees.",
-     "At what temperature does water boil in Denver?", "about 95 degrees"),
-    ("list.renew(loan, weeks=4): Extends a loan by *weeks* and returns the new date. Raises \"LoanError\" if another member "
-     "has reserved the book, or if the loan was renewed twice before.",
-     "Which exception does list.renew() raise when a book is reserved by another member?", "LoanError"),
-    ("pump control: The pump is switched off by the float valve as soon as the tank holds 180 litres. A red lamp shows that "
-     "the filter must be changed.",
-     "What switches the pump off when the tank is full?", "the float valve"),
-)
 _WRITTEN = re.compile(r"\A\s*(?P<question>[^\n]{8,300}\?)\s*\nAnswer:[^\S\n]*(?P<answer>\S[^\n]{0,299})(?:\n|\Z)")
 
 
@@ -39,6 +28,7 @@ class FewShot(DataStep, name="few-shot"):
     roles: ClassVar[tuple[str, ...]] = ("writer",)
     passages: int = Field(128, ge=1, description="how many passages are asked about; spread over all sections")
     min_words: int = Field(25, ge=1, description="shorter passages are not asked about")
+    shots: int = Field(3, ge=0, le=3, description="solved examples shown first; 0 for a writer that was tuned to write")
     decoder: Slot[Decoder] = Field(named("greedy:max_new_tokens=48"), description="how the writer writes")
 
     def apply(self, rows: Iterator[Passage], ctx: Ctx) -> Iterator[Example | Dropped]:
@@ -49,7 +39,7 @@ class FewShot(DataStep, name="few-shot"):
         writer = ctx.roles["writer"]
         render = Render(writer.tokenizer, writer.architecture, writer.limit)
         chosen = self._spread([p for p in rows if len(p.text.split()) >= self.min_words], ctx)
-        prompts = [render._start() + render.encode(_prompt(p)) for p in chosen]
+        prompts = [render._start() + render.encode(asking(p, self.shots)) for p in chosen]
         made = ctx.engine.generate(writer, prompts, self.decoder, rng=ctx.rng.within("few-shot"), stop="two lines",
                                    journal=ctx.journal, progress=ctx.progress)
         for passage, result in zip(chosen, made, strict=True):
@@ -74,6 +64,7 @@ class FewShot(DataStep, name="few-shot"):
         return chosen
 
 
-def _prompt(passage: Passage) -> str:
-    shown = "\n\n".join(f"Passage: {p}\nQuestion: {q}\nAnswer: {a}" for p, q, a in SHOTS)
-    return f"{shown}\n\nPassage: {passage.shown}\nQuestion:"
+def asking(passage: Passage, shots: int = 0) -> str:
+    """What the writer continues with ` QUESTION\\nAnswer: ANSWER`: solved examples, then the passage."""
+    shown = "".join(f"Passage: {p}\nQuestion: {q}\nAnswer: {a}\n\n" for p, q, a in SHOTS[:shots])
+    return f"{shown}Passage: {passage.shown}\nQuestion:"

@@ -24,7 +24,7 @@ _INLINE = frozenset({
 })
 
 
-class ReadHtml(Reader, name="read-html"):
+class ReadHtml(Reader, name="read-html", version=2):
     """HTML as sections below their path of headings; tables as rows, code kept, navigation left out."""
 
     suffixes: ClassVar[tuple[str, ...]] = (".html", ".htm")
@@ -61,6 +61,8 @@ class _Walk:
         self.inline: list[str] = []
         self.item = False  # the open text is a list item's first
         self.tight = False  # the last block was a list item
+        self.at = 0  # line of the last tag that began
+        self.begins = 0  # line on which the open inline text begins
 
     def through(self, soup: Any) -> None:
         """Fill the outline from a page."""
@@ -74,8 +76,11 @@ class _Walk:
                 self.item = False
             elif isinstance(node, NavigableString):
                 if not isinstance(node, PreformattedString):  # comments, declarations
+                    if not self.begins and node.strip():
+                        self.begins = self.at + node[:len(node) - len(node.lstrip())].count("\n")
                     self.inline.append(re.sub(r"\s+", " ", node))
             elif isinstance(node, Tag) and node.name not in _DROPPED:
+                self.at = node.sourceline or self.at
                 if node.name == "br":
                     self.inline.append("\n")
                 elif node.name in _INLINE:
@@ -93,7 +98,7 @@ class _Walk:
         if node.name in _HEADINGS:
             text = _flat(node.get_text(" " if node.find("br") else ""))
             if text:
-                self.outline.heading(int(node.name[1]), text.removesuffix("¶").rstrip())
+                self.outline.heading(int(node.name[1]), text.removesuffix("¶").rstrip(), node.sourceline or 0)
         elif node.name == "pre":
             for line_end in node.find_all("br"):
                 line_end.replace_with("\n")
@@ -101,7 +106,7 @@ class _Walk:
             longest = max((len(run) for run in re.findall(r"`{3,}", code)), default=2)
             if code.strip():
                 fence = "`" * (longest + 1)
-                self.block(f"{fence}\n{code}\n{fence}")
+                self.block(f"{fence}\n{code}\n{fence}", line=node.sourceline or 0)
         elif node.name == "table" and not node.find(["table", "pre", "ul", "ol", *_HEADINGS]):
             cells = [row.find_all(["td", "th"]) for row in node.find_all("tr")]
             # Cells that were never closed lie within each other here.
@@ -110,7 +115,7 @@ class _Walk:
             rows = [[_flat(cell.get_text(" ")) for cell in row] for row in cells]
             caption = _flat(node.caption.get_text()) if node.caption else ""
             lines = [" | ".join(row) for row in rows if any(row)]
-            self.block("\n".join([*([caption] if caption else []), *lines]))
+            self.block("\n".join([*([caption] if caption else []), *lines]), line=node.sourceline or 0)
         else:
             return False
         return True
@@ -119,15 +124,16 @@ class _Walk:
         """Close the paragraph of inline text that is open."""
         lines = [_flat(line) for line in "".join(self.inline).split("\n")]
         self.inline.clear()
+        begins, self.begins = self.begins, 0
         text = "\n".join(line for line in lines if line)
         if text:
             item, self.item = self.item, False
-            self.block(f"- {text}" if item else text, item)
+            self.block(f"- {text}" if item else text, item, begins)
 
-    def block(self, text: str, item: bool = False) -> None:
+    def block(self, text: str, item: bool = False, line: int = 0) -> None:
         """Add a block: items of a list follow each other directly, all else is set apart by a blank line."""
         if text:
             if not (item and self.tight):
                 self.outline.line("")
-            self.outline.line(text)
+            self.outline.line(text, line)
             self.tight = item

@@ -24,7 +24,7 @@ _RAW = re.compile(r" {0,3}(?:<(pre|script|style|textarea)(?=[\s>]|$)|<!--)", re.
 _ATTRIBUTES = re.compile(r"\{[#.][^{}]*\}$")
 
 
-class ReadMarkdown(Reader, name="read-markdown"):
+class ReadMarkdown(Reader, name="read-markdown", version=2):
     """Markdown as sections below their path of headings; code is never split and never a heading."""
 
     suffixes: ClassVar[tuple[str, ...]] = (".md", ".markdown")
@@ -42,8 +42,8 @@ class ReadMarkdown(Reader, name="read-markdown"):
         i = 0
 
         def settle() -> None:
-            for line in paragraph:
-                outline.line(line)
+            for back, line in enumerate(paragraph):
+                outline.line(line, start + i - len(paragraph) + back + 1)
             paragraph.clear()
 
         while i < len(lines):
@@ -51,28 +51,29 @@ class ReadMarkdown(Reader, name="read-markdown"):
             end = ends.get(i) or _raw_end(lines, i, hopeless)
             if end:
                 settle()
-                for inner in lines[i:end]:
-                    outline.line(inner)
+                for number, inner in enumerate(lines[i:end], start + i + 1):
+                    outline.line(inner, number)
                 i, plain = end, True
                 continue
             heading = _ATX.match(line)
             if heading and (name := _closed(heading[2])):
                 settle()
-                outline.heading(len(heading[1]), name)
+                outline.heading(len(heading[1]), name, start + i + 1)
                 plain = True
             elif not line.strip():
                 settle()
                 outline.line("")
                 plain = True
             elif paragraph and (under := _UNDERLINE.fullmatch(line)):
-                outline.heading(1 if under[1][0] == "=" else 2, _clean(" ".join(p.strip() for p in paragraph)))
+                outline.heading(1 if under[1][0] == "=" else 2, _clean(" ".join(p.strip() for p in paragraph)),
+                                start + i - len(paragraph) + 1)
                 paragraph.clear()
             elif plain and not _OTHER.match(line) and (paragraph or not _INDENTED.match(line)):
                 paragraph.append(line)
             else:
                 settle()
                 plain = False
-                outline.line(line)
+                outline.line(line, start + i + 1)
             i += 1
         settle()
         return title or outline.first(), outline.sections()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import ClassVar
 
 from pydantic import Field
@@ -19,8 +20,9 @@ from luthier.core.errors import UserError
 from luthier.core.example import Dropped, Example, SourceFile
 from luthier.core.kinds import DataStep
 from luthier.core.step import Ctx
+from luthier.techniques.data._files import GZIP, open_bytes
 from luthier.techniques.data._formats import Summary, raw_text
-from luthier.techniques.data._shared import NotRead, decode, read_bytes
+from luthier.techniques.data._shared import MEGABYTE, NotRead, decode, read_bytes
 
 _BLANK = re.compile(r"\n(?:[ \t]*\n)+")
 _HEADING = re.compile(r"#{1,6} [^\n]*")
@@ -62,6 +64,18 @@ class ReadRaw(DataStep, name="read-raw"):
 
     def _read(self, file: SourceFile) -> str:
         try:
+            if Path(file.path).suffix.lower() == GZIP:
+                return decode(self._unpacked(Path(file.path)))[0].strip("\n")
             return decode(read_bytes(file, self.max_megabytes))[0].strip("\n")
         except NotRead as error:
             raise UserError(f"{file.path} can't be read as text: {error.reason}, {error.detail}.") from None
+
+    def _unpacked(self, path: Path) -> bytes:
+        limit = int(self.max_megabytes * MEGABYTE)
+        with open_bytes(path) as packed:
+            data = packed.read(limit + 1)
+        if len(data) > limit:
+            raise NotRead("too large", f"unpacked more than max_megabytes={self.max_megabytes:g}")
+        if not data.strip():
+            raise NotRead("empty", f"{len(data)} bytes")
+        return data

@@ -18,7 +18,7 @@ from luthier.techniques.data._shared import Outline, Reader
 _RULE = re.compile(r"([=\-~^\"'*+#.:_`<>])\1{2,}\s*")
 
 
-class ReadText(Reader, name="read-text"):
+class ReadText(Reader, name="read-text", version=2):
     """Plain text as sections below underlined headings; without headings, one section."""
 
     suffixes: ClassVar[tuple[str, ...]] = (".txt", ".rst")
@@ -35,10 +35,10 @@ class ReadText(Reader, name="read-text"):
                 title, style, size = found
                 if style not in styles:
                     styles.append(style)
-                outline.heading(styles.index(style) + 1, title)
+                outline.heading(styles.index(style) + 1, title, i + 1)
                 i += size
             else:
-                outline.line(lines[i])
+                outline.line(lines[i], i + 1)
                 # Directly below other text it would be a table's head or a paragraph above a rule.
                 fresh = not lines[i].strip()
                 i += 1

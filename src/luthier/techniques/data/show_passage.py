@@ -1,6 +1,7 @@
 """Augmentation: show the passage above the question in a share of the rows.
 
-A model that is asked with passages and without must have seen both in training.
+A model that is asked with passages and without must have seen both in training. A passage that is kept is numbered, as
+those are that the model will be asked with.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ class ShowPassage(DataStep, name="show-passage"):
     share: float = Field(0.5, ge=0, le=1, description="share of rows that keep their passage, drawn row by row")
 
     def apply(self, rows: Iterator[Example], ctx: Ctx) -> Iterator[Example]:
-        from luthier.engine.rendering import with_passages
+        from luthier.engine.rendering import passages_of, with_passages
 
         for row in rows:
             keep = ctx.rng("show-passage", row.id).random() < self.share
-            yield row if keep else with_passages(row, ())
+            yield with_passages(row, passages_of(row) if keep else ())

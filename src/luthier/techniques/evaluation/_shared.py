@@ -1,4 +1,4 @@
-"""What the metrics share: SQuAD's normalisation, which answers count as right, abstention, pairs of equal id."""
+"""What the metrics share: normalisation, words, which answers count as right, abstention, pairs of equal id."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import re
 import string
 from collections.abc import Iterator, Sequence
 
+from luthier.core.citing import ABSTENTION, words
 from luthier.core.errors import GateError
 from luthier.core.example import Example
-from luthier.core.kinds import Prediction
+from luthier.core.kinds import Prediction, Tokens
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
+_UNSPACED = re.compile(r"([\u0e00-\u0e7f\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff])")
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 ABSTENTIONS = (
-    "unknown", "unanswerable", "no answer", "not stated", "not in the documents", "not in the passage",
+    ABSTENTION, "unknown", "unanswerable", "no answer", "not stated", "not in the documents", "not in the passage",
     "not mentioned", "i don't know", "i do not know", "the passage does not say", "the passage doesn't say",
     "the documents do not say", "the documents don't say", "cannot be answered", "can't be answered",
 )
@@ -31,6 +33,16 @@ def normalise(text: str) -> str:
     text = bare if bare.strip() else text
     bare = _ARTICLES.sub(" ", text)
     return " ".join((bare if bare.strip() else text).split())
+
+
+def tokens(text: str) -> list[str]:
+    """Lower-case words in order; a text of signs alone stands for its signs, as in `normalise`."""
+    return words(text) or text.split()
+
+
+def bag(text: str) -> list[str]:
+    """Normalised words; each letter of a script without spaces (kana, Chinese, Thai) is a word, as in MLQA and JaQuAD."""
+    return normalise(_UNSPACED.sub(r" \1 ", text)).split()
 
 
 def gold_answers(example: Example) -> tuple[str, ...]:
@@ -67,6 +79,14 @@ def gold_passages(example: Example) -> frozenset[str]:
     """Ids of the passages that hold the answer, from `meta["gold"]`."""
     gold = example.meta.get("gold") or ()
     return frozenset([gold] if isinstance(gold, str) else gold)
+
+
+def parted(row: Tokens) -> tuple[list[int], list[int]]:
+    """Prompt and answer ids of a row whose answer stands last."""
+    if row.decoder_ids is not None:
+        return row.ids, row.decoder_ids[1:]
+    start = row.targets.index(True)
+    return row.ids[:start], row.ids[start:]
 
 
 def _words(text: str) -> list[str]:

@@ -21,7 +21,7 @@ from luthier.core.step import Ctx
 from luthier.techniques.evaluation._shared import ABSTENTIONS, abstained, gold_answers, pairs
 
 
-class Abstains(Metric, name="abstains"):
+class Abstains(Metric, name="abstains", version=2):
     """Share of unanswerable questions that are not answered."""
 
     phrases: tuple[str, ...] = Field(ABSTENTIONS, description="an answer that begins with one of these abstains")

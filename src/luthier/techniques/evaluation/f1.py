@@ -4,6 +4,8 @@ With bags of normalised words P of the prediction and G of an answer, and c = |P
 precision = c / |P|, recall = c / |G|, F1 = 2 · precision · recall / (precision + recall) = 2c / (|P| + |G|); the
 largest over the acceptable answers. Questions without an answer have no value here: `abstains` judges those.
 
+Letters of scripts that write no spaces count as words.
+
 When it helps: answers of a few words that may be worded in several ways. Source: Rajpurkar et al. 2016, "SQuAD:
 100,000+ questions for machine comprehension of text"; evaluation script of SQuAD 2.0 (2018).
 """
@@ -17,7 +19,7 @@ from typing import Any
 from luthier.core.example import Example
 from luthier.core.kinds import Metric, Prediction
 from luthier.core.step import Ctx
-from luthier.techniques.evaluation._shared import gold_answers, normalise, pairs
+from luthier.techniques.evaluation._shared import bag, gold_answers, pairs
 
 
 class F1(Metric, name="f1"):
@@ -31,6 +33,6 @@ class F1(Metric, name="f1"):
 
 def overlap(text: str, answer: str) -> float:
     """F1 of the bags of normalised words; 0 when one of the two has none."""
-    said, wanted = Counter(normalise(text).split()), Counter(normalise(answer).split())
+    said, wanted = Counter(bag(text)), Counter(bag(answer))
     common = (said & wanted).total()
     return 2 * common / (said.total() + wanted.total()) if common else 0.0

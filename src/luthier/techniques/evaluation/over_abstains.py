@@ -21,7 +21,7 @@ from luthier.core.step import Ctx
 from luthier.techniques.evaluation._shared import ABSTENTIONS, abstained, gold_answers, normalise, pairs
 
 
-class OverAbstains(Metric, name="over-abstains"):
+class OverAbstains(Metric, name="over-abstains", version=2):
     """Share of answerable questions that are not answered."""
 
     higher_is_better: ClassVar[bool] = False

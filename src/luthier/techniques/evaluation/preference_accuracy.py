@@ -1,11 +1,12 @@
 """preference-accuracy: share of pairs whose chosen answer the model finds likelier than the rejected one.
 
-margin = s(chosen) - s(rejected); value = 1 above 0, 0 below, 0.5 at exactly 0. s is the log-probability of an answer, its
-stop token included: per token with `by: likelihood` (a long answer is not worse for being long), or as a gain over
+margin = s(chosen) - s(rejected); value = 1 above 0, 0 below, 0.5 at exactly 0. s is the log-probability of an answer,
+its stop token included: per token with `by: likelihood` (a long answer is not worse for being long), or as a gain over
 the reference with `by: reward` (log π - log ρ summed over the tokens: the reward that DPO learns; the reference itself
 scores 0.5). Nothing is generated. An example without a rejected answer has no value.
 
-When it helps: preferences were trained, or are to be. Source: Rafailov et al. 2023 (reward); Meng et al. 2024 (per token).
+When it helps: preferences were trained, or are to be. Source: Rafailov et al. 2023 (reward); Meng et al. 2024 (per
+token).
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from pydantic import Field
 
 from luthier.core.errors import UserError
 from luthier.core.example import Example, with_rejected
-from luthier.core.kinds import DroppedRow, Metric, Prediction, Tokens
+from luthier.core.kinds import DroppedRow, Metric, Prediction
 from luthier.core.step import Ctx
-from luthier.techniques.evaluation._shared import pairs
+from luthier.techniques.evaluation._shared import pairs, parted
 
 
 class PreferenceAccuracy(Metric, name="preference-accuracy"):
@@ -42,7 +43,7 @@ class PreferenceAccuracy(Metric, name="preference-accuracy"):
         for example, _ in pairs(examples, predictions):
             if example.rejected is not None:
                 try:
-                    read[example.id] = [_parted(render.tokens(e)) for e in (example, with_rejected(example))]
+                    read[example.id] = [parted(render.tokens(e)) for e in (example, with_rejected(example))]
                 except DroppedRow as drop:
                     left_out[example.id] = drop.dropped.detail
         margins = dict(zip(read, self._margins([*zip(*read.values(), strict=True)], ctx), strict=True)) if read else {}
@@ -61,11 +62,3 @@ class PreferenceAccuracy(Metric, name="preference-accuracy"):
                             "by=likelihood; while training, the objective's own accuracy is that of rewards.")
         before, after = (ctx.engine.score(ctx.roles["reference"], side) for side in sides)
         return [(a[0] - b[0]) - (c[0] - d[0]) for a, b, c, d in zip(chosen, before, rejected, after, strict=True)]
-
-
-def _parted(tokens: Tokens) -> tuple[list[int], list[int]]:
-    """Prompt and answer ids of a row whose answer stands last."""
-    if tokens.decoder_ids is not None:
-        return tokens.ids, tokens.decoder_ids[1:]
-    start = tokens.targets.index(True)
-    return tokens.ids[:start], tokens.ids[start:]

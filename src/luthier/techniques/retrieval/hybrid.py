@@ -45,13 +45,13 @@ TABLE = "passages"
 BATCH, SHARD = 128, 32
 # Rows asked for beyond `depth`, to see whether a tie runs over its end.
 SPARE = 16
-_KEPT = ["id", "text", "document", "section", "headings", "tokens"]
+_KEPT = ["id", "text", "document", "section", "headings", "tokens", "page", "line"]
 Language = Literal["Arabic", "Danish", "Dutch", "English", "Finnish", "French", "German", "Greek",
                    "Hungarian", "Italian", "Norwegian", "Portuguese", "Romanian", "Russian", "Spanish", "Swedish",
                    "Tamil", "Turkish"]
 
 
-class Hybrid(Retriever, name="hybrid"):
+class Hybrid(Retriever, name="hybrid", version=2):
     """Embeddings and BM25 fused by reciprocal rank, in a LanceDB table."""
 
     vector: bool = Field(True, description="search by meaning, with the encoder")
@@ -119,6 +119,9 @@ class Hybrid(Retriever, name="hybrid"):
         depth = max(self.depth, k)
         lists: list[list[list[Passage]]] = [[] for _ in asked]
         table = _connect(index).open_table(TABLE)
+        if lacking := [name for name in _KEPT if name not in table.schema.names]:
+            raise UserError(f"The index in {index.folder} is of an older version: it holds no {' and no '.join(lacking)} of "
+                            "a passage. Index again: run the command that made it with --fresh.")
         if self.vector and asked:
             for found, vector in zip(lists, self._embed_queries(index, asked, ctx), strict=True):
                 found.append(_first(lambda n, v=vector: _by_meaning(table, v, n), depth))  # type: ignore[misc]
@@ -126,6 +129,17 @@ class Hybrid(Retriever, name="hybrid"):
             for found, query in zip(lists, asked, strict=True):
                 found.append(_first(lambda n, q=query: _by_word(table, q, n), depth))  # type: ignore[misc]
         return [fuse(found)[:k] for found in lists]
+
+    def embedded(self, index: Artifact) -> Iterator[tuple[list[str], np.ndarray]]:
+        """The texts of an index with their vectors, [texts, width], in batches; nothing where it holds no vectors."""
+        import numpy as np
+
+        if not index.meta["retriever"]["vector"]:
+            return
+        table = _connect(index).open_table(TABLE)
+        for batch in table.search().select(["searched", "vector"]).limit(max(1, table.count_rows())).to_batches():
+            flat = np.asarray(batch.column("vector").flatten(), dtype=np.float32)
+            yield batch.column("searched").to_pylist(), flat.reshape(len(batch), -1)
 
     def searched(self, passage: Passage) -> str:
         """The text by which a passage is found."""
@@ -234,5 +248,6 @@ def _schema(width: int) -> Any:
     import pyarrow as pa
 
     texts = [(name, pa.string()) for name in ("id", "text", "document", "section")]
-    rest = [("headings", pa.list_(pa.string())), ("tokens", pa.int64()), ("searched", pa.string())]
+    rest = [("headings", pa.list_(pa.string())), ("tokens", pa.int64()), ("page", pa.int64()), ("line", pa.int64()),
+            ("searched", pa.string())]
     return pa.schema([*texts, *rest, *([("vector", pa.list_(pa.float32(), width))] if width else [])])

@@ -1,0 +1,193 @@
+"""read-pdf: the text of PDF files, page by page, with the page and the line of everything.
+
+Headings are the entries of the file's outline, placed at the line of their page that says the same; without an outline,
+short lines set larger than most of the text, a level for each size. Lines at the top or bottom edge that repeat on more
+than half of the pages (of all, of the odd or of the even ones), the same or with a number that counts along, are left out
+and counted. A word broken by a hyphen at a line's end is joined, unless the file writes it with the hyphen elsewhere. The
+cells of a table's row stay on one line.
+
+When it helps: reports, papers and manuals that have a text layer. Source: ISO 32000-1, sections 9.4 and 12.3.3.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from luthier.core.example import Document, Dropped, Section, SourceFile
+from luthier.core.kinds import DataStep
+from luthier.core.step import Ctx
+from luthier.techniques.data._child import parse_in_child
+from luthier.techniques.data._shared import NotRead, Outline, read_bytes
+
+_EDGE = 2  # lines at each edge of a page that may be running ones
+_FEWEST_PAGES = 3
+_LARGER, _LONGEST, _LEVELS = 1.15, 120, 6
+_NUMBER = re.compile(r"\d{1,6}")
+_BROKEN = re.compile(r"([^\W\d_]+)[-\u00ad]$")
+_REST = re.compile(r"\s*([^\W\d_]+)(\S*)\s*")
+
+Heading = tuple[int, str, int]  # level, text, page
+
+
+class ReadPdf(DataStep, name="read-pdf"):
+    """PDF as sections below their headings, with pages and lines; running headers and footers left out."""
+
+    suffixes: ClassVar[tuple[str, ...]] = (".pdf",)
+    max_megabytes: float = Field(50.0, gt=0, description="a larger file is left out, in 1 000 000 bytes")
+    max_seconds: float = Field(8.0, gt=0, description="a file that takes longer is left out")
+    max_memory_megabytes: float = Field(1024.0, ge=128, description="a file that takes more to parse is left out")
+
+    def apply(self, rows: Iterator[SourceFile], ctx: Ctx) -> Iterator[Document | Dropped]:
+        """One `Document` or one `Dropped` a file, in order."""
+        for file in rows:
+            try:
+                data = read_bytes(file, self.max_megabytes)
+                found = parse_in_child(f"{__name__}:pages", file.path, self.max_seconds, self.max_memory_megabytes)
+                pages, running = without_running(found["pages"])
+                sections = _outlined(pages, found["headings"], ctx, file.id, running)
+            except NotRead as why:
+                yield Dropped(file.id, why.reason, why.detail)
+                continue
+            title = found["title"] or next((text for _, text, _ in found["headings"]), "") or Path(file.id).name
+            yield Document(file.id, title, sections, hashlib.sha256(data).hexdigest()[:32])
+
+
+def pages(path: str) -> dict[str, Any]:
+    """Title, headings and the lines of each page, as pypdf reads them. Raises NotRead."""
+    from pypdf import PdfReader
+    from pypdf.errors import FileNotDecryptedError
+
+    try:
+        reader = PdfReader(path)
+        if reader.is_encrypted and not reader.decrypt(""):
+            raise NotRead("encrypted", "it opens with a password only; save a copy without one")
+        sizes: list[dict[str, float]] = []
+        weights: Counter[float] = Counter()
+        made = []
+        for page in reader.pages:
+            sizes.append({})
+            made.append(page.extract_text(visitor_text=_sizes(sizes[-1], weights)).split("\n"))
+    except FileNotDecryptedError:
+        raise NotRead("encrypted", "it opens with a password only; save a copy without one") from None
+    if not any(line.strip() for page in made for line in page):
+        raise NotRead("no text layer", f"{len(made)} pages without text, scanned most likely; recognise its text first, "
+                                       "for instance with ocrmypdf")
+    title = str((reader.metadata and reader.metadata.title) or "")
+    return {"title": " ".join(title.split()), "pages": made,
+            "headings": _from_outline(reader) or _from_sizes(made, sizes, weights)}
+
+
+def _sizes(lines: dict[str, float], weights: Counter[float]) -> Any:
+    """A visitor that notes the size in which each line is set, and how many letters each size has."""
+    def visit(text: str, current: Any, matrix: Any, _font: Any, size: float) -> None:
+        height = round(abs(size * matrix[3] * current[3]), 1)
+        for line in text.split("\n"):
+            if bare := " ".join(line.split()):
+                lines[bare] = max(height, lines.get(bare, 0.0))
+                weights[height] += len(bare)
+
+    return visit
+
+
+def _from_outline(reader: Any) -> list[Heading]:
+    """The outline's entries in their order. One that leads nowhere in the file is passed over."""
+    found: list[Heading] = []
+    stack = [(1, iter(reader.outline))]
+    while stack:
+        level, entries = stack[-1]
+        entry = next(entries, None)
+        if entry is None:
+            stack.pop()
+        elif isinstance(entry, list):
+            stack.append((level + 1, iter(entry)))
+        else:
+            page = reader.get_destination_page_number(entry)
+            text = " ".join(str(entry.title).split())
+            if page is not None and page >= 0 and text:
+                found.append((level, text, page + 1))
+    return found
+
+
+def _from_sizes(made: Sequence[Sequence[str]], sizes: Sequence[dict[str, float]], weights: Counter[float]
+                ) -> list[Heading]:
+    """Short lines set larger than the size of most letters."""
+    body = weights.most_common(1)[0][0] if weights else 0.0
+    found = [(size, bare, number)
+             for number, (lines, known) in enumerate(zip(made, sizes, strict=True), 1) for line in lines
+             if (bare := " ".join(line.split())) and len(bare) <= _LONGEST
+             and (size := known.get(bare, 0.0)) > _LARGER * body]
+    order = sorted({size for size, _, _ in found}, reverse=True)
+    return [(min(order.index(size) + 1, _LEVELS), text, page) for size, text, page in found]
+
+
+def without_running(made: Sequence[Sequence[str]]) -> tuple[list[list[str]], int]:
+    """The pages with their running lines emptied, and how many lines these were."""
+    keys: list[dict[int, set[tuple[int, str]]]] = []
+    for number, lines in enumerate(made):
+        full = [i for i, line in enumerate(lines) if line.strip()]
+        edges = [*enumerate(full[:_EDGE]), *((-1 - n, i) for n, i in enumerate(reversed(full[-_EDGE:])))]
+        keys.append({})
+        for place, i in edges:
+            keys[-1].setdefault(i, set()).update((place, form) for form in _forms(lines[i], number))
+    running: set[tuple[int, int]] = set()
+    for start, step in ((0, 1), (0, 2), (1, 2)):
+        group = range(start, len(made), step)
+        counts = Counter(key for p in group for key in set().union(*keys[p].values()))
+        often = {key for key, n in counts.items() if n >= _FEWEST_PAGES and 2 * n > len(group)}
+        running |= {(p, i) for p in group for i, forms in keys[p].items() if forms & often}
+    kept = [["" if (p, i) in running else line for i, line in enumerate(lines)] for p, lines in enumerate(made)]
+    if not any(line.strip() for lines in kept for line in lines):
+        return [list(lines) for lines in made], 0  # every page says the same: that is its text
+    return kept, len(running)
+
+
+def _forms(line: str, page: int) -> set[str]:
+    """The line, and the line with each of its numbers told from the page's: equal forms repeat or count along."""
+    flat = " ".join(line.split())
+    return {flat, *(f"{flat[:m.start()]}\0{int(m[0]) - page}\0{flat[m.end():]}" for m in _NUMBER.finditer(flat))}
+
+
+def joined(lines: Sequence[str], text: str) -> list[str]:
+    """Lines with words that a hyphen broke put together on the first; `text` (casefolded) tells compounds apart."""
+    made = list(lines)
+    for i in range(len(made) - 1):
+        head, rest = _BROKEN.search(made[i].rstrip()), _REST.match(made[i + 1])
+        if not head or not rest or not rest[1][0].islower():
+            continue
+        compound = f"{head[1]}-{rest[1]}".casefold() in text
+        made[i] = f"{made[i].rstrip()[:head.end(1)]}{'-' if compound else ''}{rest[1]}{rest[2]}"
+        made[i + 1] = made[i + 1][rest.end():]
+    return made
+
+
+def _outlined(made: Sequence[Sequence[str]], headings: Sequence[Heading], ctx: Ctx, name: str, running: int
+              ) -> tuple[Section, ...]:
+    """Sections of the pages' lines below the headings. Raises NotRead."""
+    if running:
+        ctx.log(f"{name}: {running} running headers, footers and page numbers left out")
+    outline = Outline()
+    text = "\n".join(line for lines in made for line in lines).casefold()
+    for page, lines in enumerate(made, 1):
+        waiting = [(level, heading) for level, heading, at in headings if at == page]
+        here = {" ".join(line.split()).casefold() for line in lines}
+        for number, line in enumerate(joined(lines, text), 1):
+            # What the page nowhere says in a line of its own stands at the page's top.
+            while waiting and waiting[0][1].casefold() not in here:
+                outline.heading(*waiting.pop(0), number, page)
+            if waiting and " ".join(line.split()).casefold() == waiting[0][1].casefold():
+                outline.heading(*waiting.pop(0), number, page)
+            else:
+                outline.line(line.rstrip(), number, page)
+        for level, heading in waiting:
+            outline.heading(level, heading, len(lines), page)
+    sections = outline.sections()
+    if not sections:
+        raise NotRead("empty", "no text in it")
+    return sections
