@@ -107,7 +107,9 @@ def source_files(step: Any, folder: Any) -> list[SourceFile]:
     """One good file of a reader's own suffix."""
     text = {".jsonl": '{"question": "What is a module?", "answer": "a file", '
                       '"query": "module", "doc_id": "p0", "clicks": 2}\n',
-            ".html": "<html><body><h1>Module</h1><p>A module is a file.</p></body></html>"}
+            ".html": "<html><body><h1>Module</h1><p>A module is a file.</p></body></html>",
+            ".json": '[{"question": "What is a module?", "answer": "a file"}]',
+            ".csv": "question,answer\nWhat is a module?,a file\n"}
     suffix = getattr(type(step), "suffixes", None) or (".jsonl",)
     path = folder / f"file{suffix[0]}"
     path.write_text(text.get(suffix[0], "# Module\n\nA module is a file.\n"))

@@ -17,8 +17,7 @@ from luthier.core.run import Run
 from luthier.engine import generation
 from luthier.engine.executor import execute
 from luthier.engine.generation import Generated
-from luthier.pipelines.asking import arms, ask
-from luthier.pipelines.steps.evaluate import Evaluate
+from luthier.pipelines.asking import Asker, arms, ask
 
 PARTS = "clamp glue plane wood string varnish peg nut bridge scroll".split()
 ARM = {"use": "evaluate", "shots": [2], "decoder": "greedy:max_new_tokens=6", "sets": ["unseen"]}
@@ -140,6 +139,6 @@ def test_what_is_cited_is_shown_with_its_sentence_and_place(run, monkeypatch):
 
 
 def test_where_nothing_is_found_the_answer_says_so_without_a_model(run, prompts, monkeypatch):
-    monkeypatch.setattr(Evaluate, "_retrieve", lambda self, rows, inputs, ctx: [[] for _ in rows])
+    monkeypatch.setattr(Asker, "_search", lambda self, step, text, inputs, ctx: [])
     said = ask(run, "What is a peg?", arm="base+retrieval")
     assert said["answer"] == ABSTENTION and said["passages"] == said["citations"] == [] and prompts == []

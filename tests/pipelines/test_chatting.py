@@ -27,7 +27,8 @@ class Asker:
         if "interrupt" in text:
             raise KeyboardInterrupt
         self.asked.append(text)
-        shown = [{"document": "a.md", "page": 0, "line": 7, "headings": ["Clamps"], "excerpt": "A rail.", "score": 0.5}]
+        shown = [{"document": "a.md", "place": "a.md, line 7", "page": 0, "line": 7,
+                  "headings": ["Clamps"], "excerpt": "A rail.", "score": 0.5}]
         return {"question": text, "answer": "yes", "arm": arm, "passages": shown if "retrieval" in arm else []}
 
 

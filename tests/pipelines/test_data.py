@@ -81,7 +81,7 @@ def test_curation_of_a_divided_set_leaves_the_test_alone(here):
 
 
 def _jsonl(folder: Path) -> str:
-    lines = [json.dumps({"question": f"{' '.join(f'word{n}x{i}' for i in range(6))} of all?", "answer": f"w{n}",
+    lines = [json.dumps({"question": f"{' '.join(f'word{n}x{i}' for i in range(6 if n % 2 else 3))} of all?", "answer": f"w{n}",
                          "source": f"s{n // 2}"}) for n in range(40)]
     (folder / "rows.jsonl").write_text("\n".join(lines))
     return str(folder / "rows.jsonl")

@@ -17,7 +17,6 @@ def test_arms_are_paired_with_the_reference_that_reads_as_they_do():
         ("base", "tuned"), ("base+retrieval", "tuned+retrieval")]
 
 
-@pytest.mark.oracle(seed=24, clause="knowledge gain", against="Welch's error in closed form")
 def test_knowledge_is_the_difference_of_differences():
     rng = np.random.default_rng(0)
     k, u = rng.normal(0.3, 0.1, 160), rng.normal(0.1, 0.1, 160)

@@ -78,6 +78,8 @@ class DataStep(Component, kind="data_step"):
     """Sources, synthesis, curation, selection and augmentation: rows in, rows and dropped rows out, streaming."""
 
     roles: ClassVar[tuple[str, ...]] = ()
+    # What it gives of rows of the type it reads: the same ones (some dropped), more of them, or others made from them.
+    gives: ClassVar[Literal["same", "more", "other"]] = "same"
 
     @abstractmethod
     def apply(self, rows: Iterator[Any], ctx: Ctx) -> Iterator[Any]:

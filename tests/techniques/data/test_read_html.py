@@ -46,6 +46,7 @@ def test_lines():
     ("plain text", [((), "plain text")]),
     ("<table><tr><td><h2>H</h2><p>in a layout</td></tr></table>", [(("H",), "in a layout")]),
     ("<table><tr><td>a<td>b<tr><td>c<td>d</table>", [((), "a\n\nb\n\nc\n\nd")]),
+    ("<table><tr></tr><dl>alpha</dl>beta</table>", [((), "alpha\n\nbeta")]),
     ("<table><tr><td><pre>x\n  y</pre></td></tr></table>", [((), "```\nx\n  y\n```")]),
     ("<pre>a<br>b</pre>", [((), "```\na\nb\n```")]),
     ("<h1>A</h1><h3>B</h3>x<h2>C</h2>y", [(("A", "B"), "x"), (("A", "C"), "y")]),

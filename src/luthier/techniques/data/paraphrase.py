@@ -58,6 +58,7 @@ class Paraphrase(DataStep, name="paraphrase", seeds=[167]):
     """Each text, and paraphrases of it that keep every number, name and piece of code."""
 
     roles: ClassVar[tuple[str, ...]] = ("writer",)
+    gives: ClassVar[Literal["same", "more", "other"]] = "more"
     count: int = Field(8, ge=0, le=10, description="paraphrases of each text")
     by: Literal["rules", "model"] = Field("rules", description="rules and templates, or the model in the role 'writer'")
     decoder: Slot[Decoder] = Field(named("sample:temperature=0.8,max_new_tokens=256"), description="how a model writes")

@@ -53,6 +53,11 @@ def _flat(text: str) -> str:
     return " ".join(text.split())
 
 
+def _letters(node: Any) -> int:
+    """How many characters a node says, without white space."""
+    return sum(map(len, node.get_text().split()))
+
+
 class _Walk:
     """Goes through a page with a stack of its own, so that no depth of nesting can exhaust Python's."""
 
@@ -111,6 +116,10 @@ class _Walk:
             cells = [row.find_all(["td", "th"]) for row in node.find_all("tr")]
             # Cells that were never closed lie within each other here.
             if not cells or node.select_one("td td, td th, th td, th th, tr tr"):
+                return False
+            # Text that stands in the table but in no cell would be lost.
+            parts = [cell for row in cells for cell in row] + ([node.caption] if node.caption else [])
+            if _letters(node) != sum(map(_letters, parts)):
                 return False
             rows = [[_flat(cell.get_text(" ")) for cell in row] for row in cells]
             caption = _flat(node.caption.get_text()) if node.caption else ""

@@ -40,6 +40,7 @@ class Unanswerable(DataStep, name="unanswerable", seeds=[1]):
     """Questions about made-up names, and questions whose section is hidden."""
 
     roles: ClassVar[tuple[str, ...]] = ("passages",)
+    gives: ClassVar[Literal["same", "more", "other"]] = "other"
     rows: int = Field(40, ge=1, description="how many questions are made, where there are enough to make them from")
     ways: tuple[Literal["swapped", "hidden"], ...] = Field(("swapped", "hidden"), min_length=1,
                                                            description="how they are made; a later way fills up an earlier")
