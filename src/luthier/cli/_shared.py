@@ -126,10 +126,11 @@ def finish(run: Run, as_json: bool) -> None:
                           "findings": [f.to_dict() for f in findings],
                           "advice": [a.to_dict() for a in advice]}, ensure_ascii=False, indent=1))
         return
+    width = max((len(row["arm"]) for row in table), default=15) + 2
     for row in table:
         if row["metric"] in ("f1", "accuracy", "exact-match", "abstains", "bits-per-byte", "preference-accuracy"):
             interval = "" if row["low"] is None else f"  [{row['low']:.3f}, {row['high']:.3f}]"
-            print(f"{row['set']:<13}{row['arm']:<17}{row['metric']:<20}{row['value']:.3f}{interval}  "
+            print(f"{row['set']:<13}{row['arm']:<{width}}{row['metric']:<20}{row['value']:.3f}{interval}  "
                   f"({row['questions']} questions, {row['clusters']} sections)")
     for f in (f for f in findings if f.name.startswith("compare/")):
         shown = f.extra["metric"] in ("f1", "accuracy", "bits-per-byte", "preference-accuracy")
