@@ -12,7 +12,7 @@ from luthier.core.errors import UserError
 from luthier.core.example import Example, Part, Turn, question
 from luthier.core.kinds import DroppedRow
 from luthier.engine.models import load_base
-from luthier.engine.rendering import Prompting, Render, check_invariants, renderer, with_passages
+from luthier.engine.rendering import Prompting, Render, check_invariants, passages_of, renderer, with_passages
 from tests.contracts.workbench import examples
 
 
@@ -158,7 +158,7 @@ def test_passages_are_put_before_the_question_in_their_order(models):
     assert "".join(t for t, _ in render.segments(shown)) == (
         "Passage: [1] first\nPassage: [2] second\nQuestion: What?\nAnswer: This.")
     assert (shown.id, shown.source, shown.meta, shown.answer) == ("q", "s", {"k": 1}, "This.")
-    assert with_passages(shown, ["old"]) == example
+    assert with_passages(shown, ["old"]) == with_passages(example, ["old"]) and passages_of(shown) == ["first", "second"]
     assert with_passages(example, []).part("passage") == "" and example.part("passage") == "old"
 
 
