@@ -14,7 +14,7 @@ from luthier.engine.steps.fit import Fit
 
 
 @pytest.mark.oracle(seed=126, clause=4, against="bytes of the tensors, summed")
-@pytest.mark.parametrize("method", ["full", "lora", "peft:{type: IA3}"])
+@pytest.mark.parametrize("method", ["full", "lora", "peft:{type: IA3}", "layer-freezing"])
 def test_planned_bytes_are_within_15_percent_of_the_real_tensors(method, pico, tmp_path, make_ctx, engine):
     folder = tmp_path / "rows"
     (folder / "licenses").mkdir(parents=True)

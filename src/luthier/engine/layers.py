@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
-from luthier.engine.forward import trunk_of
+from luthier.engine.attention import no_masks
+from luthier.engine.forward import _takes_layout, trunk_of
 
 if TYPE_CHECKING:
     from luthier.engine.models import Model
@@ -135,6 +136,8 @@ def _watched(model: Model, trunk: nn.Module) -> _Watch:
             undo.callback(module.register_forward_hook(watch.leave).remove)
         undo.enter_context(evaluating(trunk.modules()))
         undo.enter_context(torch.no_grad())
+        if model.device.type == "meta" and _takes_layout(model):
+            undo.enter_context(no_masks())  # a mask is made of values, and a model without weights has none
         trunk(**asked)
     return watch
 
