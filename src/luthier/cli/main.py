@@ -16,7 +16,7 @@ COMMANDS = {
     "ask": "ask a run, with cited passages",
     "chat": "question after question, with citations",
     "export": "the tuned model as an adapter or as full weights, with receipts",
-    "data": "look at data before training: what was understood, what is learned",
+    "data": "inspect, ingest, write questions, curate, select, split",
     "plan": "memory, time and disk of a run before it starts",
     "doctor": "what is wrong here, and the one command that mends it",
     "list": "the components, by kind",

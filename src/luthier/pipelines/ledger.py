@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -54,3 +54,12 @@ class Ledger:
 def reason_of(reason: str) -> str:
     """A reason without the row that it names."""
     return reason.split(":")[0].split(" of ")[0]
+
+
+def without_dropped(rows: Iterable[Any], ledger: list[Dropped]) -> Iterator[Any]:
+    """The rows that are not `Dropped`; those go to `ledger`."""
+    for row in rows:
+        if isinstance(row, Dropped):
+            ledger.append(row)
+        else:
+            yield row

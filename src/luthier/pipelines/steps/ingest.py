@@ -26,6 +26,7 @@ from luthier.core.finding import Finding, receipt
 from luthier.core.identity import digest, hash_file
 from luthier.core.kinds import DataStep
 from luthier.core.step import Ctx, Step
+from luthier.pipelines.ledger import without_dropped
 from luthier.pipelines.steps.changes import (
     SOURCES,
     Changes,
@@ -242,14 +243,14 @@ class Ingest(Step, name="ingest", version=3):
 
         def cut() -> Iterator[Passage]:
             left_out: list[Dropped] = []
-            for passage in _without_dropped(self.chunker.apply(documents, ctx), left_out):
+            for passage in without_dropped(self.chunker.apply(documents, ctx), left_out):
                 counts["cut"] += 1
                 yield passage
             counts["uncut"] = len(left_out)
             ledger.extend(left_out)
 
-        kept: Iterator[Any] = self.duplicates.apply(cut(), ctx) if self.duplicates else cut()
-        for passage in _without_dropped(kept, ledger):
+        left: Iterator[Any] = self.duplicates.apply(cut(), ctx) if self.duplicates else cut()
+        for passage in without_dropped(left, ledger):
             counts["tokens"] += passage.tokens
             yield passage
 
@@ -279,7 +280,7 @@ def _read_one(source: _Source, ctx: Ctx) -> dict[str, Any]:
     """What a reader makes of one file, as plain JSON values."""
     assert source.reader is not None
     dropped: list[Dropped] = []
-    made = [d.to_dict() for d in _without_dropped(source.reader.apply(iter([source.file]), ctx), dropped)]
+    made = [d.to_dict() for d in without_dropped(source.reader.apply(iter([source.file]), ctx), dropped)]
     return {"documents": json.loads(json.dumps(made)), "dropped": [vars(d) for d in dropped]}
 
 
@@ -320,13 +321,6 @@ def _hash(path: Path) -> str:
     except OSError as error:
         return f"unreadable: {error.strerror}"
 
-
-def _without_dropped(rows: Iterator[Any], ledger: list[Dropped]) -> Iterator[Any]:
-    for row in rows:
-        if isinstance(row, Dropped):
-            ledger.append(row)
-        else:
-            yield row
 
 
 def _refuse_nothing(ledger: list[Dropped]) -> None:

@@ -18,6 +18,7 @@ from luthier.core.finding import Finding, receipt
 from luthier.core.identity import hash_file
 from luthier.core.kinds import DataStep
 from luthier.core.step import Ctx, Step
+from luthier.pipelines.ledger import without_dropped
 from luthier.pipelines.steps.index import open_retriever
 
 SUBSETS = ("train", "dev")
@@ -62,16 +63,16 @@ class RetrieverPairs(Step, name="retriever-pairs"):
         for name in SUBSETS:
             asked = list(examples.examples(name))
             read[name] = len(asked)
-            subsets[name] = list(_kept(_questions(asked, texts, kept), ledger))
+            subsets[name] = list(without_dropped(_questions(asked, texts, kept), ledger))
         if self.clicks:
             made = list(self.reader.apply(iter([SourceFile(Path(self.clicks).name, self.clicks)]), inner))
             read["clicks"] = len(made)
-            subsets["train"] += _kept(_allowed(made, examples), ledger)
+            subsets["train"] += without_dropped(_allowed(made, examples), ledger)
         subsets["train"] = _one_right_set(subsets["train"])
         if not subsets["train"]:
             raise UserError("No question of train has a passage that answers it: there is nothing to tune a retriever on.")
         for step in self.steps:
-            subsets = {name: list(_kept(step.apply(iter(rows), inner), ledger)) for name, rows in subsets.items()}
+            subsets = {name: list(without_dropped(step.apply(iter(rows), inner), ledger)) for name, rows in subsets.items()}
         with_hard = sum(bool(r.meta.get("negatives")) for r in subsets["train"])
         ctx.log(", ".join(f"{len(rows)} pairs of {name}" for name, rows in subsets.items())
                 + f"; {with_hard} of train with hard negatives; {len(ledger)} rows left out")
@@ -135,10 +136,3 @@ def _one_right_set(rows: Sequence[Example]) -> list[Example]:
 def _flat(text: str) -> str:
     return " ".join(text.casefold().split())
 
-
-def _kept(rows: Iterable[Any], ledger: list[Dropped]) -> Iterator[Example]:
-    for row in rows:
-        if isinstance(row, Dropped):
-            ledger.append(row)
-        else:
-            yield row

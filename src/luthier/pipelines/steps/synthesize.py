@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -17,6 +17,7 @@ from luthier.core.files import write_lines
 from luthier.core.finding import Finding, receipt
 from luthier.core.kinds import DataStep
 from luthier.core.step import Ctx, Step
+from luthier.pipelines.ledger import without_dropped
 
 
 class Synthesize(Step, name="synthesize"):
@@ -49,12 +50,12 @@ class Synthesize(Step, name="synthesize"):
         yields: dict[str, Counter[str]] = {}
         rows: list[Example] = []
         for source in self.sources:
-            made = list(_kept(source.apply(inputs["documents"].passages(), ctx), ledger))
+            made = list(without_dropped(source.apply(inputs["documents"].passages(), ctx), ledger))
             name = source.info.name
             yields[name] = Counter(written=len(made) + sum(d.id.startswith(f"{name}/") for d in ledger), parsed=len(made))
             rows += made
         for step in self.filters:
-            rows = list(_kept(step.apply(iter(rows), ctx), ledger))
+            rows = list(without_dropped(step.apply(iter(rows), ctx), ledger))
             for name, counts in yields.items():
                 counts[step.info.name] = sum(r.meta["generator"] == name for r in rows)
         for name, counts in yields.items():
@@ -74,10 +75,3 @@ class Synthesize(Step, name="synthesize"):
         return [receipt("synthesize/rows", artifact.meta["written"], kept, unit="rows",
                         detail="questions written against questions kept plus ledger")]
 
-
-def _kept(rows: Iterator[Any], ledger: list[Dropped]) -> Iterator[Example]:
-    for row in rows:
-        if isinstance(row, Dropped):
-            ledger.append(row)
-        else:
-            yield row

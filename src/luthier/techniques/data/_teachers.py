@@ -7,6 +7,7 @@ JSON lines with `id` (of the passage) and `text`, several lines for several call
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,14 +20,14 @@ from luthier.engine.endpoints import Endpoint
 Call = tuple[str, str]
 
 
-class Teacher:
+class Teacher(ABC):
     """Answers prompts; `ask` may be called several times, `attempt` numbers the tries of the same calls."""
 
     name = ""
 
+    @abstractmethod
     def ask(self, calls: Sequence[Call], attempt: int) -> list[str | None]:
         """One text a call, in order; None where nothing more can be said."""
-        raise NotImplementedError
 
 
 class LocalTeacher(Teacher):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from luthier.core.citing import ABSTENTION, words
 from luthier.core.errors import GateError
@@ -79,6 +80,15 @@ def gold_passages(example: Example) -> frozenset[str]:
     """Ids of the passages that hold the answer, from `meta["gold"]`."""
     gold = example.meta.get("gold") or ()
     return frozenset([gold] if isinstance(gold, str) else gold)
+
+
+def ranked(examples: Sequence[Example], predictions: Sequence[Prediction], k: int,
+           value: Callable[[Sequence[str], frozenset[str]], float]) -> list[dict[str, Any]]:
+    """Records of a metric of ranked passages: `value(first k passages, gold)`, or None without gold or retrieval."""
+    applies = retrieves(predictions)
+    return [{"id": example.id, "value": value(prediction.passages[:k], gold) if applies and gold else None, "k": k,
+             "shown": len(prediction.passages)}
+            for example, prediction in pairs(examples, predictions) for gold in [gold_passages(example)]]
 
 
 def parted(row: Tokens) -> tuple[list[int], list[int]]:

@@ -17,7 +17,7 @@ from pydantic import Field
 from luthier.core.example import Example
 from luthier.core.kinds import Metric, Prediction
 from luthier.core.step import Ctx
-from luthier.techniques.evaluation._shared import gold_passages, pairs, retrieves
+from luthier.techniques.evaluation._shared import ranked
 
 
 class Mrr(Metric, name="mrr"):
@@ -27,11 +27,8 @@ class Mrr(Metric, name="mrr"):
 
     def score(self, examples: Sequence[Example], predictions: Sequence[Prediction], ctx: Ctx) -> list[dict[str, Any]]:
         """`value` in [0, 1] or None, with `k` and `shown`."""
-        applies = retrieves(predictions)
-        records = []
-        for example, prediction in pairs(examples, predictions):
-            gold = gold_passages(example)
-            ranks = (n for n, name in enumerate(prediction.passages[:self.k], 1) if name in gold)
-            value = 1 / next(ranks, float("inf")) if applies and gold else None
-            records.append({"id": example.id, "value": value, "k": self.k, "shown": len(prediction.passages)})
-        return records
+        return ranked(examples, predictions, self.k, _reciprocal)
+
+
+def _reciprocal(passages: Sequence[str], gold: frozenset[str]) -> float:
+    return next((1 / rank for rank, name in enumerate(passages, 1) if name in gold), 0.0)

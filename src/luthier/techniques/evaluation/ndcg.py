@@ -19,7 +19,7 @@ from pydantic import Field
 from luthier.core.example import Example
 from luthier.core.kinds import Metric, Prediction
 from luthier.core.step import Ctx
-from luthier.techniques.evaluation._shared import gold_passages, pairs, retrieves
+from luthier.techniques.evaluation._shared import ranked
 
 
 class Ndcg(Metric, name="ndcg"):
@@ -29,14 +29,8 @@ class Ndcg(Metric, name="ndcg"):
 
     def score(self, examples: Sequence[Example], predictions: Sequence[Prediction], ctx: Ctx) -> list[dict[str, Any]]:
         """`value` in [0, 1] or None, with `k` and `shown`."""
-        applies = retrieves(predictions)
-        records = []
-        for example, prediction in pairs(examples, predictions):
-            gold = gold_passages(example)
-            value = self._gain(prediction.passages, gold) if applies and gold else None
-            records.append({"id": example.id, "value": value, "k": self.k, "shown": len(prediction.passages)})
-        return records
+        return ranked(examples, predictions, self.k, self._gain)
 
     def _gain(self, passages: Sequence[str], gold: frozenset[str]) -> float:
-        gain = sum(1 / log2(rank + 1) for rank, name in enumerate(passages[:self.k], 1) if name in gold)
+        gain = sum(1 / log2(rank + 1) for rank, name in enumerate(passages, 1) if name in gold)
         return gain / sum(1 / log2(rank + 1) for rank in range(1, min(self.k, len(gold)) + 1))
