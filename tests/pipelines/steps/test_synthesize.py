@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -92,6 +93,19 @@ def test_filters_work_in_order_and_each_reason_is_kept(make):
 def test_a_filter_sees_the_rows_of_all_sources_at_once(make, documents):
     artifact, _ = make(sources=("test-every", "headings"), filters=("distinct:threshold=0.3",))
     assert "repeats a question" in {r["reason"] for r in artifact.ledger()}
+
+
+def test_a_source_that_wrote_much_is_drawn_from_over_all_sections(tmp_path, make_ctx):
+    rows = [Passage(f"d:{i}", f"Line {i}.", "d", f"d#{i % 3}") for i in range(12)]
+    write_rows(tmp_path / "many" / "passages", (p.to_dict() for p in rows))
+    many, step = seal("documents", tmp_path / "many"), Synthesize(sources=("test-every",), filters=(), most_per_source=6)
+    artifact = step.run({"documents": many}, make_ctx("drawn"))
+    kept = list(artifact.examples("all"))
+    assert Counter(e.cluster for e in kept) == {"d#0": 2, "d#1": 2, "d#2": 2}
+    assert {e.source for e in kept} == {f"d:{i}" for i in range(6)}  # the first of each section
+    assert Counter(r["reason"] for r in artifact.ledger()) == {"more than most_per_source": 6}
+    assert artifact.meta["yields"]["test-every"] == {"written": 12, "parsed": 12, "drawn": 6}
+    assert step.receipts({}, artifact, None)[0].verdict == "agrees"
 
 
 def test_nothing_left_is_refused_and_what_was_left_out_is_where_it_says(make, tmp_path):

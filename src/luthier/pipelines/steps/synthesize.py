@@ -18,6 +18,7 @@ from luthier.core.finding import Finding, receipt
 from luthier.core.kinds import DataStep
 from luthier.core.step import Ctx, Step
 from luthier.pipelines.ledger import without_dropped
+from luthier.techniques.data._questions import spread
 
 
 class Synthesize(Step, name="synthesize"):
@@ -29,6 +30,8 @@ class Synthesize(Step, name="synthesize"):
     sources: tuple[Slot[DataStep], ...] = Field(named(("headings", "few-shot")), description="who writes questions")
     filters: tuple[Slot[DataStep], ...] = Field(named(("self-contained", "answerable", "distinct")),
                                                 description="what is left out, in this order")
+    most_per_source: int | None = Field(None, ge=1, description="of a source that wrote more, so many rows are drawn, "
+                                                                "spread over sections")
 
     def check(self) -> None:
         """Refuse a source that is named twice: its rows would have the same ids."""
@@ -53,6 +56,11 @@ class Synthesize(Step, name="synthesize"):
             made = list(without_dropped(source.apply(inputs["documents"].passages(), ctx), ledger))
             name = source.info.name
             yields[name] = Counter(written=len(made) + sum(d.id.startswith(f"{name}/") for d in ledger), parsed=len(made))
+            if self.most_per_source is not None and len(made) > self.most_per_source:
+                drawn = spread(made, lambda row: row.cluster, self.most_per_source, ctx.rng.within(name))
+                yields[name]["drawn"], kept = len(drawn), {row.id for row in drawn}
+                ledger += [Dropped(row.id, "more than most_per_source") for row in made if row.id not in kept]
+                made = [row for row in made if row.id in kept]
             rows += made
         for step in self.filters:
             rows = list(without_dropped(step.apply(iter(rows), ctx), ledger))

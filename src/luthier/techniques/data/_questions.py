@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 from luthier.core.example import Example, Passage, question
+from luthier.core.rng import Rng
 
+Item = TypeVar("Item")
 _WORD = re.compile(r"[^\W_]+(?:[._'-][^\W_]+)*|__\w+__", re.UNICODE)
 GAP = "____"  # stands for what a cloze question asks for
 # Solved examples (passage, question, answer) that writers are shown.
@@ -67,6 +70,20 @@ def support(row: Example, text: str | None = None) -> float:
     """Share of the answer's content words (all its words where none carries a topic) in its passage, or in a text."""
     answer = content_words(row.answer) or set(words(row.answer))
     return len(answer & set(words(row.part("passage") if text is None else text))) / len(answer) if answer else 0.0
+
+
+def spread(items: Sequence[Item], section: Callable[[Item], str], most: int, rng: Rng) -> list[Item]:
+    """At most `most` items, one a section in turn; sections in an order drawn by `rng`, items of each in theirs."""
+    sections: dict[str, list[Item]] = {}
+    for item in items:
+        sections.setdefault(section(item), []).append(item)
+    names = [list(sections)[i] for i in rng("sections").permutation(len(sections))]
+    chosen: list[Item] = []
+    while len(chosen) < min(most, len(items)):
+        for name in names:
+            if sections[name] and len(chosen) < most:
+                chosen.append(sections[name].pop(0))
+    return chosen
 
 
 def written(passage: Passage, number: int, generator: str, asked: str, answer: str) -> Example:

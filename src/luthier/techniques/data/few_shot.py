@@ -7,7 +7,7 @@ writes is parsed strictly; anything else is dropped with the reason. Finished ba
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import ClassVar
 
 from pydantic import Field
@@ -17,7 +17,7 @@ from luthier.core.errors import UserError
 from luthier.core.example import Dropped, Example, Passage
 from luthier.core.kinds import DataStep, Decoder
 from luthier.core.step import Ctx
-from luthier.techniques.data._questions import SHOTS, written
+from luthier.techniques.data._questions import SHOTS, spread, written
 
 _WRITTEN = re.compile(r"\A\s*(?P<question>[^\n]{8,300}\?)\s*\nAnswer:[^\S\n]*(?P<answer>\S[^\n]{0,299})(?:\n|\Z)")
 
@@ -38,7 +38,7 @@ class FewShot(DataStep, name="few-shot"):
             raise UserError("few-shot needs a writer: inputs: {writer: base}.")
         writer = ctx.roles["writer"]
         render = Render(writer.tokenizer, writer.architecture, writer.limit)
-        chosen = self._spread([p for p in rows if len(p.text.split()) >= self.min_words], ctx)
+        chosen = spread([p for p in rows if len(p.text.split()) >= self.min_words], lambda p: p.section, self.passages, ctx.rng)
         prompts = [render._start() + render.encode(asking(p, self.shots)) for p in chosen]
         made = ctx.engine.generate(writer, prompts, self.decoder, rng=ctx.rng.within("few-shot"), stop="two lines",
                                    journal=ctx.journal, progress=ctx.progress)
@@ -48,20 +48,6 @@ class FewShot(DataStep, name="few-shot"):
                 yield Dropped(f"{self.info.name}/{passage.id}", "not a question and an answer", result.text[:200])
             else:
                 yield written(passage, 0, self.info.name, match["question"].strip(), match["answer"].strip())
-
-    def _spread(self, passages: Sequence[Passage], ctx: Ctx) -> list[Passage]:
-        """One passage a section in turn, sections in random order, until there are enough."""
-        sections: dict[str, list[Passage]] = {}
-        for passage in passages:
-            sections.setdefault(passage.section, []).append(passage)
-        order = ctx.rng("sections").permutation(len(sections))
-        names = [list(sections)[i] for i in order]
-        chosen: list[Passage] = []
-        while len(chosen) < min(self.passages, len(passages)):
-            for name in names:
-                if sections[name] and len(chosen) < self.passages:
-                    chosen.append(sections[name].pop(0))
-        return chosen
 
 
 def asking(passage: Passage, shots: int = 0) -> str:
