@@ -27,6 +27,7 @@ from luthier.engine.steps.base import Base
 from luthier.engine.workshop import Engine
 from luthier.pipelines import jobs
 from luthier.pipelines.steps.ingest import Ingest
+from luthier.techniques.data._questions import spread
 
 FILTERS = ("self-contained", "answerable", "distinct")
 
@@ -73,7 +74,7 @@ def main() -> None:
         documents = ingest.run({"base": base}, ctx(root / "documents", engine))
         few = build("data_step", f"few-shot:passages={given.passages}")
         fitting = [p for p in documents.passages() if len(p.text.split()) >= few.min_words]
-        chosen = few._spread(fitting, ctx(root / "chosen", engine))
+        chosen = spread(fitting, lambda p: p.section, given.passages, Rng(0, "chosen"))
         recipe = load_recipe("question-writer").edit(**{"base.model": given.base, "rows.path": given.questions,
                                                        "rows.max_rows": given.rows})
         began = time.perf_counter()
