@@ -17,6 +17,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import measure
+
 WORDS = ("amber birch cedar delta ember fjord grove heron inlet jetty knoll larch mossy north ocean pearl quartz river "
          "stone thorn umbra valley willow zephyr").split()
 # name -> base, method, rows, labels, further fields of the fit
@@ -98,6 +100,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--only", action="append", choices=list(WORKLOADS), help="this workload; repeatable")
+    parser.add_argument("--out", type=Path, help="file for the result; benchmarks/results/plan_accuracy.json if left out")
     parser.add_argument("--one", choices=list(WORKLOADS), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
@@ -113,8 +116,9 @@ def main() -> None:
     for r in results:
         r["memory_ratio"] = round(r["planned_mb"] / r["measured_mb"], 3)
         r["time_ratio"] = round(r["planned_seconds"] / max(r["measured_seconds"], 1e-9), 3)
+    measure.write({"benchmark": "plan_accuracy", "machine": measure.machine(measure.processors()), "workloads": results},
+                  given.out or measure.RESULTS / "plan_accuracy.json", given.json)
     if given.json:
-        print(json.dumps({"results": results}, indent=1))
         return
     print(f"{'workload':<16}{'planned MB':>12}{'measured MB':>12}{'ratio':>8}{'planned s':>11}{'measured s':>11}{'ratio':>8}")
     for r in results:

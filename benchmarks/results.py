@@ -55,6 +55,8 @@ def page(found: dict[str, Any]) -> str:
     parts += ["## Growth with the data"]
     parts += scaling(found["scaling"]) if "scaling" in found else [NOT_MEASURED.format("scaling.py")]
     parts += memory(found["memory"]) if "memory" in found else [NOT_MEASURED.format("memory.py")]
+    parts += ["## The plan against what happened"]
+    parts += plans(found["plan_accuracy"]) if "plan_accuracy" in found else [NOT_MEASURED.format("plan_accuracy.py")]
     return "\n\n".join(parts)
 
 
@@ -157,6 +159,15 @@ def memory(result: dict[str, Any]) -> list[str]:
     return [where(result), f"{result['steps']} steps of a pico model on more and more rows.",
             table(["peak MB", *(f"{s:,} rows" for s in sizes), "of it imports", "kB per further row"], rows),
             "![memory](plots/memory.png)"]
+
+
+def plans(result: dict[str, Any]) -> list[str]:
+    """Planned and measured memory and time of every workload."""
+    rows = [[w["workload"], w["dtype"], whole(w["planned_mb"]), whole(w["measured_mb"]), ratio(w["memory_ratio"]),
+             f"{w['planned_seconds']:.1f}", f"{w['measured_seconds']:.1f}", ratio(w["time_ratio"])]
+            for w in result["workloads"]]
+    return [where(result), table(["training", "format", "planned MB", "measured MB", "planned / measured", "planned s",
+                                  "measured s", "planned / measured"], rows)]
 
 
 # --- text --------------------------------------------------------------------------------------------------------

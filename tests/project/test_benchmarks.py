@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = ROOT / "benchmarks"
-SCRIPTS = ("train_speed", "generate_speed", "memory", "scaling", "results", "ingest_speed")
+SCRIPTS = ("train_speed", "generate_speed", "memory", "scaling", "results", "ingest_speed", "plan_accuracy")
 
 
 @pytest.fixture
@@ -176,7 +176,11 @@ def test_the_page_holds_what_was_measured_and_names_what_was_not(beside: Any) ->
             "peak_mb": 321.0, "floor_mb": 300.0}
     machine = {"date": "2026-01-02 03:04 UTC", "processor": "P", "threads": 2, "memory_gb": 8, "python": "3.11",
                "versions": {"a": "1"}}
-    page = results.page({"scaling": {"machine": machine, "sizes": [size]}})
+    plan = {"workload": "w", "dtype": "float32", "planned_mb": 110.0, "measured_mb": 100.0, "memory_ratio": 1.1,
+            "planned_seconds": 2.0, "measured_seconds": 4.0, "time_ratio": 0.5}
+    page = results.page({"scaling": {"machine": machine, "sizes": [size]},
+                         "plan_accuracy": {"machine": machine, "workloads": [plan]}})
+    assert "| w | float32 | 110 | 100 | 1.10 | 2.0 | 4.0 | 0.50 |" in page
     assert "| 10 | 1,234 | 7.5 (7.0–8.0) | 321 |" in page
     assert "2026-01-02 03:04 UTC on P, 2 thread(s)" in page
     assert "Not measured yet: `generate_speed.py`." in page
