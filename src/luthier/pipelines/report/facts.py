@@ -109,6 +109,12 @@ class Facts:
         return rows or [row for arm in self.arms for row in _means(arm)]
 
     @cached_property
+    def directions(self) -> dict[str, bool]:
+        """Whether more is better, by metric."""
+        told = (a.meta.get("metrics") for a in self.of_use("evaluate").values())
+        return {m: up for metrics in told if isinstance(metrics, dict) for m, up in metrics.items()}
+
+    @cached_property
     def sets(self) -> list[str]:
         """Names of the sets of questions."""
         names = {str(r.get("set")) for r in self.table} | {str(p.get("set")) for a in self.arms for p in a.predictions}
