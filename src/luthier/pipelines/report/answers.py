@@ -8,6 +8,7 @@ from itertools import groupby
 from typing import Any
 
 from luthier.core.finding import Finding
+from luthier.pipelines.alike import alike
 from luthier.pipelines.report.facts import Facts, primary
 from luthier.pipelines.report.markup import (
     ABSENT,
@@ -55,7 +56,9 @@ def verdicts(facts: Facts) -> Html | None:
     lists = []
     for name, group in groupby(chosen, key=lambda f: str(f.extra["set"])):
         lists += [el("h3", name), *_gloss(name), el("ul", *_told(list(group), facts.cluster), class_="verdicts")]
-    return el("div", *lists)
+    note = el("p", "Arms that score alike on a few questions may still differ: only many answers that agree show that a "
+              "difference is rare.", class_="quiet") if any(map(alike, chosen)) else None
+    return el("div", *lists, note)
 
 
 def _told(found: list[Finding], cluster: str) -> list[Html]:
@@ -92,9 +95,9 @@ def _scores_of(name: str, rows: list[dict[str, Any]], facts: Facts) -> Html:
     for group in sorted({group_of(m) for m in metrics}, key=lambda g: group_order(g, name)):
         members = [m for m in metrics if group_of(m) == group]
         groups.append((group, [[_metric(m, facts), *(_score(cells.get((a, m))) for a in arms)] for m in members]))
-    asked = [(label, [_range(r.get(key) for r in rows if r["arm"] == a) for a in arms])
+    asked = [[label, *(_range(r.get(key) for r in rows if r["arm"] == a) for a in arms)]
              for label, key in (("questions", "questions"), (f"{facts.cluster}s", "clusters"))]
-    groups.append(("Asked", [[label, *counts] for label, counts in asked]))
+    groups.append(("Asked", asked))
     head = ["", *map(arm_heading, arms)]
     return tables(f"Scores on {name}", head, "t" + "n" * len(arms), groups, class_="scores", data_set=name)
 

@@ -186,7 +186,7 @@ def _agreement(finding: Finding) -> Html:
 
 
 def _margin_open(finding: Finding) -> Html | None:
-    return escape(": undecided, since so few answers that agree do not show how rare a disagreement is") \
+    return join((", so it is ", el("strong", "undecided"), " whether they differ")) \
         if finding.verdict == "undecided" else None
 
 
