@@ -15,7 +15,7 @@ from luthier.core.run import Run
 from luthier.pipelines.report import render
 from luthier.pipelines.report.data import render as render_data
 from luthier.pipelines.report.questions import written
-from tests.pipelines.test_report import Synthetic, part, parsed, values, words
+from tests.pipelines.test_report import Synthetic, parsed, part, values, words
 
 YIELDS = {"headings": {"written": 5, "parsed": 5, "distinct": 3}, "few-shot": {"written": 4, "parsed": 1, "distinct": 1}}
 QUALITY = {"questions": 4, "relevance": 0.75, "coverage": 0.5, "overlap_kl_nats": 1.25,
