@@ -11,7 +11,8 @@ from luthier.cli import _shared as shared
 
 
 def command(
-    kind: Annotated[str | None, typer.Argument(help="only this kind: method, objective, metric, …; base: packaged models")] = None,
+    kind: Annotated[str | None, typer.Argument(help="only this kind: method, objective, metric, …; base: packaged "
+                                                    "models")] = None,
     as_json: shared.Json = False,
 ) -> None:
     """The components, by kind."""

@@ -213,8 +213,8 @@ def costs(run: Run) -> list[Finding]:
         closed = arm.removesuffix(RETRIEVAL)
         if arm != closed and closed in asked:
             more = tokens - asked[closed]
+            told = f"{abs(more):.0f} prompt tokens a question {'more' if more >= 0 else 'fewer'} than {closed}"
             found.append(Finding(f"cost/prompt/{closed}|{arm}", asked[closed], tokens, more, "shown", extra={"arm": arm},
                                  unit="prompt tokens a question", evidence="luthier.json of the arms",
-                                 detail=f"Cost: arm {arm} reads {abs(more):.0f} prompt tokens a question {'more' if more >= 0 else 'fewer'} "
-                                        f"than {closed}."))
+                                 detail=f"Cost: arm {arm} reads {told}."))
     return found

@@ -173,7 +173,8 @@ def tables(label: str, head: Sequence[Any], align: str, groups: Iterable[tuple[A
 
 def _bare(heading: Any) -> str | None:
     """A heading as text without markup, for an attribute."""
-    return html.unescape(re.sub(r"<[^>]*>", "", str(heading))).strip() or None if isinstance(heading, Html) else str(heading) or None
+    text = html.unescape(re.sub(r"<[^>]*>", "", heading)) if isinstance(heading, Html) else str(heading)
+    return text.strip() or None
 
 
 def pairs(rows: Iterable[tuple[Any, Any]], **attributes: Any) -> Html:

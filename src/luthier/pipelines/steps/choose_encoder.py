@@ -114,7 +114,8 @@ class ChooseEncoder(Step, name="choose-encoder"):
                        detail="these two encoders, over sections",
                        extra={"left_arm": "base encoder", "right_arm": "tuned encoder", "metric": metric, "set": name,
                               "way": way, "p": result.p, "test": result.test, "clusters": result.clusters,
-                              "questions": len(ids), "alike": count_alike(left, right), "needed": result.needed, "margin": self.margin, "level": self.level})
+                              "questions": len(ids), "alike": count_alike(left, right),
+                              "needed": result.needed, "margin": self.margin, "level": self.level})
 
     def _table(self, scores: Scores, clusters: Mapping[str, str]) -> Iterator[dict[str, Any]]:
         for (name, way, metric), sides in scores.items():

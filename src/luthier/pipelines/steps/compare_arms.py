@@ -76,7 +76,8 @@ class CompareArms(Step, name="compare-arms"):
             verdict, interval=interval, unit=metric, evidence="table.json",  # type: ignore[arg-type]
             detail="this model, over sections",
             extra={"test": result.test, "p": result.p, "clusters": result.clusters, "questions": len(ids),
-                   "alike": count_alike(a, b), "needed": result.needed, "left_arm": left, "right_arm": right, "metric": metric, "set": name,
+                   "alike": count_alike(a, b), "needed": result.needed, "left_arm": left, "right_arm": right, "metric": metric,
+                   "set": name,
                    "margin": self.margin, "level": self.level})
 
     def _gains(self, part: str, metric: str, arms: Mapping[str, dict[tuple[str, str], Values]], higher: bool, ctx: Ctx

@@ -66,9 +66,9 @@ class Curate(Step, name="curate"):
             gives, reads = str(hints.pop("return", wanted)), str(next(iter(hints.values()), wanted))
             if not all(re.search(rf"\b{wanted}\b", hint) for hint in (reads, gives)):
                 name, rows = step.info.name, "passages of documents" if wanted == "Passage" else "examples"
-                raise UserError(f"'{name}' can't curate {rows}: it makes {_rows_of(gives)} from {_rows_of(reads)}. Files are read "
-                                "with 'luthier data ingest', questions written with 'luthier data synthesize'. See: luthier "
-                                "list data-step")
+                raise UserError(f"'{name}' can't curate {rows}: it makes {_rows_of(gives)} from {_rows_of(reads)}. Files are "
+                                "read with 'luthier data ingest', questions written with 'luthier data synthesize'. See: "
+                                "luthier list data-step")
 
     def _sealed(self, given: Artifact, folder: Path, kept: dict[str, int], read: Counter[str], ledger: Ledger) -> Artifact:
         about: dict[str, Any] = {"read": sum(read.values()), "dropped": ledger.count, "reasons": dict(ledger.reasons),

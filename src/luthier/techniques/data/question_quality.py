@@ -35,7 +35,7 @@ GRADED = ("relevance", "self_contained", "fluency")
 
 
 class QuestionQuality(DataStep, name="question-quality", seeds=[24], version=1):
-    """Measures questions; every row passes with its own numbers, the summary goes to the log and beside the rows."""
+    """Measures questions; every row passes with its own numbers, the summary goes to the log."""
 
     roles: ClassVar[tuple[str, ...]] = ()
     support: float = Field(0.8, ge=0, le=1, description="share of an answer's words from which a section answers it")
