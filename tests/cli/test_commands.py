@@ -63,7 +63,8 @@ def test_list_base_names_the_packaged_models_and_their_terms(luthier: Luthier) -
 def test_results_are_printed_by_set_and_metric() -> None:
     from luthier.cli._shared import _table
 
-    row = {"set": "unseen", "metric": "f1", "arm": "base", "value": 0.25, "low": None, "high": None, "questions": 8, "clusters": 8}
+    row = {"set": "unseen", "metric": "f1", "arm": "base", "value": 0.25, "low": None, "high": None, "questions": 8,
+           "clusters": 8}
     other = {**row, "arm": "tuned", "value": 0.5, "low": 0.25, "high": 0.75}
     assert _table([row, other, {**row, "metric": "stops"}], "cluster") == [
         "unseen: f1 (8 questions, 8 clusters)", "  base   0.250", "  tuned  0.500  [0.250, 0.750]"]

@@ -61,8 +61,8 @@ def test_scores_that_never_differ_are_no_ground_for_keeping_the_base():
         f.extra.update(questions=asked, alike=asked)
     (only,) = said(*same)
     assert only.text == ("No arm scores other than the base on any question (9 of known and 15 of unseen): these answers "
-                         "cannot tell the arms apart: about 140 more questions would decide. Read some of them first; until then the "
-                         "base is the cheaper choice.")
+                         "cannot tell the arms apart: about 140 more questions would decide. Read some of them first; until "
+                         "then the base is the cheaper choice.")
 
 
 @pytest.mark.parametrize(("seconds", "told"), [(0.42, "0.4 s"), (42.4, "42 s"), (100, "2 minutes"), (3000, "50 minutes"),

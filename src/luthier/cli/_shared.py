@@ -128,7 +128,8 @@ def finish(run: Run, as_json: bool) -> None:
                           "findings": [f.to_dict() for f in findings],
                           "advice": [a.to_dict() for a in advice]}, ensure_ascii=False, indent=1))
         return
-    print("\n".join(_table(table, "section" if run.has("documents") else "cluster")))
+    for line in _table(table, "section" if run.has("documents") else "cluster"):
+        print(line)
     for f in (f for f in findings if f.name.startswith("compare/")):
         if f.extra["metric"] in FIRST and f.verdict in ("better", "worse"):
             e = f.extra

@@ -73,8 +73,8 @@ class Synthesize(Step, name="synthesize"):
         """Why there is no question, and what to do about it."""
         writers, passages = ", ".join(yields), documents.meta.get("passages", 0)
         if not any(counts["written"] for counts in yields.values()):
-            return (f"No question could be written from {passages} passage(s) by {writers}: there is too little text, or it has "
-                    "no headings and definitions. Give more documents, or another writer (luthier list data-step).")
+            return (f"No question could be written from {passages} passage(s) by {writers}: there is too little text, or "
+                    "it has no headings and definitions. Give more documents, or another writer (luthier list data-step).")
         why = Counter(reason_of(d.reason) for d in ledger).most_common(3)
         told = ", ".join(f"{reason} ({n})" for reason, n in why)
         return (f"No question is left after the filters; most were left out as: {told}. Give more documents, a larger writer "
