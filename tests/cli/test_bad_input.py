@@ -66,6 +66,13 @@ def test_a_folder_that_is_not_there_is_refused(luthier: Luthier) -> None:
     refused(luthier("adapt", "dcos", "--base", "pico", "--out", "run"), "no file or folder 'dcos'")
 
 
+def test_documents_that_give_no_question_are_refused(luthier: Luthier) -> None:
+    Path("docs").mkdir()
+    Path("docs/short.md").write_text("# Short\n\nHello.\n")
+    said = luthier("adapt", "docs", "--recipe", recipe("ask", READ | ASK), "--out", "run")
+    refused(said, "No question could be written from 1 passage(s) by headings", "too little text", "ledger.jsonl")
+
+
 def test_a_folder_without_documents_is_refused(luthier: Luthier) -> None:
     Path("docs").mkdir()
     Path("docs/scan.djvu").write_bytes(b"%PDF-1.4")
@@ -185,6 +192,13 @@ def test_too_few_rows_are_refused(luthier: Luthier) -> None:
     (["tune", "rows.jsonl", "--seed", "x"], ["--seed", "integer"]),
     (["tune"], ["data"]),
     (["data", "inspct", "rows.jsonl"], ["inspct", "inspect"]),
+    (["data"], ["Usage: luthier data COMMAND", "curate", "Leave out, change or add rows"]),
+    (["--nope"], ["no option '--nope'", "luthier --help"]),
+    (["schema", "method", "zzz"], ["There is no method 'zzz'", "lora"]),
+    (["list", "data_stp"], ["no kind 'data_stp'", "Did you mean 'data-step'?"]),
+    (["data", "select", "rows.jsonl", "--out", "made", "--data-step", "headings"],
+     ["'headings' can't curate examples", "examples from passages", "luthier data synthesize"]),
+    (["data", "curate", "rows.jsonl", "--out", "made", "--data-step", "read-pdf"], ["'read-pdf' can't curate", "from files"]),
     (["list", "methods"], ["no kind 'methods'", "Did you mean 'method'?"]),
     (["schema", "method", "lorra"], ["Did you mean 'lora'?"]),
     (["catalog", "lorra"], ["lorra", "lora"]),

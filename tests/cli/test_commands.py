@@ -54,6 +54,23 @@ def test_list_names_every_kind_and_component(luthier: Luthier) -> None:
     assert luthier("list", "data-step").out == luthier("list", "data_step").out
 
 
+def test_list_base_names_the_packaged_models_and_their_terms(luthier: Luthier) -> None:
+    shown = luthier("list", "base").out
+    assert "pico" in shown and "--accept-terms gemma" in shown and "hub id" in shown
+    assert {"pico", "minilm"} <= {row["name"] for row in luthier("list", "base", "--json").json}
+
+
+def test_results_are_printed_by_set_and_metric() -> None:
+    from luthier.cli._shared import _table
+
+    row = {"set": "unseen", "metric": "f1", "arm": "base", "value": 0.25, "low": None, "high": None, "questions": 8,
+           "clusters": 8}
+    other = {**row, "arm": "tuned", "value": 0.5, "low": 0.25, "high": 0.75}
+    assert _table([row, other, {**row, "metric": "stops"}], "cluster") == [
+        "unseen: f1 (8 questions, 8 clusters)", "  base   0.250", "  tuned  0.500  [0.250, 0.750]"]
+    assert _table([], "section") == []
+
+
 def test_schema_describes_recipes_and_components(luthier: Luthier) -> None:
     recipes = luthier("schema").json
     assert {"steps", "seed"} <= recipes["properties"].keys()

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from luthier.core.finding import Finding
-from luthier.pipelines.advice import Advice, advice
+from luthier.pipelines.advice import Advice, _time, advice
 
 
 def compared(left: str, right: str, verdict: Any, name: str = "unseen", needed: int | None = None) -> Finding:
@@ -53,6 +53,22 @@ def test_the_order_of_the_arms_does_not_matter():
 def test_nothing_better_keeps_the_base():
     (kept,) = said(compared("base", "tuned", "worse"), compared("base", "base+retrieval", "no difference"))
     assert kept.text == "Keep the base: no arm is better than it." and len(kept.findings) == 2
+
+
+def test_scores_that_never_differ_are_no_ground_for_keeping_the_base():
+    same = [compared("base", "tuned", "undecided", needed=n, name=name) for name, n in (("known", 140), ("unseen", 134))]
+    for f, asked in zip(same, (9, 15), strict=True):
+        f.extra.update(questions=asked, alike=asked)
+    (only,) = said(*same)
+    assert only.text == ("No arm scores other than the base on any question (9 of known and 15 of unseen): these answers "
+                         "cannot tell the arms apart: about 140 more questions would decide. Read some of them first; until "
+                         "then the base is the cheaper choice.")
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(0.42, "0.4 s"), (42.4, "42 s"), (100, "2 minutes"), (3000, "50 minutes"),
+                                               (9000, "2.5 hours")])
+def test_times_are_told_in_the_unit_that_reads_best(seconds, told):
+    assert _time(seconds) == told
 
 
 def test_undecided_is_said_with_what_would_decide():

@@ -20,13 +20,14 @@ from luthier.core.rng import Rng
 from luthier.core.run import Run
 from luthier.pipelines.report import render, write
 from luthier.pipelines.report.plots import Scale, curve, thinned, ticks
+from luthier.pipelines.report.words import group_of, metric_gloss, metric_words
 
 ARMS = ("base", "base+retrieval", "tuned", "tuned+retrieval")
 SETS = {"known": 24, "unseen": 23, "unanswerable": 10}
 METRICS = ("f1", "exact-match", "recall@5", "stops", "abstains")
 SKILL = {"base": 0.15, "base+retrieval": 0.5, "tuned": 0.3, "tuned+retrieval": 0.6}
 HOSTILE = '<script>alert("1")</script> & <b>bold</b> \x00 \u202eabc'
-VOID = {"br", "hr", "meta", "link", "input", "img"}
+VOID = {"br", "hr", "meta", "link", "input", "img", "wbr"}
 
 
 class Synthetic:
@@ -247,18 +248,42 @@ def test_headings_links_and_boxes(soup: BeautifulSoup) -> None:
         assert box["class"] == ["scroll"] and box["tabindex"] == "0" and box["aria-label"]
 
 
+def cells(table: Tag) -> dict[tuple[str, str], list[float]]:
+    """The numbers of a table of scores by what is measured and arm; a cell names the arm it belongs to."""
+    return {(tr.th.find(string=True), td["data-label"]): values(td) for tr in table.find_all("tr", class_=False)
+            for td in tr.find_all("td")}
+
+
 def test_scores_are_those_of_the_table(run: Run, soup: BeautifulSoup) -> None:
     rows = read_json(run.step("compare").folder / "table.json")
     for name in SETS:
-        body = part(soup, "scores").find("table", attrs={"data-set": name}).tbody
-        shown = {tr.th.get_text(): values(tr) for tr in body.find_all("tr")}
-        assert list(shown) == list(ARMS)
-        for arm, numbers in shown.items():
-            for row in (r for r in rows if r["set"] == name and r["arm"] == arm):
-                assert {row["value"], row["low"], row["high"]} <= set(numbers)
-                assert numbers[-2:] == [row["questions"], row["clusters"]]
+        shown = cells(part(soup, "scores").find("table", attrs={"data-set": name}))
+        mine = [r for r in rows if r["set"] == name]
+        assert len(shown) == len(mine) + 2 * len(ARMS)
+        for row in mine:
+            assert shown[metric_words(row["metric"]), row["arm"]] == [row["value"], row["low"], row["high"]]
+            assert shown["questions", row["arm"]] == [row["questions"]]
+            assert shown["sections", row["arm"]] == [row["clusters"]]
     for shown in part(soup, "scores").find_all("data"):  # what is read is what is meant
         assert abs(float(shown.get_text().replace("−", "-")) - float(shown["value"])) <= 5.01e-4
+
+
+def test_scores_stand_in_groups_and_what_matters_comes_first(soup: BeautifulSoup) -> None:
+    def read(name: str) -> list[str]:
+        table = part(soup, "scores").find("table", attrs={"data-set": name})
+        return [tr.th.find(string=True) for tr in table.find_all("tr") if tr.th.find(string=True)]
+
+    assert read("known") == ["Answers", "F1", "exact match", "Form", "share that stops by itself", "Asked",
+                             "questions", "sections"]
+    assert read("unanswerable")[:2] == ["Knowing when not to answer", "share of abstentions"]
+
+
+def test_each_registered_metric_belongs_to_a_group_and_is_explained() -> None:
+    from luthier.core.index import rows
+
+    names = {r["name"] for r in rows() if r["kind"] == "metric"}
+    assert {n for n in names if group_of(n) == "Other"} == set()
+    assert set(metric_gloss()) == names and all(metric_gloss().values())
 
 
 def test_every_comparison_has_a_row_and_one_mark(run: Run, soup: BeautifulSoup) -> None:
@@ -269,7 +294,7 @@ def test_every_comparison_has_a_row_and_one_mark(run: Run, soup: BeautifulSoup) 
         marks = sorted(block.find_all("circle"), key=lambda c: float(c["cx"].rstrip("%")))
         differences = [findings[c["data-name"]]["difference"] for c in marks]
         assert differences == sorted(differences)
-    shown = [values(tr) for table in section.find_all("table") for tr in table.tbody.find_all("tr")]
+    shown = [values(tr) for table in section.find_all("table") for tr in table.select("tbody tr:not(.group)")]
     assert len(shown) == len(findings)
     for f in findings.values():
         numbers = next(v for v in shown if v[2] == f["difference"])
@@ -290,6 +315,31 @@ def test_verdicts_in_words(soup: BeautifulSoup, tmp_path: Path) -> None:
     said = part(parsed(Run(tmp_path / "run")), "answer").li
     assert words(said).endswith("On unseen sections, the base with retrieval is better than the base by +0.31 F1 "
                                 "(95 % interval +0.20 to +0.42, 23 sections).")
+
+
+def alike(left: str, right: str, asked: int, verdict: Any = "undecided", needed: int | None = 134) -> Finding:
+    """A comparison of two arms that score nothing on any question."""
+    return Finding(f"compare/f1/unseen/{left}|{right}", 0.0, 0.0, 0.0, verdict, (0.0, 0.0), unit="f1", extra={
+        "clusters": asked, "questions": asked, "alike": asked, "needed": needed, "left_arm": left, "right_arm": right,
+        "metric": "f1", "set": "unseen"})
+
+
+def test_scores_that_never_differ_are_told_as_such(tmp_path: Path) -> None:
+    def told(name: str, *found: Finding) -> str:
+        made = Synthetic(tmp_path / name)
+        made.documents()
+        made.step("compare", "compare-arms", "records", {"findings.jsonl": [f.to_dict() for f in found]})
+        return "; ".join(words(li) for li in part(parsed(Run(tmp_path / name)), "answer").find_all("li"))
+
+    assert told("pair", alike("base", "tuned", 15)) == (
+        "? undecided On unseen sections, the base and the tuned model score alike on all 15 questions (mean 0.00 F1), so it is "
+        "undecided whether they differ; about 134 more questions would decide.").replace("? undecided On", "? undecidedOn")
+    every = [alike(left, right, 15) for left, right in combinations(ARMS, 2)]
+    assert told("all", *every).startswith("? undecidedOn unseen sections, all 4 arms score alike on all 15 questions")
+    many = told("many", alike("base", "tuned", 400, "no difference", None))
+    assert "score alike on all 400 questions (mean 0.00 F1)." in many and "undecided" not in many
+    mixed = told("mixed", every[0], Finding("compare/f1/unseen/base|x", 0.0, 0.5, 0.5, "better", (0.3, 0.7)))
+    assert "x is better than the base" in mixed and "score alike" in mixed
 
 
 def test_costs_and_losses(run: Run, soup: BeautifulSoup) -> None:
@@ -323,6 +373,7 @@ def test_prompts_data_and_receipts(soup: BeautifulSoup) -> None:
     assert reasons == {"duplicate paragraph": 22, "unreadable": 8, "same question as train": 3}
     assert max(len(t.tbody.find_all("tr")) for t in data.find_all("table")) == 10
     table = part(soup, "receipts").find("table")
+    assert not table.find_parent("details").has_attr("open"), "receipts that agree need no reading"
     assert len(table.tbody.find_all("tr")) == 8 and "compare/" not in table.get_text()
 
 
@@ -340,6 +391,41 @@ def test_a_failed_receipt_is_loud_and_first(tmp_path: Path) -> None:
     section = part(page, "receipts")
     assert "merged/logits" in section.find(class_="alarm").get_text()
     assert section.find("table").tbody.tr.th.get_text() == "merged/logits"
+    assert section.find("table").find_parent("details").has_attr("open")
+
+
+def test_a_plan_stands_beside_what_happened(tmp_path: Path) -> None:
+    made = Synthetic(tmp_path / "run")
+    made.step("tuned", "fit", "adapter", fit={"seconds": 90.0, "peak_mb": 1100, "planned": {
+        "peak_mb": 1000.0, "seconds": 60.0, "floor_mb": 700.0, "memory_mb": {"weights": 300.0, "adapter": 0.0}}})
+    table = part(parsed(Run(tmp_path / "run")), "cost").find("table", class_="plan")
+    assert [values(tr) for tr in table.tbody.find_all("tr")] == [[1000, 1100, 1.1], [60, 90, 1.5]]
+    made.step("other", "fit", "adapter", fit={"seconds": 1.0, "planned": {"note": "no weights are there yet"}})
+    assert "no weights are there yet" in words(part(parsed(Run(tmp_path / "run")), "cost"))
+
+
+def test_openings_are_read_from_the_log(tmp_path: Path) -> None:
+    made = Synthetic(tmp_path / "run", openings=None)
+    made.arm("base")
+    (tmp_path / "run" / "log.txt").write_text(
+        "2026-03-04T10:11:12+00:00 [arm-base] chosen on 16 dev questions\n"
+        "2026-03-04T10:12:12+00:00 [arm-base] test opened: 61 questions of known by arm base\n")
+    rows = part(parsed(Run(tmp_path / "run")), "prompts").find("table", class_="openings").tbody.find_all("tr")
+    assert [words(tr) for tr in rows] == ["14 March 2026, 10:12 UTCarm-base61 questions of known by arm base"]
+
+
+def test_the_command_is_shown_as_it_is_typed(tmp_path: Path) -> None:
+    made = Synthetic(tmp_path / "run", argv=["__main__.py", "adapt", "my docs"])
+    made.documents()
+    assert words(part(parsed(Run(tmp_path / "run")), "again").pre) == "luthier adapt 'my docs'"
+
+
+def test_reasons_that_name_a_row_are_counted_together(tmp_path: Path) -> None:
+    made = Synthetic(tmp_path / "run")
+    ledger = [{"id": f"p{i}", "reason": f"duplicate of guide.md:{i}", "detail": ""} for i in range(3)]
+    made.step("documents", "ingest", "documents", {"ledger.jsonl": ledger}, files=1)
+    reason, = part(parsed(Run(tmp_path / "run")), "data").find_all("details", class_="reason")
+    assert (words(reason.summary), words(reason.tbody.tr)) == ("duplicate 3", "p0of guide.md:0")
 
 
 def test_bare_tune_run(tmp_path: Path) -> None:
@@ -362,7 +448,7 @@ def test_half_finished_run_says_what_is_missing(tmp_path: Path) -> None:
     assert "failed" in notice.get_text() and "disk full" in notice.get_text()
     assert [c.get_text() for c in notice.find_all("code")] == ["evaluate-tuned", "compare"]
     assert [t["data-missing"] for t in page.select("[data-missing]")] == [
-        "answer", "advice", "comparisons", "gains", "learning"]
+        "answer", "advice", "comparisons", "gains", "retriever", "learning", "questions"]
     scores = read_lines(made.folder / "steps" / "evaluate-base" / "scores.jsonl")
     f1 = [s["value"] for s in scores if s["metric"] == "f1" and s["set"] == "known"]
     assert sum(f1) / len(f1) in values(part(page, "scores").find("table", attrs={"data-set": "known"}))
@@ -373,7 +459,7 @@ def test_an_empty_run_and_odd_values(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     write_json(folder / "run.json", {"name": HOSTILE, "state": "started", "openings": 2, "started": "yesterday"})
     page = parsed(Run(folder))
-    assert len(page.select("[data-missing]")) == 11 and "2 openings" in words(page)
+    assert len(page.select("[data-missing]")) == 13 and "2 openings" in words(page)
     made = Synthetic(folder, openings=["once"])
     curve_rows = [{"step": 1, "loss": float("nan")}]
     made.step("tuned", "fit", "adapter", {"curve.jsonl": curve_rows}, fit={"seconds": float("inf")})

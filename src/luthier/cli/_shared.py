@@ -71,7 +71,7 @@ def watcher(quiet: bool = False) -> Watcher:
 
 class _Shown:
     def __init__(self, moving: bool) -> None:
-        self.moving = moving
+        self.moving, self.last = moving, ""
 
     def started(self, name: str, number: int, total: int) -> None:
         self._line(f"[{number}/{total}] {name} …", keep=not self.moving)
@@ -106,7 +106,9 @@ class _Shown:
         if self.moving:
             print(f"\r\x1b[K{text}", end="\n" if keep else "", file=sys.stderr, flush=True)
         else:
-            print(text, file=sys.stderr, flush=True)
+            if text != self.last:  # the same again tells nothing
+                print(text, file=sys.stderr, flush=True)
+            self.last = text
 
 
 def _time(seconds: float) -> str:
@@ -126,15 +128,10 @@ def finish(run: Run, as_json: bool) -> None:
                           "findings": [f.to_dict() for f in findings],
                           "advice": [a.to_dict() for a in advice]}, ensure_ascii=False, indent=1))
         return
-    width = max((len(row["arm"]) for row in table), default=15) + 2
-    for row in table:
-        if row["metric"] in ("f1", "accuracy", "exact-match", "abstains", "bits-per-byte", "preference-accuracy"):
-            interval = "" if row["low"] is None else f"  [{row['low']:.3f}, {row['high']:.3f}]"
-            print(f"{row['set']:<13}{row['arm']:<{width}}{row['metric']:<20}{row['value']:.3f}{interval}  "
-                  f"({row['questions']} questions, {row['clusters']} sections)")
+    for line in _table(table, "section" if run.has("documents") else "cluster"):
+        print(line)
     for f in (f for f in findings if f.name.startswith("compare/")):
-        shown = f.extra["metric"] in ("f1", "accuracy", "bits-per-byte", "preference-accuracy")
-        if shown and f.verdict in ("better", "worse"):
+        if f.extra["metric"] in FIRST and f.verdict in ("better", "worse"):
             e = f.extra
             print(f"{e['set']}: {e['right_arm']} is {f.verdict} than {e['left_arm']} by {f.difference:+.3f} {e['metric']}")
     for said in advice:
@@ -144,6 +141,27 @@ def finish(run: Run, as_json: bool) -> None:
     rest = f" ({len(receipts) - len(checked)} not applicable)" if len(checked) < len(receipts) else ""
     print(f"Receipts: {sum(f.verdict == 'agrees' for f in checked)} of {len(checked)} agree{rest}.")
     print(f"Report: {report}")
+
+
+# What the terminal shows; the report has the rest.
+FIRST = ("f1", "accuracy", "bits-per-byte", "preference-accuracy")
+SHOWN = (*FIRST, "abstains")
+
+
+def _table(rows: list[dict[str, Any]], cluster: str) -> list[str]:
+    """The first metrics by set and arm: a heading with what was asked, and a line an arm."""
+    blocks: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for row in (r for r in rows if r["metric"] in SHOWN):
+        groups = f"{row['clusters']} {cluster}" + ("" if row["clusters"] == 1 else "s")
+        blocks.setdefault((row["set"], row["metric"], f"{row['questions']} questions, {groups}"), []).append(row)
+    width = max((len(row["arm"]) for row in rows), default=0) + 2
+    lines = []
+    for (name, metric, asked), members in sorted(blocks.items(), key=lambda item: item[0][:2]):
+        lines.append(f"{name}: {metric} ({asked})")
+        for row in members:
+            interval = "" if row["low"] is None else f"  [{row['low']:.3f}, {row['high']:.3f}]"
+            lines.append(f"  {row['arm']:<{width}}{row['value']:.3f}{interval}")
+    return lines
 
 
 def _results(run: Run) -> tuple[list[dict[str, Any]], list[Any]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from collections.abc import Callable, Mapping
 
 COMMANDS = {
     "adapt": "documents in, four arms with evidence out",
@@ -32,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_help())
         return 0
-    if arguments[0] == "--version":
+    if arguments[0] in ("-V", "--version", "version"):
         from luthier import __version__
 
         print(f"luthier {__version__}")
@@ -41,7 +42,9 @@ def main(argv: list[str] | None = None) -> int:
     if name not in COMMANDS:
         from luthier.core.errors import nearest
 
-        print(f"luthier: there is no command '{name}'. {nearest(name, COMMANDS)}", file=sys.stderr)
+        what = "option" if name.startswith("-") else "command"
+        tail = "Options follow a command." if what == "option" else nearest(name, COMMANDS)
+        print(f"luthier: there is no {what} '{name}'. {tail} See: luthier --help", file=sys.stderr)
         return 2
     return _run(name, arguments[1:])
 
@@ -54,6 +57,9 @@ def _run(name: str, arguments: list[str]) -> int:
     module = importlib.import_module(f"luthier.cli.{name}")
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     if hasattr(module, "commands"):
+        if not arguments:
+            print(_subcommands(name, module.__doc__ or "", module.commands), file=sys.stderr)
+            return 2
         app.callback(help=module.__doc__)(lambda: None)
         for word, function in module.commands.items():
             app.command(word, help=function.__doc__)(function)
@@ -86,6 +92,14 @@ def _run(name: str, arguments: list[str]) -> int:
 def _interrupted() -> int:
     print("\nluthier: interrupted. What is finished is kept: run the same command to go on.", file=sys.stderr)
     return INTERRUPTED
+
+
+def _subcommands(name: str, about: str, commands: Mapping[str, Callable[..., None]]) -> str:
+    """What to say where a command of several was not told which."""
+    width = max(map(len, commands))
+    told = [f"  {word:<{width}}  {(function.__doc__ or '').splitlines()[0]}" for word, function in commands.items()]
+    return "\n".join([about.splitlines()[0], "", f"Usage: luthier {name} COMMAND PATH [OPTIONS]", "", *told, "",
+                      f"luthier {name} COMMAND --help shows a command's options."])
 
 
 def _help() -> str:

@@ -24,7 +24,10 @@ def command(
     wanted = kind.replace("-", "_")
     found = {r["name"]: r for r in rows() if r["kind"] == wanted}
     if not found:
-        raise UserError(f"There is no kind '{kind}'. {nearest(wanted, {r['kind'] for r in rows()})}")
-    if name is None or name not in found:
-        raise UserError(f"Name a {kind}. {nearest(name or '', found)}")
+        kinds = {r["kind"].replace("_", "-") for r in rows()}
+        raise UserError(f"There is no kind '{kind}'. {nearest(kind.replace('_', '-'), kinds)}")
+    if name is None:
+        raise UserError(f"Name one: luthier schema {kind} NAME. {nearest('', found)}")
+    if name not in found:
+        raise UserError(f"There is no {kind} '{name}'. {nearest(name, found)}")
     print(json.dumps(found[name]["schema"], indent=1, ensure_ascii=False))

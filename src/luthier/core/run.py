@@ -61,7 +61,9 @@ class Run:
         """
         run = cls(folder)
         if not run.record:
-            raise UserError(f"{folder} is not a run: it has no run.json. Make one with: luthier adapt DOCS --out {folder}")
+            what = "has no run.json" if folder.exists() else "does not exist"
+            raise UserError(f"{folder} is not a run: it {what}. Give the folder of a run (its --out; by default below runs/), "
+                            f"or make one: luthier adapt DOCS --out {folder}, luthier tune DATA --out {folder}")
         return run
 
     @classmethod

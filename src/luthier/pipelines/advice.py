@@ -9,6 +9,7 @@ from typing import Any
 from luthier.core.artifact import MODEL_KINDS
 from luthier.core.finding import Finding
 from luthier.core.run import Run
+from luthier.pipelines.alike import alike
 
 METRICS = ("f1", "accuracy", "preference-accuracy", "bits-per-byte", "exact-match")
 RETRIEVAL = "+retrieval"
@@ -165,6 +166,13 @@ def _contradictions(told: _Findings) -> list[Advice]:
 def _keep(told: _Findings, advised: bool) -> list[Advice]:
     """Keep the base where every arm is decided and none is better; else what more questions would decide."""
     found = [(f, v) for arm in told.arms if arm != BASE for f, v in told.about(BASE, arm)]
+    if found and all(alike(f) for f, _ in found):
+        asked = " and ".join(dict.fromkeys(f"{f.extra['questions']} of {f.extra['set']}" for f, _ in found))
+        few = [f for f, v in found if v == "undecided"]
+        more = _more(max(few, key=lambda f: f.extra.get("needed") or 0)) if few else ""
+        return [Advice(f"No arm scores other than the base on any question ({asked}): these answers cannot tell the arms "
+                       f"apart{more}. Read some of them first; until then the base is the cheaper choice.",
+                       _names([f for f, _ in found]))]
     open_ = [f for f, v in found if v == "undecided"]
     if found and not open_ and all(v in ("worse", "no difference") for _, v in found):
         return [Advice("Keep the base: no arm is better than it.", _names([f for f, _ in found]))]
@@ -181,6 +189,13 @@ def _more(finding: Finding) -> str:
     return f": about {needed} more {finding.extra.get('needed_unit') or 'questions'} would decide" if needed else ""
 
 
+def _time(seconds: float) -> str:
+    """Seconds, minutes or hours, whichever reads best."""
+    if seconds < 100:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
+
+
 def costs(run: Run) -> list[Finding]:
     """Minutes of training by arm's model, and prompt tokens a question that retrieval adds; from the run's records."""
     artifacts = {name: run.step(name) for name in run.steps() if run.has(name)}
@@ -190,7 +205,7 @@ def costs(run: Run) -> list[Finding]:
             minutes = a.meta["fit"]["seconds"] / 60
             found.append(Finding(f"cost/training/{name}", 0.0, minutes, minutes, "shown", unit="minutes",
                                  evidence=f"steps/{name}/luthier.json", extra={"arm": name},
-                                 detail=f"Cost: training {name} took {minutes:.1f} minutes."))
+                                 detail=f"Cost: training {name} took {_time(60 * minutes)}."))
     asked = {a.meta["arm"]: a.meta["prompt_tokens"] / questions for a in artifacts.values()
              if a.kind == "records" and "arm" in a.meta and a.meta.get("prompt_tokens") is not None
              and (questions := sum(1 for _ in (a.folder / "predictions.jsonl").open(encoding="utf-8")))}
@@ -198,7 +213,8 @@ def costs(run: Run) -> list[Finding]:
         closed = arm.removesuffix(RETRIEVAL)
         if arm != closed and closed in asked:
             more = tokens - asked[closed]
+            told = f"{abs(more):.0f} prompt tokens a question {'more' if more >= 0 else 'fewer'} than {closed}"
             found.append(Finding(f"cost/prompt/{closed}|{arm}", asked[closed], tokens, more, "shown", extra={"arm": arm},
                                  unit="prompt tokens a question", evidence="luthier.json of the arms",
-                                 detail=f"Cost: arm {arm} reads {more:+.0f} prompt tokens a question over {closed}."))
+                                 detail=f"Cost: arm {arm} reads {told}."))
     return found

@@ -23,6 +23,7 @@ import numpy as np
 
 from luthier.core.finding import Finding
 from luthier.engine import statistics
+from luthier.pipelines.alike import settle
 
 GAIN = "gain/"
 KNOWN, UNSEEN = "known", "unseen"
@@ -64,7 +65,8 @@ def knowledge(known: tuple[Values, Values], unseen: tuple[Values, Values], **opt
         return statistics.Comparison(gain(rows), None, None, None, len(rows), len(set(clusters)), "none", "undecided",
                                      needed, options.get("margin"))
     values = statistics.jackknife_values(gain, rows, clusters)
-    result = statistics.paired(np.zeros(len(rows)), values, clusters, **options)
+    before = np.zeros(len(rows))
+    result = settle(statistics.paired(before, values, clusters, **options), before, values, options.get("level", 0.95))
     return statistics.Comparison(**{**{n: getattr(result, n) for n in result.__slots__}, "difference": gain(rows)})
 
 

@@ -99,6 +99,7 @@ def _examples(artifact: Artifact, base: str, rows: int, max_tokens: int, said: l
     from luthier.engine.encoding import chats
     from luthier.engine.models import architecture_of, load_tokenizer, resolve
     from luthier.engine.rendering import Render
+    from luthier.pipelines.report.questions import written
 
     folder = resolve(base)
     examples = [e for name in artifact.subsets for e in artifact.examples(name)]
@@ -133,7 +134,7 @@ def _examples(artifact: Artifact, base: str, rows: int, max_tokens: int, said: l
         about["labels"] = dict(Counter(str(e.label) for e in examples))
     if said:
         about["said while reading"] = "; ".join(said)
-    return {"about": about, "lengths": lengths, "clusters": Counter(e.cluster for e in examples),
+    return {"about": about, **written(artifact), "lengths": lengths, "clusters": Counter(e.cluster for e in examples),
             "sources": Counter(e.source for e in examples),
             "shown": [shown for e in examples[:rows] for side in _sides(e) for shown in _shown(side, render, labelled)]}
 

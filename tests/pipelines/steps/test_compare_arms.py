@@ -104,6 +104,14 @@ def test_within_the_margin_there_is_no_difference(arm, compare):
     assert [f.verdict for f in compare(same, near, margin=0.0001)[1]] == ["better"]
 
 
+def test_scores_that_never_differ_are_undecided_until_there_are_many(arm, compare):
+    few, = compare(arm("a", {"known/f1": [0.0] * 60}), arm("b", {"known/f1": [0.0] * 60}))[1]
+    assert (few.verdict, few.interval, few.extra["alike"], few.extra["questions"]) == ("undecided", (0, 0), 60, 60)
+    assert few.extra["needed"] == 3 * (149 - 20)  # 149 sections, three questions each
+    many, = compare(arm("a", {"known/f1": [0.0] * 450}), arm("b", {"known/f1": [0.0] * 450}))[1]
+    assert (many.verdict, many.extra["alike"], many.extra["needed"]) == ("no difference", 450, None)
+
+
 def test_few_sections_are_undecided(arm, compare):
     (found,) = compare(arm("a", {"known/f1": [0.0] * 15}), arm("b", {"known/f1": [1.0] * 15}))[1]
     assert (found.verdict, found.interval, found.extra["p"]) == ("undecided", None, None)

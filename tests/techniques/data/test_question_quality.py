@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from luthier.core.example import Example, Passage
+from luthier.core.files import read_json
 from luthier.techniques.data._questions import written
-from luthier.techniques.data.question_quality import QuestionQuality, coverage, diversity, fluency, kl
+from luthier.techniques.data.question_quality import SUMMARY, QuestionQuality, coverage, diversity, fluency, kl
 
 CORPUS = [Passage(f"d:{i}", text, "d", f"s{i}") for i, text in enumerate([
     "Water boils at 100 degrees.", "Oak leaves fall in October.", "The pump rests on Sundays.",
@@ -66,6 +67,8 @@ def test_rows_pass_with_their_numbers_and_the_summary_is_said(ctx, log):
     assert [r.meta["quality"]["self_contained"] for r in made] == [True, False]
     assert made[0].meta["quality"]["detail"] == 4 and made[0].meta["quality"]["relevance"] == pytest.approx(1 / 2)
     assert any("overlap_kl_nats" in line for line in log)
+    kept = read_json(ctx.folder / SUMMARY)  # beside the rows, where a report finds it
+    assert kept["questions"] == 2 and kept["self_contained"] == 0.5 and kept["by"]["fluency"] == "rules of form"
     found = QuestionQuality().measure(rows, CORPUS, ctx)
     assert found["coverage"] == 2 / 5 and found["self_contained"] == 0.5 and found["by"]["diversity"] == "word counts"
     assert found["diversity"] == pytest.approx(1 - 1 / math.sqrt(20))

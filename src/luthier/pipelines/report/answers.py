@@ -8,6 +8,7 @@ from itertools import groupby
 from typing import Any
 
 from luthier.core.finding import Finding
+from luthier.pipelines.alike import alike
 from luthier.pipelines.report.facts import Facts, primary
 from luthier.pipelines.report.markup import (
     ABSENT,
@@ -19,15 +20,22 @@ from luthier.pipelines.report.markup import (
     finite,
     join,
     number,
+    pairs,
     span,
     table,
+    tables,
 )
 from luthier.pipelines.report.plots import forest
 from luthier.pipelines.report.words import (
     SET_GLOSS,
     VERDICTS,
+    all_alike,
+    arm_heading,
     arm_order,
     chip,
+    group_of,
+    group_order,
+    metric_gloss,
     metric_order,
     metric_words,
     needed_words,
@@ -47,39 +55,56 @@ def verdicts(facts: Facts) -> Html | None:
         return None
     lists = []
     for name, group in groupby(chosen, key=lambda f: str(f.extra["set"])):
-        told = [el("li", chip(f.verdict), el("span", sentence(f, facts.cluster))) for f in group]
-        lists += [el("h3", name), el("ul", *told, class_="verdicts")]
-    return el("div", *lists)
+        lists += [el("h3", name), *_gloss(name), el("ul", *_told(list(group), facts.cluster), class_="verdicts")]
+    note = el("p", "Arms that score alike on a few questions may still differ: only many answers that agree show that a "
+              "difference is rare.", class_="quiet") if any(map(alike, chosen)) else None
+    return el("div", *lists, note)
+
+
+def _told(found: list[Finding], cluster: str) -> list[Html]:
+    whole = all_alike(found)
+    if whole is not None:
+        return [el("li", chip(found[0].verdict), el("span", whole))]
+    return [el("li", chip(f.verdict), el("span", sentence(f, cluster))) for f in found]
 
 
 def scores(facts: Facts) -> Html | None:
-    """Arms by metrics, one table a set."""
+    """Metrics by arms, one table a set: metrics in groups, what matters most first."""
     if not facts.table:
         return None
     blocks = []
     for name in sorted({str(r["set"]) for r in facts.table}, key=set_order):
         rows = [r for r in facts.table if str(r["set"]) == name]
-        blocks += [el("h3", name), *_gloss(name), _scores_of(name, rows, facts.cluster)]
+        blocks += [el("h3", name), *_gloss(name), _scores_of(name, rows, facts)]
     bare = all(r.get("low") is None for r in facts.table)
     note = "Means without intervals: no comparison has been finished." if bare else \
-        "Each mean with its interval below it."
-    return el("div", el("p", note, class_="quiet"), *blocks)
+        "Each mean with its interval below it; none where fewer than 6 " + f"{facts.cluster}s were asked about or all scores " \
+        "are equal. A dash: not measured for this arm."
+    return el("div", el("p", note, class_="quiet"), *blocks, _together(facts), _meanings(facts))
 
 
 def _gloss(name: str) -> list[Html]:
     return [el("p", SET_GLOSS[name], class_="quiet")] if name in SET_GLOSS else []
 
 
-def _scores_of(name: str, rows: list[dict[str, Any]], cluster: str) -> Html:
-    metrics = sorted({str(r["metric"]) for r in rows}, key=metric_order)
+def _scores_of(name: str, rows: list[dict[str, Any]], facts: Facts) -> Html:
     cells = {(r["arm"], str(r["metric"])): r for r in rows}
-    body = []
-    for arm in sorted({str(r["arm"]) for r in rows}, key=arm_order):
-        mine = [cells[arm, m] for m in metrics if (arm, m) in cells]
-        body.append([arm, *(_score(cells.get((arm, m))) for m in metrics),
-                     _range(r.get("questions") for r in mine), _range(r.get("clusters") for r in mine)])
-    head = ["arm", *map(metric_words, metrics), "questions", f"{cluster}s"]
-    return table(f"Scores on {name}", head, "t" + "n" * (len(head) - 1), body, class_="scores", data_set=name)
+    arms = sorted({str(r["arm"]) for r in rows}, key=arm_order)
+    metrics = sorted({str(r["metric"]) for r in rows}, key=metric_order)
+    groups: list[tuple[Any, list[list[Any]]]] = []
+    for group in sorted({group_of(m) for m in metrics}, key=lambda g: group_order(g, name)):
+        members = [m for m in metrics if group_of(m) == group]
+        groups.append((group, [[_metric(m, facts), *(_score(cells.get((a, m))) for a in arms)] for m in members]))
+    asked = [[label, *(_range(r.get(key) for r in rows if r["arm"] == a) for a in arms)]
+             for label, key in (("questions", "questions"), (f"{facts.cluster}s", "clusters"))]
+    groups.append(("Asked", asked))
+    head = ["", *map(arm_heading, arms)]
+    return tables(f"Scores on {name}", head, "t" + "n" * len(arms), groups, class_="scores", data_set=name)
+
+
+def _metric(metric: str, facts: Facts) -> Html:
+    lower = facts.directions.get(metric) is False
+    return join((metric_words(metric), el("small", "lower is better") if lower else None))
 
 
 def _score(row: dict[str, Any] | None) -> Html:
@@ -93,6 +118,28 @@ def _range(counts: Iterable[Any]) -> Html:
     """One count, or "from–to" where the metrics of an arm rest on different ones."""
     known = sorted({c for c in counts if finite(c)})
     return join((number(c) for c in {known[0]: 0, known[-1]: 0}), "–") if known else escape(ABSENT)
+
+
+def _together(facts: Facts) -> Html | None:
+    """Numbers of all sets together that a metric has besides its mean: recall at other depths, precision of abstaining."""
+    told = {a.name: {(m, key): v for m, sets in (a.meta.get("details") or {}).items()
+                     for key, v in (sets.get("all") or {}).items() if finite(v)} for a in facts.arms}
+    keys = sorted({k for found in told.values() for k in found}, key=lambda k: metric_order(k[0]))
+    if not keys:
+        return None
+    rows = [[key if key.startswith(metric) else join((metric_words(metric), ": ", key)),
+             *(number(told[a.name].get((metric, key))) for a in facts.arms)] for metric, key in keys]
+    head = ["", *(arm_heading(a.name) for a in facts.arms)]
+    return details("More numbers, over all sets together",
+                   table("More numbers", head, "t" + "n" * len(facts.arms), rows, class_="scores"))
+
+
+def _meanings(facts: Facts) -> Html | None:
+    """What each metric measures, in the words of its component."""
+    gloss = metric_gloss()
+    found = sorted({str(r["metric"]) for r in facts.table}, key=metric_order)
+    rows = [(metric_words(m), gloss[m.partition("@")[0]]) for m in found if m.partition("@")[0] in gloss]
+    return details("What the numbers mean", pairs(rows, class_="meanings")) if rows else None
 
 
 def comparisons(facts: Facts) -> Html | None:
@@ -113,24 +160,21 @@ def _tally(found: list[Finding]) -> Html:
 
 
 def _pairs_table(metric: str, found: list[Finding], cluster: str) -> Html:
-    head = ["set", "left arm", "right arm", "left", "right", "difference", "interval", "verdict", "needed", "test", "p",
-            "p, Holm", "questions", f"{cluster}s"]
-    rows = [_pair(f) for f in found]
+    head = ["arms", "first", "second", "difference", "verdict", "to decide", "p", "p, Holm", f"questions, {cluster}s"]
+    groups = [(name, [_pair(f) for f in group]) for name, group in groupby(found, key=lambda f: str(f.extra["set"]))]
     notes = dict.fromkeys(f.detail for f in found if f.detail)
+    tests = dict.fromkeys(str(f.extra["test"]) for f in found if f.extra.get("test") not in (None, "none"))
+    notes.update(dict.fromkeys([f"test: {', '.join(tests)}; p, Holm: corrected for all comparisons of this metric"]
+                               if tests else []))
     said = el("ul", *(el("li", n) for n in notes), class_="quiet notes") if notes else None
-    return join((table(f"Comparisons by {metric}", head, "tttnnnntttnnnn", rows, class_="pairs"), said))
-
-
-def _interval(finding: Finding) -> Html:
-    low, high = finding.interval or (None, None)
-    return span(low, high, sign=True)
+    return join((tables(f"Comparisons by {metric}", head, "tnnnttnnn", groups, class_="pairs"), said))
 
 
 def _pair(finding: Finding) -> list[Any]:
     extra = finding.extra
-    return [
-        extra["set"], extra["left_arm"], extra["right_arm"], number(finding.left), number(finding.right),
-        number(finding.difference, sign=True), _interval(finding),
-        chip(finding.verdict), needed_words(finding) or ABSENT, extra.get("test") or ABSENT, number(extra.get("p")),
-        number(extra.get("p_holm")), number(extra.get("questions")), number(extra.get("clusters")),
-    ]
+    low, high = finding.interval or (None, None)
+    interval = el("small", span(low, high, sign=True)) if low is not None else None
+    arms = join((extra["left_arm"], el("span", " → ", class_="quiet"), el("b", extra["right_arm"])))
+    asked = join((number(extra.get("questions")), ", ", number(extra.get("clusters"))))
+    return [arms, number(finding.left), number(finding.right), join((number(finding.difference, sign=True), interval)),
+            chip(finding.verdict), needed_words(finding) or ABSENT, number(extra.get("p")), number(extra.get("p_holm")), asked]

@@ -10,6 +10,7 @@ from string import Template
 from typing import Any
 
 from luthier.core.files import write_atomic
+from luthier.pipelines.report import questions
 from luthier.pipelines.report.markup import Html, clipped, counted, details, el, join, number, pairs, plain, table
 from luthier.pipelines.report.plots import ticks
 
@@ -24,7 +25,8 @@ def write_inspection(found: Mapping[str, Any], folder: Path) -> Path:
     """Write `folder/inspect.html`, whole or not at all; returns its path.
 
     `found` is what `inspect_data` returns: `about` (names and values), `shown` (rows with `text`, or `segments` of
-    `{"text", "learned"}`), and as far as there are any `lengths` in tokens, `clusters` and `sources` (rows by name).
+    `{"text", "learned"}`), and as far as there are any `lengths` in tokens, `clusters` and `sources` (rows by name), and
+    what `questions.written` tells of questions that were written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / NAME
@@ -37,6 +39,7 @@ def render(found: Mapping[str, Any]) -> str:
     about = dict(found["about"])
     parts = [
         ("lengths", "Lengths", _lengths(found.get("lengths") or ())),
+        ("questions", "Questions that were written", questions.show(found)),
         ("labels", "Labels", _by_name("label", about.pop("labels", {}))),
         ("sources", "Examples by source", _by_name("source", found.get("sources") or {})),
         ("clusters", "Clusters", _clusters(found.get("clusters") or {})),

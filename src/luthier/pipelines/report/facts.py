@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,7 +20,9 @@ from luthier.pipelines.gains import GAIN
 from luthier.pipelines.report.words import arm_order, metric_order, set_order
 
 COMPARISON = "compare/"
-NO_RECEIPT = (COMPARISON, GAIN)
+RETRIEVER = "retriever/"
+NO_RECEIPT = (COMPARISON, GAIN, RETRIEVER)
+_OPENED = re.compile(r"^(\S+) (?:\[(.+?)\] )?test opened: (.+)$")
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,20 @@ class Facts:
         tables = [a.folder / "table.json" for a in self.of_use("compare-arms").values()]
         rows = [row for path in tables if path.exists() for row in read_json(path)]
         return rows or [row for arm in self.arms for row in _means(arm)]
+
+    @cached_property
+    def directions(self) -> dict[str, bool]:
+        """Whether more is better, by metric."""
+        told = (a.meta.get("metrics") for a in self.of_use("evaluate").values())
+        return {m: up for metrics in told if isinstance(metrics, dict) for m, up in metrics.items()}
+
+    @cached_property
+    def openings(self) -> Any:
+        """Openings of the test set, as the record or the log has them."""
+        path = self.run.folder / "log.txt"
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+        told = [m.groups() for line in lines if (m := _OPENED.match(line))]
+        return self.record.get("openings") or [{"when": w, "step": s or "", "what": t} for w, s, t in told]
 
     @cached_property
     def sets(self) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from luthier.core.artifact import LICENSES, Artifact
 from luthier.core.finding import Finding
+from luthier.pipelines.ledger import reason_of
 from luthier.pipelines.report.facts import Facts
 from luthier.pipelines.report.markup import (
     ABSENT,
@@ -27,7 +28,7 @@ from luthier.pipelines.report.words import chip
 
 LEDGER_ROWS = 10
 DETAIL = 400  # characters shown of a ledger row's detail
-_COUNTS = ("files", "documents", "passages", "tokens", "dropped")
+_COUNTS = {"files": "files", "documents": "documents", "passages": "passages", "tokens": "tokens", "dropped": "left out"}
 _FAILED = ("differs", "worse", "reversed", "not shown at this scale")
 _FIRST = (*_FAILED, "underpowered", "undecided", "not shown", "agrees", "better", "no difference", "shown",
           "not applicable")
@@ -44,7 +45,7 @@ def data(facts: Facts) -> Html | None:
 
 
 def _documents(artifact: Artifact) -> Html:
-    rows = [(k, _count(artifact.meta[k])) for k in _COUNTS if artifact.meta.get(k) is not None]
+    rows = [(label, _count(artifact.meta[k])) for k, label in _COUNTS.items() if artifact.meta.get(k) is not None]
     return join((pairs(rows, class_="counts"), _ledger(artifact)))
 
 
@@ -56,10 +57,21 @@ def _examples(artifact: Artifact) -> Html:
     rows = artifact.meta.get("rows") or {}
     counts = [(k or "all", number(v)) for k, v in (rows if isinstance(rows, dict) else {"all": rows}).items()]
     if artifact.meta.get("dropped") is not None:
-        counts.append(("dropped", number(artifact.meta["dropped"])))
-    overlap = artifact.meta.get("overlap")
-    report = join((el("h4", "Overlap of the sets"), pairs(_flat(overlap), class_="overlap"))) if overlap else None
-    return join((pairs(counts, class_="counts"), _ledger(artifact), report))
+        counts.append(("left out", number(artifact.meta["dropped"])))
+    return join((pairs(counts, class_="counts"), _ledger(artifact), _overlap(artifact.meta.get("overlap"))))
+
+
+def _overlap(overlap: Any) -> Html | None:
+    """How near the test sets lie to what was trained on: one column a set where they are told alike, else as it comes."""
+    if not overlap:
+        return None
+    sets = {k: v for k, v in overlap.items() if isinstance(v, dict)} if isinstance(overlap, dict) else {}
+    keys = list(dict.fromkeys(k for v in sets.values() for k in v))
+    whole = {k: v for k, v in overlap.items() if k not in sets} if isinstance(overlap, dict) else overlap
+    shown = table("Overlap of the sets", ["", *sets], "t" + "n" * len(sets),
+                  [[k, *(plain(v.get(k)) for v in sets.values())] for k in keys], class_="scores") if keys else None
+    return join((el("h4", "Overlap of the test sets with training"), pairs(_flat(whole), class_="overlap") if whole else None,
+                 shown))
 
 
 def _flat(value: Any, path: str = "") -> list[tuple[str, Html]]:
@@ -73,18 +85,24 @@ def _ledger(artifact: Artifact) -> Html | None:
     rows = artifact.ledger()
     if not rows:
         return None
-    counts = Counter(str(r.get("reason")) for r in rows)
+    counts = Counter(reason_of(str(r.get("reason"))) for r in rows)
     return el("div", el("h4", "Left out, by reason"),
               *(_reason(reason, count, rows) for reason, count in counts.most_common()))
 
 
 def _reason(reason: str, count: int, rows: list[dict[str, Any]]) -> Html:
-    first = [r for r in rows if str(r.get("reason")) == reason][:LEDGER_ROWS]
-    body = [[r.get("id"), clipped(str(r.get("detail") or ""), DETAIL)] for r in first]
+    first = [r for r in rows if reason_of(str(r.get("reason"))) == reason][:LEDGER_ROWS]
+    body = [[r.get("id"), clipped(_detail(r, reason), DETAIL)] for r in first]
     more = el("p", f"The first {len(first)} of {count:,}; all stand in ledger.jsonl.", class_="quiet")
     shown = table(f"Left out: {reason}", ["row", "detail"], "tt", body)
     return details(join((el("b", reason), " ", number(count))), shown, more if count > len(first) else None,
                    class_="reason")
+
+
+def _detail(row: dict[str, Any], reason: str) -> str:
+    """What a ledger row says beyond the heading it stands under."""
+    rest = str(row.get("reason")).removeprefix(reason).strip(" :")
+    return "; ".join(filter(None, (rest, str(row.get("detail") or ""))))
 
 
 def failed(facts: Facts) -> list[Finding]:
@@ -100,7 +118,10 @@ def receipts(facts: Facts) -> Html | None:
     counts = Counter(f.verdict for f in found)
     tally = join((join((chip(v), " ", number(c))) for v, c in sorted(counts.items(), key=lambda i: _rank(i[0]))), "  ")
     loud = [_alarm(f) for f in failed(facts)]
-    return el("div", el("p", tally, class_="tally"), *loud, _receipt_table(found))
+    note = el("p", "After every step two things that must agree are compared. A receipt that differs stops the run.",
+              class_="quiet")
+    all_ = details("All receipts", _receipt_table(found), open_=bool(loud))
+    return el("div", note, el("p", tally, class_="tally"), *loud, all_)
 
 
 def _rank(verdict: str) -> int:
@@ -115,20 +136,25 @@ def _alarm(finding: Finding) -> Html:
 
 
 def _receipt_table(found: list[Finding]) -> Html:
-    rows = [
-        [f.name, chip(f.verdict), plain(f.left), plain(f.right), plain(f.difference), _tolerance(f),
-         join((f.detail, el("span", " ", f.evidence, class_="quiet") if f.evidence else None))] for f in found
-    ]
-    head = ["what was compared", "verdict", "left", "right", "difference", "tolerance or interval", "detail"]
-    return table("Receipts", head, "ttnnnnt", rows, class_="receipts")
+    rows = [[f.name, _meant(f), chip(f.verdict), plain(f.left), plain(f.right), _allowed(f)] for f in found]
+    head = ["what was compared", "meaning", "verdict", "left", "right", "may differ by"]
+    return table("Receipts", head, "tttnnn", rows, class_="receipts")
 
 
-def _tolerance(finding: Finding) -> Html:
+def _meant(finding: Finding) -> Html:
+    return join((finding.detail, el("span", " see ", finding.evidence, class_="quiet") if finding.evidence else None))
+
+
+def _allowed(finding: Finding) -> Html:
+    """The tolerance or interval, and below it how far apart the two sides are where they are not equal."""
+    unit = f" {finding.unit}" if finding.unit else ""
     if finding.tolerance is not None:
-        return join((plain(finding.tolerance), f" {finding.unit}" if finding.unit else ""))
-    if finding.interval:
-        return join((plain(finding.interval[0]), " to ", plain(finding.interval[1])))
-    return escape(ABSENT)
+        shown = join((plain(finding.tolerance), unit))
+    elif finding.interval:
+        shown = join((plain(finding.interval[0]), " to ", plain(finding.interval[1]), unit))
+    else:
+        shown = escape(ABSENT)
+    return join((shown, el("small", "differs by ", plain(finding.difference)) if finding.difference else None))
 
 
 def again(facts: Facts) -> Html | None:
@@ -136,13 +162,19 @@ def again(facts: Facts) -> Html | None:
     record = facts.record
     parts: list[Html | None] = []
     if record.get("argv"):
-        parts.append(el("pre", el("code", shlex.join(map(str, record["argv"]))), tabindex="0", aria_label="Command"))
+        parts.append(el("pre", el("code", _command(record["argv"])), tabindex="0", aria_label="Command"))
     if facts.recipe_text:
         code = el("pre", el("code", facts.recipe_text), tabindex="0", aria_label="Recipe")
         parts.append(details("The recipe as run, every default written out", code))
     parts += [_steps(facts), _terms(facts), _environment(record), _decisions(facts)]
     shown = [p for p in parts if p is not None]
     return el("div", *shown) if shown else None
+
+
+def _command(argv: Any) -> str:
+    """The command as it is typed, however the program was started: `python -m luthier` has a file's name in front."""
+    first, *rest = map(str, argv)
+    return shlex.join(["luthier" if first in ("__main__.py", "main.py") else first, *rest])
 
 
 def _steps(facts: Facts) -> Html | None:
@@ -163,11 +195,18 @@ def _environment(record: dict[str, Any]) -> Html | None:
 
 
 def _decisions(facts: Facts) -> Html | None:
-    rows = _flat(facts.record["decisions"]) if facts.record.get("decisions") else []
+    made = facts.record.get("decisions") or {}
+    rows = _decided(made)
     for name, fit in facts.fits.items():
-        made = fit.meta["fit"].get("decisions")
-        rows += _flat(made, name if len(facts.fits) > 1 else "") if made else []
-    return join((el("h3", "Decisions made by measuring"), pairs(rows, class_="decisions"))) if rows else None
+        own = fit.meta["fit"].get("decisions") or {}
+        rows += _decided({k: v for k, v in own.items() if k not in made or made[k] != v},
+                         name if len(facts.fits) > 1 else "")
+    told = el("p", "Measured before the first step and kept for every later start of this run.", class_="quiet")
+    return join((el("h3", "Decisions made by measuring"), told, pairs(rows, class_="decisions"))) if rows else None
+
+
+def _decided(made: Any, path: str = "") -> list[tuple[str, Html]]:
+    return [(name.replace("_", " "), value) for name, value in _flat(made, path)] if made else []
 
 
 def _terms(facts: Facts) -> Html | None:

@@ -143,16 +143,38 @@ def scroll(label: str, *children: Any) -> Html:
 
 
 def table(label: str, head: Sequence[Any], align: str, rows: Iterable[Sequence[Any]], **attributes: Any) -> Html:
-    """A table in its own scroll box. `align` has one letter a column: t for text, n for numbers."""
+    """A table in its own scroll box. `align` has one letter a column: t for text, n for numbers.
+
+    Tables of more than three columns become lists of names and values on a narrow screen: each cell carries its heading.
+    """
+    return tables(label, head, align, [(None, rows)], **attributes)
+
+
+def tables(label: str, head: Sequence[Any], align: str, groups: Iterable[tuple[Any, Iterable[Sequence[Any]]]],
+           **attributes: Any) -> Html:
+    """A table whose rows stand in groups, each under a heading of its own (None for no heading)."""
     kinds = [("n" if a == "n" else None) for a in align]
+    names = [None, *map(_bare, head[1:])] if len(head) > 3 else [None] * len(head)
     top = join(el("th", h, scope="col", class_=k) for h, k in zip(head, kinds, strict=True))
-    body = (
-        el("tr", *(
-            el("td" if i else "th", cell, scope=None if i else "row", class_=k)
-            for i, (cell, k) in enumerate(zip(row, kinds, strict=True))
-        )) for row in rows
-    )
-    return scroll(label, el("table", el("thead", el("tr", top)), el("tbody", *body), **attributes))
+    bodies = []
+    for heading, rows in groups:
+        over = el("tr", el("th", heading, scope="rowgroup", colspan=len(head)), class_="group") if heading else None
+        body = (
+            el("tr", *(
+                el("td" if i else "th", cell, scope=None if i else "row", class_=k, data_label=name)
+                for i, (cell, k, name) in enumerate(zip(row, kinds, names, strict=True))
+            )) for row in rows
+        )
+        bodies.append(el("tbody", over, *body))
+    if len(head) > 3:
+        attributes["class_"] = " ".join(filter(None, ("stack", attributes.get("class_"))))
+    return scroll(label, el("table", el("thead", el("tr", top)), *bodies, **attributes))
+
+
+def _bare(heading: Any) -> str | None:
+    """A heading as text without markup, for an attribute."""
+    text = html.unescape(re.sub(r"<[^>]*>", "", heading)) if isinstance(heading, Html) else str(heading)
+    return text.strip() or None
 
 
 def pairs(rows: Iterable[tuple[Any, Any]], **attributes: Any) -> Html:

@@ -8,7 +8,7 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
-from luthier.pipelines.report import answers, cases, gained, grounds, work
+from luthier.pipelines.report import answers, cases, gained, grounds, questions, retriever, work
 from luthier.pipelines.report.facts import Facts
 from luthier.pipelines.report.markup import (
     Html,
@@ -42,10 +42,12 @@ SECTIONS = (
     Section("scores", "Scores by arm", answers.scores, "no arm was evaluated"),
     Section("comparisons", "Paired comparisons", answers.comparisons, "no arms were compared"),
     Section("gains", "Knowledge and format", gained.gains, "no trained arm was compared with the base on unseen sections"),
+    Section("retriever", "Choice of the retriever", retriever.retriever, "no retriever was tuned (--tune-retriever)"),
     Section("cost", "Cost", work.cost, "nothing was trained or evaluated"),
     Section("learning", "Learning curve", work.learning, "no step recorded a loss"),
     Section("examples", "Questions and answers", cases.cases, "no arm was evaluated"),
     Section("prompts", "Choice of prompts", work.prompts, "no arm was evaluated"),
+    Section("questions", "Questions that were written", questions.questions, "no questions were written from documents"),
     Section("data", "Data", grounds.data, "no documents or examples were made"),
     Section("receipts", "Receipts", grounds.receipts, "no step left a receipt"),
     Section("again", "How to run it again", grounds.again, "the record names no command"),

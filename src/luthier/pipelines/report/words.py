@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from luthier.core.finding import Finding
+from luthier.pipelines.alike import alike
 from luthier.pipelines.report.markup import (
     NBSP,
     Html,
@@ -21,7 +23,17 @@ from luthier.pipelines.report.markup import (
 
 ARMS = ("base", "base+retrieval", "tuned", "tuned+retrieval")
 SETS = ("known", "unseen", "unanswerable", "dev")
-METRICS = ("f1", "exact-match", "recall", "ndcg", "stops", "abstains")
+# What is measured, by what it is about: groups and metrics in the order in which they are read.
+GROUPS = {
+    "Answers": ("f1", "exact-match", "accuracy", "multiple-choice", "preference-accuracy", "bits-per-byte", "perplexity",
+                "rouge-l", "similarity"),
+    "Finding passages": ("recall", "ndcg", "mrr"),
+    "Citing": ("citation-precision", "citation-recall", "groundedness"),
+    "Knowing when not to answer": ("abstains", "over-abstains", "abstention"),
+    "Form": ("stops", "succinctness"),
+}
+OTHER = "Other"
+METRICS = tuple(name for group in GROUPS.values() for name in group)
 VERDICTS = ("better", "worse", "no difference", "undecided")
 
 _ARM_WORDS = {"base": "the base", "tuned": "the tuned model", "retrieval": "retrieval"}
@@ -41,9 +53,18 @@ _METRIC_WORDS = {
     "f1": "F1",
     "exact-match": "exact match",
     "ndcg": "nDCG",
+    "mrr": "MRR",
+    "rouge-l": "ROUGE-L",
+    "recall": "share with the passage found",
+    "citation-precision": "citation precision",
+    "citation-recall": "citation recall",
     "stops": "share that stops by itself",
     "abstains": "share of abstentions",
+    "over-abstains": "share of needless abstentions",
+    "succinctness": "words per word of the reference",
     "preference-accuracy": "share of pairs decided as chosen",
+    "multiple-choice": "share of right choices",
+    "bits-per-byte": "bits per byte",
 }
 _MARKS = {
     "better": "▲", "worse": "▼", "no difference": "=", "undecided": "?", "agrees": "✓", "differs": "✗",
@@ -67,11 +88,35 @@ def metric_order(metric: str) -> tuple[int, str]:
     return (METRICS.index(stem) if stem in METRICS else len(METRICS), metric)
 
 
+def group_of(metric: str) -> str:
+    """The group that a metric belongs to."""
+    stem = metric.partition("@")[0]
+    return next((group for group, members in GROUPS.items() if stem in members), OTHER)
+
+
+def group_order(group: str, name: str) -> tuple[bool, int]:
+    """Sort key of a group within a set: where nothing can be answered, not answering comes first."""
+    places = (*GROUPS, OTHER)
+    return (not (name == "unanswerable" and group == group_of("abstains")), places.index(group))
+
+
+def metric_gloss() -> dict[str, str]:
+    """What each registered metric measures, in one sentence, by its name."""
+    from luthier.core.index import rows
+
+    return {str(row["name"]): str(row["summary"]) for row in rows() if row["kind"] == "metric"}
+
+
 def arm_words(arm: str) -> str:
     """`base+retrieval` as "the base with retrieval"."""
     first, *rest = arm.split("+")
     name = _ARM_WORDS.get(first, first)
     return f"{name} with {' and '.join(_ARM_WORDS.get(r, r) for r in rest)}" if rest else name
+
+
+def arm_heading(arm: str) -> Html:
+    """An arm's name that may break before each +."""
+    return join(arm.split("+"), Html("<wbr>+"))
 
 
 def set_words(name: str) -> str:
@@ -80,8 +125,9 @@ def set_words(name: str) -> str:
 
 
 def metric_words(metric: str) -> str:
-    """A metric's name in a sentence."""
-    return _METRIC_WORDS.get(metric, metric)
+    """A metric's name in a sentence; `recall@5` is told as `recall` with its depth."""
+    stem, at, depth = metric.partition("@")
+    return _METRIC_WORDS.get(stem, stem) + (f" at {depth}" if at else "")
 
 
 def chip(verdict: str) -> Html:
@@ -105,15 +151,43 @@ def sentence(finding: Finding, cluster: str) -> Html:
     metric = metric_words(str(extra.get("metric")))
     start = f"{set_words(str(extra.get('set')))}, "
     size = join((_signed(finding), " ", metric))
+    more = needed_words(finding) if finding.verdict == "undecided" else None
+    tail = join(("; about ", more, " would decide")) if more else None
+    if alike(finding):
+        told: Any = join((left, " and ", right, " ", _agreement(finding), _margin_open(finding)))
+        return join((start, told, tail, "."))
     if finding.verdict in ("better", "worse"):
-        told: Any = join((right, " is ", el("strong", finding.verdict), " than ", left, " by ", size))
+        told = join((right, " is ", el("strong", finding.verdict), " than ", left, " by ", size))
     elif finding.verdict == "no difference":
         told = join((right, " shows ", el("strong", "no difference"), " from ", left, _margin(extra), ": ", size))
     else:
         told = join(("it is ", el("strong", finding.verdict), " whether ", right, " beats ", left, ": ", size))
-    more = needed_words(finding) if finding.verdict == "undecided" else None
-    tail = join(("; about ", more, " would decide")) if more else None
     return join((start, told, _basis(finding, cluster), tail, "."))
+
+
+def all_alike(findings: Sequence[Finding]) -> Html | None:
+    """One sentence in place of one a pair, where no arm of a set scores other than another on any question."""
+    if len(findings) < 2 or not all(map(alike, findings)):
+        return None
+    arms = {f.extra[side] for f in findings for side in ("left_arm", "right_arm")}
+    most = max(findings, key=lambda f: f.extra.get("needed") or 0)
+    more = needed_words(most)
+    tail = join(("; about ", more, " would decide")) if more else None
+    return join((f"{set_words(str(most.extra.get('set')))}, all {len(arms)} arms ", _agreement(most), _margin_open(most),
+                 tail, "."))
+
+
+def _agreement(finding: Finding) -> Html:
+    """That the scores are the same, on how many questions, and what they are."""
+    metric, asked = metric_words(str(finding.extra.get("metric"))), finding.extra.get("questions")
+    on = join(("all ", counted(asked, "question"))) if asked != 1 else escape("the one question")
+    return join((el("strong", "score alike"), " on ", on, " (mean ", number(finding.left, places_for(finding.left)), " ",
+                 metric, ")"))
+
+
+def _margin_open(finding: Finding) -> Html | None:
+    return join((", so it is ", el("strong", "undecided"), " whether they differ")) \
+        if finding.verdict == "undecided" else None
 
 
 def _signed(finding: Finding) -> Html:

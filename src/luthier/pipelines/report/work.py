@@ -31,11 +31,11 @@ _FIT_ROWS = {
     "method": ("method", plain),
     "total_parameters": ("parameters of the model", number),
     "artifact_bytes": ("size on disk", size),
-    "seconds": ("training time", duration),
     "steps": ("optimizer steps", number),
     "epochs": ("epochs", plain),
     "tokens": ("tokens trained on", number),
     "tokens_per_second": ("tokens per second", lambda v: number(v, 0)),
+    "seconds": ("training time", duration),
     "peak_mb": ("peak memory", lambda v: join((number(v, 0), " MB"))),
 }
 
@@ -50,15 +50,18 @@ def cost(facts: Facts) -> Html | None:
 def _answering(arms: list[Arm]) -> Html:
     rows = [
         [a.name, duration(a.meta.get("seconds")), number(a.meta.get("prompt_tokens")), number(a.meta.get("new_tokens")),
-         number(len(a.predictions)), duration(_per_question(a))] for a in arms
+         number(len(a.predictions)), _per_question(a)] for a in arms
     ]
     head = ["arm", "time", "prompt tokens", "new tokens", "questions", "time per question"]
     return join((el("h3", "Answering"), table("Cost of answering", head, "tnnnnn", rows, class_="cost")))
 
 
-def _per_question(arm: Arm) -> float | None:
+def _per_question(arm: Arm) -> Html:
     seconds: Any = arm.meta.get("seconds")
-    return seconds / len(arm.predictions) if finite(seconds) and arm.predictions else None
+    if not finite(seconds) or not arm.predictions:
+        return escape(ABSENT)
+    each = seconds / len(arm.predictions)
+    return duration(each) if each >= 1 else el("data", f"{1000 * each:,.0f} ms", value=repr(each))
 
 
 def _training(name: str, artifact: Artifact) -> Html:
@@ -68,16 +71,33 @@ def _training(name: str, artifact: Artifact) -> Html:
         rows.insert(1, ("trained parameters", _trained(fit)))
     if fit.get("learning_rate") is not None:
         rows.append(("learning rate", _learning_rate(fit["learning_rate"])))
-    if isinstance(fit.get("planned"), dict):
-        rows.append(("planned", _planned(fit["planned"])))
-    return join((el("h3", "Training: ", name), pairs(rows, class_="fit")))
+    return join((el("h3", "Training: ", name), pairs(rows, class_="fit"), _planned(fit)))
 
 
-def _planned(planned: dict[str, Any]) -> Html:
-    """What was foretold before the first step, beside which the measured rows stand."""
+def _planned(fit: dict[str, Any]) -> Html | None:
+    """What was foretold before the first step beside what was measured, and the parts of the memory that was planned."""
+    planned = fit.get("planned")
+    if not isinstance(planned, dict):
+        return None
     if not finite(planned.get("peak_mb")):
-        return plain(planned.get("note"))
-    return join((number(planned["peak_mb"], 0), " MB and ", duration(planned.get("seconds"))))
+        return el("p", "No plan: ", plain(planned.get("note")), class_="quiet")
+    rows = [["peak memory", _megabytes(planned["peak_mb"]), _megabytes(fit.get("peak_mb")),
+             _times(fit.get("peak_mb"), planned["peak_mb"])],
+            ["training time", duration(planned.get("seconds")), duration(fit.get("seconds")),
+             _times(fit.get("seconds"), planned.get("seconds"))]]
+    head = ["", "planned", "measured", "measured / planned"]
+    parts = {"the process itself": planned.get("floor_mb"), **(planned.get("memory_mb") or {})}
+    listed = pairs(((k, _megabytes(v)) for k, v in parts.items() if finite(v) and v >= 0.05), class_="counts")
+    return join((el("h4", "Plan and what happened"), table("Plan and what happened", head, "tnnn", rows, class_="plan"),
+                 details("Planned memory by part", listed, class_="reason")))
+
+
+def _megabytes(value: Any) -> Html:
+    return join((number(value, 0 if finite(value) and value >= 10 else 1), " MB")) if finite(value) else escape(ABSENT)
+
+
+def _times(measured: Any, planned: Any) -> Html:
+    return number(measured / planned, 2) if finite(measured) and finite(planned) and planned else escape(ABSENT)
 
 
 def _trained(fit: dict[str, Any]) -> Html:
@@ -107,7 +127,7 @@ def learning(facts: Facts) -> Html | None:
 def prompts(facts: Facts) -> Html | None:
     """What was tried on the development set for each arm, what was chosen, and when the test set was opened."""
     told = [_prompting(a) for a in facts.arms if a.meta.get("tried") or a.meta.get("prompting")]
-    openings = facts.record.get("openings")
+    openings = facts.openings
     if not told and not openings:
         return None
     return el("div", *told, el("h3", "Openings of the test set"), _openings(openings))
@@ -124,13 +144,20 @@ def _prompting(arm: Arm) -> Html:
     head = ["", *settings, *(k.replace("dev_", "on dev: ") for k in measured)]
     shown = table(f"Prompts tried for {arm.name}", head, "t" * (len(settings) + 1) + "n" * len(measured), rows,
                   class_="tried")
-    summary = join((el("b", arm.name), el("span", " ", _choice(chosen), " — ", counted(len(tried), "setting"), " tried",
-                                          class_="quiet")))
-    return details(summary, shown if tried else el("p", "Nothing was tried: the prompt was given.", class_="quiet"))
+    count = join((" — ", counted(len(tried), "setting"), " tried")) if tried else None
+    summary = join((el("b", arm.name), el("span", " ", _choice(chosen), count, class_="quiet")))
+    examples = el("p", "Solved examples: ", join((el("code", i) for i in chosen["shot_ids"]), ", "), class_="quiet") \
+        if chosen.get("shot_ids") else None
+    return details(summary, shown if tried else el("p", "Nothing was tried: the prompt was given.", class_="quiet"), examples)
 
 
 def _choice(chosen: dict[str, Any]) -> Html:
-    return join((join((k, " ", _setting(v))) for k, v in chosen.items() if k != "instruction"), ", ")
+    shots = chosen.get("shots")
+    told = [counted(shots, "solved example") if isinstance(shots, int) and shots else None,
+            f"stops at {chosen['stop']}" if chosen.get("stop") else None,
+            *(join((k.replace("_", " "), " ", _setting(v))) for k, v in chosen.items()
+              if k not in ("instruction", "shots", "stop", "shot_ids"))]
+    return join((t for t in told if t is not None), ", ")
 
 
 def _setting(value: Any) -> Html:

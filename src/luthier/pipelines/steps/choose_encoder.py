@@ -22,6 +22,7 @@ from luthier.core.finding import Finding, receipt
 from luthier.core.kinds import Metric, Prediction, Retriever
 from luthier.core.step import Ctx, Step
 from luthier.engine import statistics
+from luthier.pipelines.alike import count_alike, settle
 from luthier.pipelines.steps.index import open_retriever
 from luthier.pipelines.steps.whole_model import same_files
 
@@ -105,6 +106,7 @@ class ChooseEncoder(Step, name="choose-encoder"):
         higher = next(m.higher_is_better for m in (*self.metrics, self.choose_by) if m.info.name == metric)
         result = statistics.paired(left, right, [clusters[i] for i in ids], margin=self.margin, level=self.level,
                                    seed=ctx.rng.key("paired", f"{metric}/{name}/{way}") % 2**32, higher_is_better=higher)
+        result = settle(result, left, right, self.level)
         interval = None if result.low is None or result.high is None else (float(result.low), float(result.high))
         verdict = "no difference" if result.verdict.startswith("no difference") else result.verdict
         return Finding(f"retriever/{metric}/{name}/{way}", float(left.mean()), float(right.mean()), float(result.difference),
@@ -112,7 +114,8 @@ class ChooseEncoder(Step, name="choose-encoder"):
                        detail="these two encoders, over sections",
                        extra={"left_arm": "base encoder", "right_arm": "tuned encoder", "metric": metric, "set": name,
                               "way": way, "p": result.p, "test": result.test, "clusters": result.clusters,
-                              "questions": len(ids), "needed": result.needed, "margin": self.margin, "level": self.level})
+                              "questions": len(ids), "alike": count_alike(left, right),
+                              "needed": result.needed, "margin": self.margin, "level": self.level})
 
     def _table(self, scores: Scores, clusters: Mapping[str, str]) -> Iterator[dict[str, Any]]:
         for (name, way, metric), sides in scores.items():

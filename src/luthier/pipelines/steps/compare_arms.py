@@ -16,6 +16,7 @@ from luthier.core.finding import Finding, receipt
 from luthier.core.step import Ctx, Step
 from luthier.engine import statistics
 from luthier.pipelines import gains
+from luthier.pipelines.alike import count_alike, settle
 
 Values = dict[str, tuple[str, float]]
 
@@ -67,6 +68,7 @@ class CompareArms(Step, name="compare-arms"):
         a, b = (np.array([v[i][1] for i in ids]) for v in (one, two))
         result = statistics.paired(a, b, [one[i][0] for i in ids], margin=self.margin, level=self.level,
                                    seed=ctx.rng.key("paired", f"{metric}/{name}") % 2**32, higher_is_better=higher)
+        result = settle(result, a, b, self.level)
         interval = None if result.low is None or result.high is None else (float(result.low), float(result.high))
         verdict = "no difference" if result.verdict.startswith("no difference") else result.verdict
         return Finding(
@@ -74,7 +76,8 @@ class CompareArms(Step, name="compare-arms"):
             verdict, interval=interval, unit=metric, evidence="table.json",  # type: ignore[arg-type]
             detail="this model, over sections",
             extra={"test": result.test, "p": result.p, "clusters": result.clusters, "questions": len(ids),
-                   "needed": result.needed, "left_arm": left, "right_arm": right, "metric": metric, "set": name,
+                   "alike": count_alike(a, b), "needed": result.needed, "left_arm": left, "right_arm": right, "metric": metric,
+                   "set": name,
                    "margin": self.margin, "level": self.level})
 
     def _gains(self, part: str, metric: str, arms: Mapping[str, dict[tuple[str, str], Values]], higher: bool, ctx: Ctx
@@ -91,7 +94,7 @@ class CompareArms(Step, name="compare-arms"):
             if part == "format":
                 ids = [i for i in unseen[0] if i in unseen[1]]
                 a, b = (np.array([v[i][1] for i in ids]) for v in unseen)
-                result = statistics.paired(a, b, [unseen[0][i][0] for i in ids], **options)
+                result = settle(statistics.paired(a, b, [unseen[0][i][0] for i in ids], **options), a, b, self.level)
                 found.append(gains.finding(part, metric, left, right, (float(a.mean()), float(b.mean())), result, self.level))
             else:
                 result = gains.knowledge((known[0], known[1]), (unseen[0], unseen[1]), **options)
@@ -115,6 +118,7 @@ class CompareArms(Step, name="compare-arms"):
             a, b = (np.array([lengths[arm][i][1] for i in ids]) for arm in (left, right))
             result = statistics.paired(a, b, [lengths[left][i][0] for i in ids], margin=gains.BREVITY_MARGIN,
                                        level=self.level, seed=ctx.rng.key("gain", "brevity") % 2**32, higher_is_better=False)
+            result = settle(result, a, b, self.level)
             found.append(gains.finding("brevity", gains.TOKENS, left, right, (float(a.mean()), float(b.mean())), result,
                                        self.level, unit="tokens"))
         return found

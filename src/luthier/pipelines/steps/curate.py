@@ -6,6 +6,7 @@ artifact the training rows alone are changed, so that no curation moves a test; 
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -38,6 +39,7 @@ class Curate(Step, name="curate"):
     def run(self, inputs: Mapping[str, Artifact], ctx: Ctx) -> Artifact:
         """Rows of each subset through the steps. Raises UserError when none is left, or for a subset that is not there."""
         given = inputs["rows"]
+        self._check_rows(given)
         ctx.roles = {**ctx.roles, **{n: ctx.engine.load(inputs[n]) for n in ("writer", "encoder") if n in inputs}}
         needed = {role for step in self.steps for role in getattr(step, "roles", ())} - set(ctx.roles)
         if needed - {"writer"}:  # a writer only adds to a filter; the others are asked for
@@ -55,6 +57,18 @@ class Curate(Step, name="curate"):
         ctx.log(f"{sum(read.values())} rows, {sum(kept.values())} kept; {ledger.told() or 'nothing left out'}")
         copy_licenses([Path(a.folder) for a in inputs.values()], ctx.folder)
         return self._sealed(given, ctx.folder, kept, read, ledger)
+
+    def _check_rows(self, given: Artifact) -> None:
+        """Raises UserError for a data step that reads or gives rows of another type than those that are curated."""
+        wanted = "Passage" if given.kind == "documents" else "Example"
+        for step in self.steps:
+            hints = dict(type(step).apply.__annotations__)
+            gives, reads = str(hints.pop("return", wanted)), str(next(iter(hints.values()), wanted))
+            if not all(re.search(rf"\b{wanted}\b", hint) for hint in (reads, gives)):
+                name, rows = step.info.name, "passages of documents" if wanted == "Passage" else "examples"
+                raise UserError(f"'{name}' can't curate {rows}: it makes {_rows_of(gives)} from {_rows_of(reads)}. Files are "
+                                "read with 'luthier data ingest', questions written with 'luthier data synthesize'. See: "
+                                "luthier list data-step")
 
     def _sealed(self, given: Artifact, folder: Path, kept: dict[str, int], read: Counter[str], ledger: Ledger) -> Artifact:
         about: dict[str, Any] = {"read": sum(read.values()), "dropped": ledger.count, "reasons": dict(ledger.reasons),
@@ -108,3 +122,7 @@ class Curate(Step, name="curate"):
         return found
 
 
+def _rows_of(hint: str) -> str:
+    """The rows that an annotation names, in words."""
+    words = {"SourceFile": "files", "Document": "documents", "Passage": "passages", "Example": "examples"}
+    return " or ".join(word for name, word in words.items() if re.search(rf"\b{name}\b", hint)) or "other rows"

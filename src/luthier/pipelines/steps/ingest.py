@@ -261,7 +261,8 @@ def _walk(top: Path) -> Iterator[tuple[Path, str]]:
         yield top, ""
         return
     if not top.is_dir():
-        raise UserError(f"paths: there is no file or folder '{top}'. Name what is to be read: --set STEP.paths=[docs]")
+        raise UserError(f"paths: there is no file or folder '{top}' (looked in {Path.cwd()}). Name files or folders that are "
+                        "there: luthier adapt DOCS")
     closed: list[OSError] = []
     for folder, folders, files in os.walk(top, onerror=closed.append):
         linked = [f for f in folders if not f.startswith(".") and (Path(folder) / f).is_symlink()]

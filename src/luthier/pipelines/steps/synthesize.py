@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -17,7 +17,7 @@ from luthier.core.files import write_lines
 from luthier.core.finding import Finding, receipt
 from luthier.core.kinds import DataStep
 from luthier.core.step import Ctx, Step
-from luthier.pipelines.ledger import without_dropped
+from luthier.pipelines.ledger import reason_of, without_dropped
 from luthier.techniques.data._questions import spread
 
 
@@ -71,11 +71,22 @@ class Synthesize(Step, name="synthesize"):
         if not rows:
             why = ctx.folder / "ledger.jsonl"
             write_lines(why, ({"id": d.id, "reason": d.reason, "detail": d.detail} for d in ledger))
-            raise UserError(f"No question is left after the filters. See {why}.")
+            raise UserError(self._nothing(inputs["documents"], yields, ledger) + f" See {why}.")
         copy_licenses([Path(a.folder) for a in inputs.values()], ctx.folder)
         written = sum(c["written"] for c in yields.values())
         return write_examples(ctx.folder, {"all": rows}, ledger, written=written,
                               yields={n: dict(c) for n, c in yields.items()})
+
+    def _nothing(self, documents: Artifact, yields: Mapping[str, Mapping[str, int]], ledger: Sequence[Dropped]) -> str:
+        """Why there is no question, and what to do about it."""
+        writers, passages = ", ".join(yields), documents.meta.get("passages", 0)
+        if not any(counts["written"] for counts in yields.values()):
+            return (f"No question could be written from {passages} passage(s) by {writers}: there is too little text, or "
+                    "it has no headings and definitions. Give more documents, or another writer (luthier list data-step).")
+        why = Counter(reason_of(d.reason) for d in ledger).most_common(3)
+        told = ", ".join(f"{reason} ({n})" for reason, n in why)
+        return (f"No question is left after the filters; most were left out as: {told}. Give more documents, a larger writer "
+                "(--base), or fewer filters (--set questions.filters=[self-contained, distinct]).")
 
     def receipts(self, inputs: Mapping[str, Artifact], artifact: Artifact, ctx: Ctx) -> list[Finding]:
         """Questions written = questions kept + ledger."""

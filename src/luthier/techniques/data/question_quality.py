@@ -20,6 +20,7 @@ from pydantic import Field
 
 from luthier.core.component import Slot, named
 from luthier.core.example import Dropped, Example, Passage
+from luthier.core.files import write_json
 from luthier.core.kinds import DataStep
 from luthier.core.step import Ctx
 from luthier.engine.endpoints import Endpoint
@@ -29,6 +30,7 @@ _OPENS = re.compile(r"^(what|which|who|whom|whose|when|where|why|how|in|on|at|by
                     r"|can|could|should|may|must|will|has|have)\b", re.IGNORECASE)
 _DOUBLED = re.compile(r"\b(\w+) \1\b", re.IGNORECASE)
 _GRADES = re.compile(r"\A\s*([1-5])\D+([1-5])\D+([1-5])\b")
+SUMMARY = "question-quality.json"  # in the folder of the step; of several subsets, the last one's
 GRADED = ("relevance", "self_contained", "fluency")
 
 
@@ -44,8 +46,11 @@ class QuestionQuality(DataStep, name="question-quality", seeds=[24], version=1):
     def apply(self, rows: Iterator[Example], ctx: Ctx) -> Iterator[Example | Dropped]:
         given = list(rows)
         alone = self._alone(given, ctx)
-        for name, value in self.measure(given, _shown(given), ctx).items():
+        found = self.measure(given, _shown(given), ctx)
+        for name, value in found.items():
             ctx.log(f"{self.info.name}: {name} {value}")
+        if found:
+            write_json(ctx.folder / SUMMARY, found)
         for row in given:
             own = {"relevance": relevance(row), "self_contained": row.id in alone, "fluency": fluency(row.part("question")),
                    "detail": len(units(row.part("question")))}
