@@ -12,10 +12,10 @@ number of clusters that would be needed follows from the same equation.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import fields
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from luthier.core.finding import Finding
 from luthier.engine.statistics import Comparison
@@ -27,7 +27,7 @@ def alike(finding: Finding) -> bool:
     return bool(asked) and finding.extra.get("alike") == asked
 
 
-def count_alike(left: Sequence[float], right: Sequence[float]) -> int:
+def count_alike(left: ArrayLike, right: ArrayLike) -> int:
     """On how many questions both score the same."""
     return int(np.sum(np.asarray(left) == np.asarray(right)))
 
@@ -37,7 +37,7 @@ def rarest(clusters: int, level: float) -> float:
     return 1 - (1 - level) ** (1 / clusters)
 
 
-def settle(result: Comparison, left: Sequence[float], right: Sequence[float], level: float) -> Comparison:
+def settle(result: Comparison, left: ArrayLike, right: ArrayLike, level: float) -> Comparison:
     """The comparison with the verdict that scores which never differ support; any other comparison as it is.
 
     `left`, `right`: scores (questions,) as compared. The width of their range is taken to be 1, or the largest score where

@@ -179,7 +179,7 @@ def all_alike(findings: Sequence[Finding]) -> Html | None:
 
 def _agreement(finding: Finding) -> Html:
     """That the scores are the same, on how many questions, and what they are."""
-    metric, asked = metric_words(str(finding.extra.get("metric"))), finding.extra.get("questions")
+    metric, asked = metric_words(str(finding.extra.get("metric"))), int(finding.extra["questions"])
     on = join(("all ", counted(asked, "question"))) if asked != 1 else escape("the one question")
     return join((el("strong", "score alike"), " on ", on, " (mean ", number(finding.left, places_for(finding.left)), " ",
                  metric, ")"))
