@@ -1,4 +1,4 @@
-"""The three sets of documents that docs/domain-qa.md measures: `python scripts/make_sets.py FOLDER [--from DEBS]`.
+"""The sets of documents that docs/domain-qa.md measures: `python scripts/make_sets.py FOLDER [--from DEBS]`.
 
 Nobody here wrote them, and none is shipped: HTML pages of the PostgreSQL manual, PDF manuals, and source code of Python's
 standard library. The first two come from Debian packages, fetched with `apt-get download` where they are not at hand.
@@ -17,7 +17,12 @@ from pathlib import Path
 
 PAGES = 60
 SMALLEST, LARGEST = 4_000, 60_000
-PDFS = {"debian-policy": ("fhs/fhs-3.0.pdf.gz", "policy.pdf.gz")}
+# Folder of the set -> package -> files below usr/share. The second set came when the first had shown a fault of the reader.
+PDFS = {
+    "pdf": {"debian-policy": ("doc/debian-policy/fhs/fhs-3.0.pdf.gz", "doc/debian-policy/policy.pdf.gz")},
+    "pdf-2": {"debian-faq": ("doc/debian/FAQ/debian-faq.en.pdf.gz",),
+              "developers-reference": ("developers-reference/developers-reference.pdf",)},
+}
 MODULES = ("argparse", "configparser", "csv", "email", "json", "logging", "sched", "shelve", "statistics", "textwrap",
            "unittest", "zipfile")
 
@@ -28,19 +33,20 @@ def main() -> None:
     parser.add_argument("--from", dest="debs", type=Path, help="folder with the .deb files; fetched if left out")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        pages(asked.folder / "postgresql", unpacked("postgresql-doc-15", asked.debs, Path(scratch)))
-        for package, names in PDFS.items():
-            pdfs(asked.folder / "pdf", unpacked(package, asked.debs, Path(scratch)), names)
+        pages(asked.folder / "postgresql", unpacked("postgresql-doc-15", asked.debs, Path(scratch)) / "doc/postgresql-doc-15")
+        for folder, packages in PDFS.items():
+            for package, names in packages.items():
+                pdfs(asked.folder / folder, unpacked(package, asked.debs, Path(scratch)), package, names)
     code(asked.folder / "code")
 
 
 def unpacked(package: str, debs: Path | None, scratch: Path) -> Path:
-    """The folder of a package's documents."""
+    """What a package puts below `usr/share`."""
     if debs is None:
         subprocess.run(["apt-get", "download", package], cwd=scratch, check=True, stdout=subprocess.DEVNULL)
     deb = next((debs or scratch).glob(f"{package}_*.deb"))
     subprocess.run(["dpkg-deb", "-x", deb, scratch / package], check=True)
-    return scratch / package / "usr/share/doc" / package
+    return scratch / package / "usr/share"
 
 
 def pages(folder: Path, source: Path) -> None:
@@ -51,11 +57,12 @@ def pages(folder: Path, source: Path) -> None:
     shutil.copyfile(source / "copyright", folder / "COPYING")
 
 
-def pdfs(folder: Path, source: Path, names: tuple[str, ...]) -> None:
+def pdfs(folder: Path, source: Path, package: str, names: tuple[str, ...]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
-        (folder / Path(name).stem).write_bytes(gzip.decompress((source / name).read_bytes()))
-    shutil.copyfile(source / "copyright", folder / "COPYING")
+        data = (source / name).read_bytes()
+        (folder / Path(name).name.removesuffix(".gz")).write_bytes(gzip.decompress(data) if name.endswith(".gz") else data)
+    shutil.copyfile(source / "doc" / package / "copyright", folder / f"COPYING.{package}")
 
 
 def code(folder: Path) -> None:

@@ -29,6 +29,8 @@ from luthier.techniques.data._shared import NotRead, Outline, read_bytes
 _EDGE = 2  # lines at each edge of a page that may be running ones
 _FEWEST_PAGES = 3
 _LARGER, _LONGEST, _LEVELS = 1.15, 120, 6
+_MEASURED = 4  # letters of a line whose height is looked at
+_HYPHENS = ("\x02", "\ufffe")
 _NUMBER = re.compile(r"\d{1,6}")
 _BROKEN = re.compile(r"([^\W\d_]+)[-\u00ad]$")
 _REST = re.compile(r"\s*([^\W\d_]+)(\S*)\s*")
@@ -36,7 +38,7 @@ _REST = re.compile(r"\s*([^\W\d_]+)(\S*)\s*")
 Heading = tuple[int, str, int]  # level, text, page
 
 
-class ReadPdf(DataStep, name="read-pdf"):
+class ReadPdf(DataStep, name="read-pdf", version=2):
     """PDF as sections below their headings, with pages and lines; running headers and footers left out."""
 
     suffixes: ClassVar[tuple[str, ...]] = (".pdf",)
@@ -60,69 +62,70 @@ class ReadPdf(DataStep, name="read-pdf"):
 
 
 def pages(path: str) -> dict[str, Any]:
-    """Title, headings and the lines of each page, as pypdf reads them. Raises NotRead."""
-    from pypdf import PdfReader
-    from pypdf.errors import FileNotDecryptedError
+    """Title, headings and the lines of each page, as PDFium reads them. Raises NotRead."""
+    import pypdfium2
+    from pypdfium2 import raw
 
     try:
-        reader = PdfReader(path)
-        if reader.is_encrypted and not reader.decrypt(""):
-            raise NotRead("encrypted", "it opens with a password only; save a copy without one")
-        sizes: list[dict[str, float]] = []
-        weights: Counter[float] = Counter()
-        made = []
-        for page in reader.pages:
-            sizes.append({})
-            made.append(page.extract_text(visitor_text=_sizes(sizes[-1], weights)).split("\n"))
-    except FileNotDecryptedError:
-        raise NotRead("encrypted", "it opens with a password only; save a copy without one") from None
+        file = pypdfium2.PdfDocument(path)
+    except pypdfium2.PdfiumError as error:
+        if getattr(error, "err_code", None) in (raw.FPDF_ERR_PASSWORD, raw.FPDF_ERR_SECURITY):
+            raise NotRead("encrypted", "it opens with a password only; save a copy without one") from None
+        raise
+    sizes: list[list[float]] = []
+    weights: Counter[float] = Counter()
+    made = []
+    for page in file:
+        text = page.get_textpage()
+        lines = list(_lines(text.get_text_range()))
+        made.append([line for _, line in lines])
+        sizes.append(_sizes(text, lines, weights))
+        text.close()
+        page.close()
     if not any(line.strip() for page in made for line in page):
         raise NotRead("no text layer", f"{len(made)} pages without text, scanned most likely; recognise its text first, "
                                        "for instance with ocrmypdf")
-    title = str((reader.metadata and reader.metadata.title) or "")
+    title = str(file.get_metadata_value("Title"))
     return {"title": " ".join(title.split()), "pages": made,
-            "headings": _from_outline(reader) or _from_sizes(made, sizes, weights)}
+            "headings": _from_outline(file) or _from_sizes(made, sizes, weights)}
 
 
-def _sizes(lines: dict[str, float], weights: Counter[float]) -> Any:
-    """A visitor that notes the size in which each line is set, and how many letters each size has."""
-    def visit(text: str, current: Any, matrix: Any, _font: Any, size: float) -> None:
-        height = round(abs(size * matrix[3] * current[3]), 1)
-        for line in text.split("\n"):
-            if bare := " ".join(line.split()):
-                lines[bare] = max(height, lines.get(bare, 0.0))
-                weights[height] += len(bare)
-
-    return visit
+def _lines(text: str) -> Iterator[tuple[int, str]]:
+    """Where each line begins, and the line. PDFium writes one mark for a hyphen and the end of the line behind it."""
+    at = 0
+    for match in re.finditer(r"\r?\n|[\x02\ufffe]|\Z", text):
+        yield at, text[at:match.start()] + "-" * (match[0] in _HYPHENS)
+        at = match.end()
 
 
-def _from_outline(reader: Any) -> list[Heading]:
-    """The outline's entries in their order. One that leads nowhere in the file is passed over."""
-    found: list[Heading] = []
-    stack = [(1, iter(reader.outline))]
-    while stack:
-        level, entries = stack[-1]
-        entry = next(entries, None)
-        if entry is None:
-            stack.pop()
-        elif isinstance(entry, list):
-            stack.append((level + 1, iter(entry)))
-        else:
-            page = reader.get_destination_page_number(entry)
-            text = " ".join(str(entry.title).split())
-            if page is not None and page >= 0 and text:
-                found.append((level, text, page + 1))
+def _sizes(text: Any, lines: Sequence[tuple[int, str]], weights: Counter[float]) -> list[float]:
+    """The height in which each line is set, by its first letters; how many letters each height has goes to `weights`."""
+    found, count = [], text.count_chars()
+    for start, line in lines:
+        letters = [start + n for n, letter in enumerate(line) if not letter.isspace() and start + n < count][:_MEASURED]
+        boxes = [text.get_charbox(i, loose=True) for i in letters]
+        found.append(max((round(abs(top - bottom), 1) for _, bottom, _, top in boxes), default=0.0))
+        weights[found[-1]] += len("".join(line.split()))
     return found
 
 
-def _from_sizes(made: Sequence[Sequence[str]], sizes: Sequence[dict[str, float]], weights: Counter[float]
-                ) -> list[Heading]:
+def _from_outline(file: Any) -> list[Heading]:
+    """The outline's entries in their order. One that leads nowhere in the file is passed over."""
+    found: list[Heading] = []
+    for entry in file.get_toc():
+        target, text = entry.get_dest(), " ".join(entry.get_title().split())
+        page = target.get_index() if target else None
+        if page is not None and text:
+            found.append((entry.level + 1, text, page + 1))
+    return found
+
+
+def _from_sizes(made: Sequence[Sequence[str]], sizes: Sequence[Sequence[float]], weights: Counter[float]) -> list[Heading]:
     """Short lines set larger than the size of most letters."""
     body = weights.most_common(1)[0][0] if weights else 0.0
-    found = [(size, bare, number)
-             for number, (lines, known) in enumerate(zip(made, sizes, strict=True), 1) for line in lines
-             if (bare := " ".join(line.split())) and len(bare) <= _LONGEST
-             and (size := known.get(bare, 0.0)) > _LARGER * body]
+    found = [(size, bare, number) for number, (lines, heights) in enumerate(zip(made, sizes, strict=True), 1)
+             for line, size in zip(lines, heights, strict=True)
+             if (bare := " ".join(line.split())) and len(bare) <= _LONGEST and size > _LARGER * body]
     order = sorted({size for size, _, _ in found}, reverse=True)
     return [(min(order.index(size) + 1, _LEVELS), text, page) for size, text, page in found]
 
