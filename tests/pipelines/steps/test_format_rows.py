@@ -29,7 +29,7 @@ def inputs(tmp_path) -> dict[str, Artifact]:
 
 @pytest.mark.parametrize("name", ["paragraphs", "keywords-paragraph"])
 def test_rows_are_of_the_sections_that_may_be_learned(inputs, make_ctx, name):
-    step, ctx = FormatRows(format=name), make_ctx("rows", inputs)
+    step, ctx = FormatRows(format=name), make_ctx("made", inputs)
     made = step.run(inputs, ctx)
     assert {n: {e.cluster for e in made.examples(n)} for n in made.subsets} == {
         "dev": {"d#glue"}, "train": {f"d#{t}" for t in TOPICS} - {"d#glue", "d#peg", "d#nut"}}
