@@ -5,7 +5,7 @@
 First the oracle-marked tests and the contract suites of the components that realise seeds, then every mutant against
 the oracle tests of its component, those in files that import the changed module first. Each outcome is kept in
 `.verify/` under a digest of the sources, so that the same command goes on after an interruption; a changed source starts
-over, and `--since COMMIT` then looks only at the seeds that the changes can reach. The files hold no date, no duration
+over, and `--since COMMIT` then looks only at the seeds that the changes can reach. A seed's file is written as soon as all its mutants are tried. The files hold no date, no duration
 and no machine: equal sources give equal files.
 
 The libraries and the workshop are loaded once; everything runs in forks of that process, `--jobs` of them at a time.
@@ -28,7 +28,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -124,22 +124,24 @@ def read(journal: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text[:text.rfind("\n") + 1].splitlines()]
 
 
-def preload(cache: Path, mutants: Iterable[mutation.Mutant]) -> None:
+@cache
+def preload(models: Path) -> None:
     """Load the libraries and the workshop once; every run below is a fork of this process and has no technique yet.
 
-    Without the workshop where a mutant changes a part of it. Converted models are kept in `cache`, for all runs. Libraries
+    Without the workshop where a mutant changes a part of it. Converted models are kept in `models`, for all runs. Libraries
     that start threads when they are loaded (lancedb) are not among them: a fork would be without those.
     """
-    for name, value in (("OMP_NUM_THREADS", "1"), ("HF_HUB_OFFLINE", "1"), ("LUTHIER_CACHE", str(cache))):
+    for name, value in (("OMP_NUM_THREADS", "1"), ("HF_HUB_OFFLINE", "1"), ("LUTHIER_CACHE", str(models))):
         os.environ.setdefault(name, value)
+    changed = {m.module for m in mutation.declared(index.rows())}
     floors = ("luthier.core.", "luthier.engine.")
-    for name in (*LIBRARIES, *(() if any(m.module.startswith(floors) for m in mutants) else WORKSHOP)):
+    for name in (*LIBRARIES, *(() if any(m.startswith(floors) for m in changed) else WORKSHOP)):
         try:
             importlib.import_module(name)
         except ImportError:
             if name in WORKSHOP:
                 raise  # the others may be missing: tests that need an extra say so
-    early = sorted({m.module for m in mutants} & set(sys.modules))
+    early = sorted(changed & set(sys.modules))
     if early:
         raise SystemExit(f"{early[0]} is loaded before its mutants are tried: take what imports it out of WORKSHOP")
     sys.modules["torch"].set_num_threads(1)
@@ -184,36 +186,47 @@ def together(starts: Iterable[Callable[[], int]], jobs: int) -> Iterator[tuple[i
         yield running.pop(child), os.waitstatus_to_exitcode(status)
 
 
+def evidence_for(parts: Sequence[dict[str, Any]], whole: bool) -> Callable[[Outcome], bool]:
+    """Whether a described test is evidence for components: their oracle tests (`whole`: every one), their contract suites."""
+    contracts = {f"{r['kind']} {r['name']}" for r in parts}
+    return lambda test: bool(test["oracles"]) and (whole or any(mutation.tests_of(r, [test]) for r in parts)) \
+        or test["contract"] in contracts
+
+
 def run_tests(seeds: Sequence[int], folder: Path, whole: bool, jobs: int) -> list[Outcome]:
     """Outcomes of the oracle tests and of the contract suites, of the given seeds or (`whole`) of all."""
     journal = folder / "tests.jsonl"
-    contracts = {f"{r['kind']} {r['name']}" for seed in seeds for r in components_of(seed)}
-
-    def wanted(test: Outcome) -> bool:
-        oracle = bool(test["oracles"]) and (whole or any(o.get("seed") in seeds for o in test["oracles"]))
-        return oracle or test["contract"] in contracts
-
+    parts = {r["module"]: r for seed in seeds for r in components_of(seed)}
+    wanted = evidence_for(list(parts.values()), whole)
     done = read(journal)
-    files = [f for f, named in oracle_files().items() if whole or named & set(seeds)]
+    finished = folder / f"tests-{hashlib.sha256(repr([whole, *seeds]).encode()).hexdigest()[:8]}.done"
+    rooms = tuple(f"{mutation.room_of(r)}/" for r in parts.values())
+    files = [f for f, named in oracle_files().items() if whole or named & set(seeds) or f.startswith(rooms)]
     suites = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "tests" / "contracts").glob("test_*.py"))
     print(f"oracle tests and contract suites of {len(seeds)} seeds, {len(done)} outcomes known already", flush=True)
-    parts = [part for n in range(jobs) if (part := [*suites, *files][n::jobs])]
-    starts = [partial(fork, folder / f"tests-{n}.log", Evidence(journal, wanted, [t["id"] for t in done]), part)
-              for n, part in enumerate(parts)]
+    shares = [share for n in range(jobs) if not finished.exists() and (share := [*suites, *files][n::jobs])]
+    if shares:
+        preload(folder / "cache")
+    starts = [partial(fork, folder / f"tests-{n}.log", Evidence(journal, wanted, [t["id"] for t in done]), share)
+              for n, share in enumerate(shares)]
     for number, code in together(starts, jobs):
         if code not in (0, 1, 5):  # passed, some failed, none left to run
             raise SystemExit(f"the tests could not be run: see {folder / f'tests-{number}.log'}")
+    finished.touch()
     return sorted((t for t in read(journal) if wanted(t)), key=lambda t: t["id"])
 
 
-def run_mutants(mutants: Sequence[mutation.Mutant], outcomes: Sequence[Outcome], folder: Path, jobs: int
-                ) -> list[dict[str, Any]]:
-    """For each mutant the clause and the test that killed it; empty where none did."""
+def run_mutants(mutants: Sequence[mutation.Mutant], outcomes: Sequence[Outcome], folder: Path, jobs: int,
+                told: Callable[[dict[str, dict[str, Any]]], None]) -> list[dict[str, Any]]:
+    """For each mutant the clause and the test that killed it; empty where none did. `told` hears of those known so far."""
     journal = folder / "mutants.jsonl"
     known = {m["id"]: m for m in read(journal)}
     left = [m for m in mutants if m.id not in known]
     print(f"{len(mutants)} mutants, {len(mutants) - len(left)} known already", flush=True)
     passed = [t for t in outcomes if t["outcome"] == "passed"]
+    told(known)
+    if left:
+        preload(folder / "cache")
     for number, code in together([partial(attack, m, passed, folder / f"mutant-{n}") for n, m in enumerate(left)], jobs):
         mutant, log = left[number], folder / f"mutant-{number}.log"
         if code not in (0, 1, 5):
@@ -222,6 +235,7 @@ def run_mutants(mutants: Sequence[mutation.Mutant], outcomes: Sequence[Outcome],
         with journal.open("a", encoding="utf-8") as file:
             file.write(json.dumps(said, ensure_ascii=False) + "\n")
         print(f"  {'killed' if said['test'] else 'SURVIVES'}  {mutant.id}", flush=True)
+        told(known)
     return [known[m.id] for m in mutants]
 
 
@@ -311,14 +325,20 @@ def verify(since: str | None, fresh: bool, jobs: int) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     titles = {f"{r['kind']} {r['name']}" for seed in seeds for r in components_of(seed)}
     mutants = [m for m in mutation.declared(index.rows()) if since is None or m.component in titles]
-    preload(folder / "cache", mutants)
     outcomes = run_tests(seeds, folder, since is None, jobs)
-    killed = run_mutants(mutants, outcomes, folder, jobs)
-    rows = {row["id"]: row for row in catalog.rows()}
-    for seed in seeds:
-        found = status(rows[seed], outcomes, killed)
-        write(found)
-        report(found)
+    rows, written = {row["id"]: row for row in catalog.rows()}, set[int]()
+
+    def told(known: dict[str, dict[str, Any]]) -> None:
+        """Write the seeds whose mutants have all been tried."""
+        for seed in seeds:
+            parts = {f"{r['kind']} {r['name']}" for r in components_of(seed)}
+            own = [m for m in mutants if m.component in parts]
+            if seed not in written and all(m.id in known for m in own):
+                write(found := status(rows[seed], outcomes, [known[m.id] for m in own]))
+                report(found)
+                written.add(seed)
+
+    killed = run_mutants(mutants, outcomes, folder, jobs, told)
     clear()
     return judge(outcomes, killed)
 

@@ -58,9 +58,14 @@ def path_of(module: str) -> Path:
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
+def room_of(component: dict[str, Any]) -> str:
+    """The folder of the tests of a component's room, relative to the root."""
+    return "/".join(["tests", *component["module"].split(".")[1:-1]])
+
+
 def tests_of(component: dict[str, Any], tests: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Of described tests, the oracle tests that must see a mutant of this component (a line of the index)."""
-    room = "/".join(["tests", *component["module"].split(".")[1:-1]])
+    room = room_of(component)
     return [t for t in tests if any(o["seed"] in component["seeds"] if "seed" in o else t["file"].startswith(f"{room}/")
                                     for o in t["oracles"])]
 
