@@ -5,8 +5,8 @@
 First the oracle-marked tests and the contract suites of the components that realise seeds, then every mutant against
 the oracle tests of its component, those in files that import the changed module first. Each outcome is kept in
 `.verify/` under a digest of the sources, so that the same command goes on after an interruption; a changed source starts
-over, and `--since COMMIT` then looks only at the seeds that the changes can reach. A seed's file is written as soon as all its mutants are tried. The files hold no date, no duration
-and no machine: equal sources give equal files.
+over, and `--since COMMIT` then looks only at the seeds that the changes can reach. A seed's file is written as soon as
+all its mutants are tried. The files hold no date, no duration and no machine: equal sources give equal files.
 
 The libraries and the workshop are loaded once; everything runs in forks of that process, `--jobs` of them at a time.
 
@@ -189,8 +189,12 @@ def together(starts: Iterable[Callable[[], int]], jobs: int) -> Iterator[tuple[i
 def evidence_for(parts: Sequence[dict[str, Any]], whole: bool) -> Callable[[Outcome], bool]:
     """Whether a described test is evidence for components: their oracle tests (`whole`: every one), their contract suites."""
     contracts = {f"{r['kind']} {r['name']}" for r in parts}
-    return lambda test: bool(test["oracles"]) and (whole or any(mutation.tests_of(r, [test]) for r in parts)) \
-        or test["contract"] in contracts
+
+    def wanted(test: Outcome) -> bool:
+        oracle = bool(test["oracles"]) and (whole or any(mutation.tests_of(r, [test]) for r in parts))
+        return oracle or test["contract"] in contracts
+
+    return wanted
 
 
 def run_tests(seeds: Sequence[int], folder: Path, whole: bool, jobs: int) -> list[Outcome]:

@@ -140,6 +140,7 @@ def test_evidence_for_a_part_is_what_its_mutants_meet_and_its_contract(verify):
     room = {**test("a", "passed"), "file": "tests/techniques/evaluation/test_words.py", "oracles": [{"clause": "a cosine"}]}
     assert wanted(room), "a clause without a seed, in the component's room"
     assert wanted(test("b", "passed", 1, seed=24)) and wanted(test("c", "passed", contract="metric similarity"))
-    others = [{**room, "file": "tests/engine/test_x.py"}, test("d", "passed", 1, seed=7), test("e", "passed", contract="metric f1")]
+    others = [{**room, "file": "tests/engine/test_x.py"}, test("d", "passed", 1, seed=7),
+              test("e", "passed", contract="metric f1")]
     assert not any(map(wanted, others))
     assert [verify.evidence_for([row], whole=True)(t) for t in others] == [True, True, False]
