@@ -1,11 +1,14 @@
 """Run what the claims rest on and write `status/NNN.json`, one file a seed of the catalogue that has a component.
 
-    python scripts/verify.py [--since COMMIT] [--fresh]
+    python scripts/verify.py [--since COMMIT] [--fresh] [--jobs N]
 
 First the oracle-marked tests and the contract suites of the components that realise seeds, then every mutant against
-the oracle tests of its component. Each outcome is kept in `.verify/` under a digest of the sources, so that the same
-command goes on after an interruption; a changed source starts over, and `--since COMMIT` then looks only at the seeds
-that the changes can reach. The files hold no date, no duration and no machine: equal sources give equal files.
+the oracle tests of its component, those in files that import the changed module first. Each outcome is kept in
+`.verify/` under a digest of the sources, so that the same command goes on after an interruption; a changed source starts
+over, and `--since COMMIT` then looks only at the seeds that the changes can reach. A seed's file is written as soon as
+all its mutants are tried. The files hold no date, no duration and no machine: equal sources give equal files.
+
+The libraries and the workshop are loaded once; everything runs in forks of that process, `--jobs` of them at a time.
 
 Exit code 1 when a test fails, a mutant survives, or a component that realises a seed
 has fewer than two mutants.
@@ -14,14 +17,18 @@ has fewer than two mutants.
 from __future__ import annotations
 
 import argparse
+import gc
 import hashlib
+import importlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +46,10 @@ SOURCES = ("src/**/*.py", "src/**/*.jsonl", "src/**/*.yaml", "src/**/*.json", "t
 # Changes below these can reach every seed; of the rest, only what a seed's components and tests name.
 EVERYWHERE = ("src/luthier/core/", "src/luthier/engine/", "tests/conftest.py", "tests/contracts/", "pyproject.toml",
               "constraints.txt")
+# Loaded before the forks: what takes long to import, here or in the libraries that tests compare with.
+LIBRARIES = ("torch", "transformers", "peft", "pytest", "hypothesis", "scipy.stats", "sklearn.metrics", "pandas", "datasets",
+             "sentence_transformers")
+WORKSHOP = ("luthier.engine.workshop", "luthier.engine.steps.base", "luthier.engine.steps.fit")
 ORACLE_SEED = re.compile(r"mark\.oracle\(\s*seed=(\d+)")
 MARK = re.compile(r"mark\.oracle\(\s*seed=(\d+),\s*clause=([^,)]+)")
 
@@ -113,19 +124,33 @@ def read(journal: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text[:text.rfind("\n") + 1].splitlines()]
 
 
-def preload() -> None:
-    """Load the large libraries once; every run below is a fork of this process and has none of our techniques yet."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    import peft  # noqa: F401
-    import pytest  # noqa: F401
-    import torch
-    import transformers  # noqa: F401
+@cache
+def preload(models: Path) -> None:
+    """Load the libraries and the workshop once; every run below is a fork of this process and has no technique yet.
 
-    torch.set_num_threads(1)
+    Without the workshop where a mutant changes a part of it. Converted models are kept in `models`, for all runs. Libraries
+    that start threads when they are loaded (lancedb) are not among them: a fork would be without those.
+    """
+    for name, value in (("OMP_NUM_THREADS", "1"), ("HF_HUB_OFFLINE", "1"), ("LUTHIER_CACHE", str(models))):
+        os.environ.setdefault(name, value)
+    changed = {m.module for m in mutation.declared(index.rows())}
+    floors = ("luthier.core.", "luthier.engine.")
+    for name in (*LIBRARIES, *(() if any(m.startswith(floors) for m in changed) else WORKSHOP)):
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            if name in WORKSHOP:
+                raise  # the others may be missing: tests that need an extra say so
+    early = sorted(changed & set(sys.modules))
+    if early:
+        raise SystemExit(f"{early[0]} is loaded before its mutants are tried: take what imports it out of WORKSHOP")
+    sys.modules["torch"].set_num_threads(1)
+    gc.collect()
+    gc.freeze()
 
 
-def forked(log: Path, plugin: Evidence, paths: Iterable[str], mutant: mutation.Mutant | None = None) -> int:
-    """Run pytest with the plugin in a child process, what it prints into `log`; returns pytest's exit code."""
+def fork(log: Path, plugin: Evidence, *turns: Sequence[str], mutant: mutation.Mutant | None = None) -> int:
+    """Start pytest over each turn of paths, until one of them fails; what it prints goes to `log`. Returns the process."""
     sys.stdout.flush()
     child = os.fork()
     if child == 0:
@@ -139,64 +164,107 @@ def forked(log: Path, plugin: Evidence, paths: Iterable[str], mutant: mutation.M
                 mutation.install(mutant)
             import pytest
 
-            first = ["-x"] if mutant is not None else []
-            code = int(pytest.main(["-m", "", "-p", "no:cacheprovider", *first, *paths], plugins=[plugin]))
+            first = ["-x"] if mutant is not None else ["--durations=15"]
+            for paths in turns:
+                if paths and (code := int(pytest.main(["-m", "", "-p", "no:cacheprovider", *first, *paths],
+                                                      plugins=[plugin]))) not in (0, 5):
+                    break
         finally:
             os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return child
 
 
-def run_tests(seeds: Sequence[int], folder: Path, whole: bool) -> list[Outcome]:
-    """Outcomes of the oracle tests and of the contract suites, of the given seeds or (`whole`) of all."""
-    journal = folder / "tests.jsonl"
-    contracts = {f"{r['kind']} {r['name']}" for seed in seeds for r in components_of(seed)}
+def together(starts: Iterable[Callable[[], int]], jobs: int) -> Iterator[tuple[int, int]]:
+    """Run processes, `jobs` at a time; number and exit code of each as it ends."""
+    waiting, running = enumerate(starts), dict[int, int]()
+    while True:
+        while len(running) < jobs and (item := next(waiting, None)) is not None:
+            running[item[1]()] = item[0]
+        if not running:
+            return
+        child, status = os.wait()
+        yield running.pop(child), os.waitstatus_to_exitcode(status)
+
+
+def evidence_for(parts: Sequence[dict[str, Any]], whole: bool) -> Callable[[Outcome], bool]:
+    """Whether a described test is evidence for components: their oracle tests (`whole`: every one), their contract suites."""
+    contracts = {f"{r['kind']} {r['name']}" for r in parts}
 
     def wanted(test: Outcome) -> bool:
-        oracle = bool(test["oracles"]) and (whole or any(o.get("seed") in seeds for o in test["oracles"]))
+        oracle = bool(test["oracles"]) and (whole or any(mutation.tests_of(r, [test]) for r in parts))
         return oracle or test["contract"] in contracts
 
+    return wanted
+
+
+def run_tests(seeds: Sequence[int], folder: Path, whole: bool, jobs: int) -> list[Outcome]:
+    """Outcomes of the oracle tests and of the contract suites, of the given seeds or (`whole`) of all."""
+    journal = folder / "tests.jsonl"
+    parts = {r["module"]: r for seed in seeds for r in components_of(seed)}
+    wanted = evidence_for(list(parts.values()), whole)
     done = read(journal)
-    files = [f for f, named in oracle_files().items() if whole or named & set(seeds)]
+    finished = folder / f"tests-{hashlib.sha256(repr([whole, *seeds]).encode()).hexdigest()[:8]}.done"
+    rooms = tuple(f"{mutation.room_of(r)}/" for r in parts.values())
+    files = [f for f, named in oracle_files().items() if whole or named & set(seeds) or f.startswith(rooms)]
     suites = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "tests" / "contracts").glob("test_*.py"))
     print(f"oracle tests and contract suites of {len(seeds)} seeds, {len(done)} outcomes known already", flush=True)
-    code = forked(folder / "tests.log", Evidence(journal, wanted, [t["id"] for t in done]), [*suites, *files])
-    if code not in (0, 1, 5):  # passed, some failed, none left to run
-        raise SystemExit(f"the tests could not be run: see {folder / 'tests.log'}")
+    shares = [share for n in range(jobs) if not finished.exists() and (share := [*suites, *files][n::jobs])]
+    if shares:
+        preload(folder / "cache")
+    starts = [partial(fork, folder / f"tests-{n}.log", Evidence(journal, wanted, [t["id"] for t in done]), share)
+              for n, share in enumerate(shares)]
+    for number, code in together(starts, jobs):
+        if code not in (0, 1, 5):  # passed, some failed, none left to run
+            raise SystemExit(f"the tests could not be run: see {folder / f'tests-{number}.log'}")
+    finished.touch()
     return sorted((t for t in read(journal) if wanted(t)), key=lambda t: t["id"])
 
 
-def run_mutants(mutants: Sequence[mutation.Mutant], outcomes: Sequence[Outcome], folder: Path) -> list[dict[str, Any]]:
-    """For each mutant the clause and the test that killed it; empty where none did."""
+def run_mutants(mutants: Sequence[mutation.Mutant], outcomes: Sequence[Outcome], folder: Path, jobs: int,
+                told: Callable[[dict[str, dict[str, Any]]], None]) -> list[dict[str, Any]]:
+    """For each mutant the clause and the test that killed it; empty where none did. `told` hears of those known so far."""
     journal = folder / "mutants.jsonl"
     known = {m["id"]: m for m in read(journal)}
-    for number, mutant in enumerate(mutants, 1):
-        if mutant.id not in known:
-            said = kill(mutant, outcomes, folder / f"mutant-{number}")
-            with journal.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(said, ensure_ascii=False) + "\n")
-            known[mutant.id] = said
-        print(f"  {'killed' if known[mutant.id]['test'] else 'SURVIVES'}  {mutant.id}", flush=True)
+    left = [m for m in mutants if m.id not in known]
+    print(f"{len(mutants)} mutants, {len(mutants) - len(left)} known already", flush=True)
+    passed = [t for t in outcomes if t["outcome"] == "passed"]
+    told(known)
+    if left:
+        preload(folder / "cache")
+    for number, code in together([partial(attack, m, passed, folder / f"mutant-{n}") for n, m in enumerate(left)], jobs):
+        mutant, log = left[number], folder / f"mutant-{number}.log"
+        if code not in (0, 1, 5):
+            raise SystemExit(f"{mutant.id}: the tests could not be run with it: see {log}")
+        known[mutant.id] = said = verdict(mutant, read(log.with_suffix(".jsonl")))
+        with journal.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(said, ensure_ascii=False) + "\n")
+        print(f"  {'killed' if said['test'] else 'SURVIVES'}  {mutant.id}", flush=True)
+        told(known)
     return [known[m.id] for m in mutants]
 
 
-def kill(mutant: mutation.Mutant, outcomes: Sequence[Outcome], stem: Path) -> dict[str, Any]:
-    """Run the component's oracle tests, as far as they pass without the mutant, until one fails with it."""
-    row = next(r for r in index.rows() if f"{r['kind']} {r['name']}" == mutant.component)
-    tests = {t["id"]: t for t in mutation.tests_of(row, outcomes) if t["outcome"] == "passed"}
-    said = {"id": mutant.id, "component": mutant.component, "what": mutant.what, "clause": None, "test": ""}
-    if not tests:
-        return said
-    journal = stem.with_suffix(".jsonl")
-    journal.unlink(missing_ok=True)
-    plugin = Evidence(journal, lambda test: test["id"] in tests)
-    code = forked(stem.with_suffix(".log"), plugin, sorted({t["file"] for t in tests.values()}), mutant)
-    if code not in (0, 1):
-        raise SystemExit(f"{mutant.id}: the tests could not be run with it: see {stem.with_suffix('.log')}")
-    for test in read(journal):
-        if test["outcome"] == "failed":
-            mark = next((o for o in test["oracles"] if o.get("seed") in row["seeds"]), test["oracles"][0])
-            return {**said, "clause": mark.get("clause"), "test": test["id"]}
-    return said
+def row_of(mutant: mutation.Mutant) -> dict[str, Any]:
+    """The line of the index of the mutant's component."""
+    return next(r for r in index.rows() if f"{r['kind']} {r['name']}" == mutant.component)
+
+
+def attack(mutant: mutation.Mutant, passed: Iterable[Outcome], stem: Path) -> int:
+    """Start the component's oracle tests with the mutant, until one fails; near files first, the others if none does."""
+    tests = mutation.tests_of(row_of(mutant), passed)
+    ids = {t["id"] for t in tests}
+    near, far = mutation.by_nearness(mutant, row_of(mutant), {t["file"] for t in tests})
+    stem.with_suffix(".jsonl").unlink(missing_ok=True)
+    return fork(stem.with_suffix(".log"), Evidence(stem.with_suffix(".jsonl"), lambda test: test["id"] in ids), near, far,
+                mutant=mutant)
+
+
+def verdict(mutant: mutation.Mutant, outcomes: Iterable[Outcome]) -> dict[str, Any]:
+    """The clause and the test that failed with a mutant, by what its tests said."""
+    seeds = row_of(mutant)["seeds"]
+    test = next((t for t in outcomes if t["outcome"] == "failed"), None)
+    mark = next((o for o in test["oracles"] if o.get("seed") in seeds), test["oracles"][0]) if test else {}
+    return {"id": mutant.id, "component": mutant.component, "what": mutant.what, "clause": mark.get("clause"),
+            "test": test["id"] if test else ""}
 
 
 # ---------------------------------------------------------------- the status files
@@ -252,24 +320,29 @@ def clear() -> None:
 
 # ---------------------------------------------------------------- the whole
 
-def verify(since: str | None, fresh: bool) -> int:
+def verify(since: str | None, fresh: bool, jobs: int) -> int:
     """Run, write the files, say what is missing; returns the exit code."""
     seeds = reached(changed_since(since)) if since else all_seeds()
     folder = WORK / digest()
-    folder.mkdir(parents=True, exist_ok=True)
     if fresh:
-        for path in folder.iterdir():
-            path.unlink()
-    preload()
-    outcomes = run_tests(seeds, folder, whole=since is None)
+        shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
     titles = {f"{r['kind']} {r['name']}" for seed in seeds for r in components_of(seed)}
     mutants = [m for m in mutation.declared(index.rows()) if since is None or m.component in titles]
-    killed = run_mutants(mutants, outcomes, folder)
-    rows = {row["id"]: row for row in catalog.rows()}
-    for seed in seeds:
-        found = status(rows[seed], outcomes, killed)
-        write(found)
-        report(found)
+    outcomes = run_tests(seeds, folder, since is None, jobs)
+    rows, written = {row["id"]: row for row in catalog.rows()}, set[int]()
+
+    def told(known: dict[str, dict[str, Any]]) -> None:
+        """Write the seeds whose mutants have all been tried."""
+        for seed in seeds:
+            parts = {f"{r['kind']} {r['name']}" for r in components_of(seed)}
+            own = [m for m in mutants if m.component in parts]
+            if seed not in written and all(m.id in known for m in own):
+                write(found := status(rows[seed], outcomes, [known[m.id] for m in own]))
+                report(found)
+                written.add(seed)
+
+    killed = run_mutants(mutants, outcomes, folder, jobs, told)
     clear()
     return judge(outcomes, killed)
 
@@ -301,8 +374,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--since", metavar="COMMIT", help="only the seeds that changes since this commit can reach")
     parser.add_argument("--fresh", action="store_true", help="forget what is known of these sources")
+    parser.add_argument("--jobs", metavar="N", type=int, default=os.cpu_count() or 1, help="processes at a time")
     given = parser.parse_args()
-    raise SystemExit(verify(given.since, given.fresh))
+    raise SystemExit(verify(given.since, given.fresh, max(1, given.jobs)))
 
 
 if __name__ == "__main__":

@@ -202,6 +202,15 @@ def test_evaluate_scores_new_labels(luthier: Luthier, labels_run: Path) -> None:
         ("majority label", "accuracy"), ("tuned", "accuracy")}
 
 
+def test_evaluate_scores_what_a_data_command_left(luthier: Luthier, answers_run: Path) -> None:
+    write_rows(Path("new.jsonl"), question_rows(20, start=100))
+    assert luthier("data", "split", "new.jsonl", "--out", "divided").code == 0
+    result = luthier("evaluate", answers_run, "divided", "--out", "scores", "--exact", "--json")
+    assert result.code == 0, result.err
+    asked = len(lines(Path("scores/steps/arm-tuned/predictions.jsonl")))
+    assert {(row["set"], row["questions"]) for row in result.json["table"]} == {("unseen", asked)} and 1 < asked < 20
+
+
 def test_rows_that_were_trained_on_are_refused(luthier: Luthier, answers_run: Path) -> None:
     trained = {row["question"] for row in question_rows()} - {
         row["question"] for row in lines(answers_run / "steps/arm-tuned/predictions.jsonl")}

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import importlib.machinery
 import importlib.util
+import re
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -57,11 +58,31 @@ def path_of(module: str) -> Path:
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
+def room_of(component: dict[str, Any]) -> str:
+    """The folder of the tests of a component's room, relative to the root."""
+    return "/".join(["tests", *component["module"].split(".")[1:-1]])
+
+
 def tests_of(component: dict[str, Any], tests: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Of described tests, the oracle tests that must see a mutant of this component (a line of the index)."""
-    room = "/".join(["tests", *component["module"].split(".")[1:-1]])
+    room = room_of(component)
     return [t for t in tests if any(o["seed"] in component["seeds"] if "seed" in o else t["file"].startswith(f"{room}/")
                                     for o in t["oracles"])]
+
+
+def by_nearness(mutant: Mutant, component: dict[str, Any], files: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Test files, relative to the root: those that import the changed module, and the others, which name its component or not.
+
+    The first are likely to kill it; the others are tried only where they do not.
+    """
+    near, far = [], []
+    for file in sorted(files):
+        text = (ROOT / file).read_text(encoding="utf-8")
+        if re.search(rf"\b{re.escape(mutant.module)}\b", text):
+            near.append(file)
+        else:
+            far.append((not re.search(rf"\b{re.escape(component['name'])}\b", text), file))
+    return near, [file for _, file in sorted(far)]
 
 
 def declared(components: Iterable[dict[str, Any]]) -> list[Mutant]:

@@ -2,67 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from luthier.core.errors import LuthierError, UserError
 from luthier.core.files import Journal
 from luthier.engine.endpoints import Endpoint
-
-
-class Server(ThreadingHTTPServer):
-    """Answers `said: PROMPT`; `status` holds codes for the first requests."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.asked, self.headers_seen, self.status, self.most, self.now = [], [], [], 0, 0
-        self.lock = threading.Lock()
-
-
-class Handler(BaseHTTPRequestHandler):
-    def do_POST(self) -> None:
-        server = self.server
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        prompt = body["messages"][0]["content"]
-        with server.lock:
-            server.now += 1
-            server.most = max(server.most, server.now)
-            server.asked.append(prompt)
-            server.headers_seen.append(self.headers.get("Authorization"))
-            code = server.status.pop(0) if server.status else 200
-        threading.Event().wait(0.02)
-        said = {"choices": [{"message": {"content": f"said: {prompt}"}}]} if code == 200 else {"error": "key sesame bad"}
-        data = json.dumps(said).encode()
-        with server.lock:
-            server.now -= 1
-        self.send_response(code)
-        if code == 302:
-            self.send_header("Location", "http://127.0.0.1:9/v1")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *args: object) -> None:
-        pass
+from tests.engine.chat_server import Server, address, serving
 
 
 @pytest.fixture
 def server(monkeypatch) -> Iterator[Server]:
     monkeypatch.setenv("no_proxy", "*")
-    made = Server()
-    threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-    yield made
-    made.shutdown()
-    made.server_close()
+    with serving() as made:
+        yield made
 
 
 def endpoint(server: Server, **fields) -> Endpoint:
-    return Endpoint(**{"url": f"http://127.0.0.1:{server.server_port}/v1", "model": "m", "consent": True,
-                       "backoff_seconds": 0.01, **fields})
+    return Endpoint(**{"url": address(server), "model": "m", "consent": True, "backoff_seconds": 0.01, **fields})
 
 
 def test_nothing_is_sent_without_consent_and_what_would_be_is_shown(server, tmp_path):

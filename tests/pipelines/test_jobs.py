@@ -273,6 +273,40 @@ def test_a_base_of_ones_own_is_found_by_its_folder(finished, file):
     assert step(jobs.evaluate(finished, file(QA)), "base").model == "/models/mine"
 
 
+def test_what_a_data_command_left_is_scored_set_by_set(finished, tmp_path, make_ctx):
+    from luthier.core.artifact import open_artifact
+
+    parts = {name: [question(f"{name}/1", f"What of {name}?", "this")] for name in
+             ("train", "dev", "validation", "known", "unseen", "unanswerable")}
+    write_examples(tmp_path / "divided", parts)
+    made = jobs.evaluate(finished, str(tmp_path / "divided"))
+    assert (step(made, "rows").path, step(made, "rows").kind) == (str(tmp_path / "divided"), "examples")
+    assert {step(made, n).sets for n in ("test", "arm-base", "arm-tuned")} == {("known", "unanswerable", "unseen")}
+    inputs = {"rows": open_artifact(tmp_path / "divided"), "trained": finished.step("split")}
+    test, ctx = step(made, "test"), make_ctx("test", inputs)
+    left = test.run(inputs, ctx)
+    assert {n: [e.id for e in left.examples(n)] for n in left.subsets} == {
+        "train": ["t"], "dev": [], "known": ["known/1"], "unseen": ["unseen/1"], "unanswerable": ["unanswerable/1"]}
+    assert [r.verdict for r in test.receipts(inputs, left, ctx)] == ["agrees"]
+    write_examples(tmp_path / "whole", {"all": parts["known"]})
+    assert step(jobs.evaluate(finished, str(tmp_path / "whole")), "test").sets == ()
+
+
+def test_rows_that_are_all_there_to_be_learned_and_documents_are_not_scored(finished, tmp_path):
+    write_examples(tmp_path / "learned", {"train": [question("a", "What?", "this")], "dev": []})
+    with pytest.raises(UserError, match="learned comes divided into dev, train: none of it is there to be tested on"):
+        jobs.evaluate(finished, str(tmp_path / "learned"))
+    seal("documents", tmp_path / "documents")
+    with pytest.raises(UserError, match="an artifact of the kind 'documents'; wanted: examples"):
+        jobs.evaluate(finished, str(tmp_path / "documents"))
+    write_examples(tmp_path / "again", {"unseen": [question("a", "who? ", "me")]})
+    made = jobs.evaluate(finished, str(tmp_path / "again"))
+    from luthier.core.artifact import open_artifact
+
+    with pytest.raises(UserError, match="1 of 1 rows were trained on; first: a is t of the training rows"):
+        step(made, "test").run({"rows": open_artifact(tmp_path / "again"), "trained": finished.step("split")}, None)
+
+
 def test_a_run_without_a_tuned_model_is_refused(tmp_path, file):
     write_json(tmp_path / "run" / "run.json", {"seed": 5})
     with pytest.raises(UserError, match="has no tuned model. Finish it first"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -100,3 +101,46 @@ def test_mutants_are_tried_on_the_oracles_of_their_seed_or_room():
     own, other = test("a", "passed", 1), test("b", "passed", 1, seed=8)
     room = {**test("c", "passed"), "file": "tests/techniques/evaluation/test_y.py", "oracles": [{"clause": "z"}]}
     assert mutation.tests_of(row, [own, other, room, {**room, "file": "tests/engine/test_y.py"}]) == [own, room]
+
+
+def test_files_that_import_what_is_changed_are_tried_first():
+    row = next(r for r in index.rows() if (r["kind"], r["name"]) == ("metric", "recall"))
+    mutant = mutation.Mutant("metric recall", "w", row["module"], "a", "b")
+    files = [f"tests/techniques/{f}.py" for f in ("methods/test_lora", "evaluation/test_ranking", "data/test_question_quality",
+                                                  "training/test_schedules")] + ["tests/pipelines/steps/test_evaluate.py"]
+    near, far = mutation.by_nearness(mutant, row, files)
+    assert near == ["tests/techniques/data/test_question_quality.py", "tests/techniques/evaluation/test_ranking.py"]
+    assert far[0] == "tests/pipelines/steps/test_evaluate.py", "it names the metric"
+    assert sorted(near + far) == sorted(files)
+
+
+def test_a_mutant_is_killed_by_the_first_test_that_failed(verify):
+    mutant = mutation.Mutant("method bitfit", "w", "luthier.techniques.methods.bitfit", "a", "b")
+    passed, failed = test("a", "passed", 1, seed=153), test("b", "failed", 4, seed=153)
+    assert verify.verdict(mutant, [passed, failed, test("c", "failed", 5, seed=153)])["clause"] == 4
+    assert verify.verdict(mutant, [passed]) == {"id": mutant.id, "component": "method bitfit", "what": "w", "clause": None,
+                                                "test": ""}
+
+
+def test_processes_run_together_and_each_is_told_by_its_number(verify):
+    def start(code):
+        child = verify.os.fork()
+        if child == 0:
+            verify.os._exit(code)
+        return child
+
+    codes = [3, 0, 1, 5, 0]
+    done = list(verify.together([partial(start, code) for code in codes], jobs=2))
+    assert sorted(done) == list(enumerate(codes)) and list(verify.together([], jobs=2)) == []
+
+
+def test_evidence_for_a_part_is_what_its_mutants_meet_and_its_contract(verify):
+    row = next(r for r in index.rows() if (r["kind"], r["name"]) == ("metric", "similarity"))
+    wanted = verify.evidence_for([row], whole=False)
+    room = {**test("a", "passed"), "file": "tests/techniques/evaluation/test_words.py", "oracles": [{"clause": "a cosine"}]}
+    assert wanted(room), "a clause without a seed, in the component's room"
+    assert wanted(test("b", "passed", 1, seed=24)) and wanted(test("c", "passed", contract="metric similarity"))
+    others = [{**room, "file": "tests/engine/test_x.py"}, test("d", "passed", 1, seed=7),
+              test("e", "passed", contract="metric f1")]
+    assert not any(map(wanted, others))
+    assert [verify.evidence_for([row], whole=True)(t) for t in others] == [True, True, False]

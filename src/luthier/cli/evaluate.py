@@ -12,7 +12,8 @@ from luthier.cli import _shared as shared
 
 def command(
     run: Annotated[Path, typer.Argument(help="folder of a run with a tuned model")],
-    data: Annotated[str, typer.Argument(help="JSON lines with rows the model was not trained on")],
+    data: Annotated[str, typer.Argument(help="rows the model was not trained on: a file, a "
+                                       "saved dataset, or what a data command left")],
     out: Annotated[Path | None, typer.Option("--out", metavar="RUN_DIR", help="folder of this evaluation")] = None,
     decoder: shared.Decoder = None, metric: shared.Metric = None, accept_terms: shared.Terms = None,
     exact: shared.Exact = False, fresh: shared.Fresh = False, as_json: shared.Json = False,

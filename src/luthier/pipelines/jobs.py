@@ -304,22 +304,23 @@ def _disk_error(error: BaseException) -> int | None:
 
 
 def evaluate(source: Run, data: str) -> Recipe:
-    """The recipe that scores a run's base and tuned model on further rows.
+    """The recipe that scores a run's base and tuned model on further rows: a file, a saved dataset, what `luthier data` left.
+
+    Rows that come divided are scored set by set, without those that are there to be learned.
 
     Raises:
         UserError: the run has no tuned model, or the rows are not of the kind it was tuned on.
     """
-    from luthier.pipelines.steps.read import Read
-
     if not source.has("tuned"):
         raise UserError(f"{source.folder} has no tuned model. Finish it first: run its command again.")
-    labels, found = bool(source.step("tuned").meta.get("heads")), Read(path=data).found_format()
+    rows, found, sets = _tested(data)
+    labels = bool(source.step("tuned").meta.get("heads"))
     texts = any(e.task == "text" for e in islice(source.step("split").examples("train"), 1))
     if labels != (FORMATS[found].learned_by == "classify") or texts != (found == "raw-text"):
         wanted = "text-label" if labels else "raw-text" if texts else \
             "question-answer, prompt-completion, messages or preference"
         raise UserError(f"{data} holds {found} rows; the model of {source.folder} was tuned on {wanted} rows. "
-                        "Give a file of that format.")
+                        "Give rows of that format.")
     pairs = found == "preference"
     metrics = ["accuracy"] if labels else ["bits-per-byte"] if texts else ["preference-accuracy"] if pairs else \
         ["exact-match", "f1", "stops"]
@@ -327,27 +328,50 @@ def evaluate(source: Run, data: str) -> Recipe:
     base_model = source.step("base").meta
     name = base_model["name"] if base_model["name"] in _packaged() else \
         f"{base_model['hub']}@{base_model['revision']}" if "hub" in base_model else base_model["path"]
+    asked = sets or ["test"]
     steps: dict[str, Any] = {
         "base": {"use": "base", "model": name, "quantize": base_model.get("quantize", "none")},
-        "rows": {"use": "read", "path": data},
+        "rows": rows,
         "trained": {"use": "existing", "path": f"{place}/split", "kind": "examples"},
         "tuned": {"use": "existing", "path": f"{place}/tuned", "kind": source.step("tuned").kind},
-        "test": {"use": "test-rows", "inputs": {"rows": "rows", "trained": "trained"}},
-        "arm-tuned": {"use": "evaluate", "arm": "tuned", "sets": ["test"], "metrics": metrics,
+        "test": {"use": "test-rows", "inputs": {"rows": "rows", "trained": "trained"}, **({"sets": sets} if sets else {})},
+        "arm-tuned": {"use": "evaluate", "arm": "tuned", "sets": asked, "metrics": metrics,
                       "inputs": {"base": "base", "tuned": "tuned", "examples": "test"}},
     }
     if texts or pairs or FORMATS[found].spoken:
-        steps["arm-base"] = {"use": "evaluate", "arm": "base", "sets": ["test"], "metrics": metrics,
+        steps["arm-base"] = {"use": "evaluate", "arm": "base", "sets": asked, "metrics": metrics,
                              "inputs": {"base": "base", "examples": "test"}}
     elif labels:
-        steps["arm-base"] = {"use": "majority", "sets": ["test"], "inputs": {"examples": "test"}}
+        steps["arm-base"] = {"use": "majority", "sets": asked, "inputs": {"examples": "test"}}
     else:
-        steps["arm-base"] = {"use": "evaluate", "arm": "base", "sets": ["test"], "metrics": metrics, "shots": [0, 3],
+        steps["arm-base"] = {"use": "evaluate", "arm": "base", "sets": asked, "metrics": metrics, "shots": [0, 3],
                              "stops": ["token", "newline"], "inputs": {"base": "base", "examples": "test"}}
     steps["comparison"] = {"use": "compare-arms", "inputs": {"base": "arm-base", "tuned": "arm-tuned"},
                            **({"metrics": metrics} if texts or pairs else {})}
     return Recipe({"name": "evaluate", "about": "A run's base and tuned model on further rows.",
                    "seed": int(source.record["seed"]), "steps": steps})
+
+
+def _tested(data: str) -> tuple[dict[str, Any], str, list[str]]:
+    """The step that reads rows to be scored, their format, and which sets are scored where they come divided."""
+    from luthier.pipelines.sources import source
+    from luthier.pipelines.steps.own_splits import DEV, TRAIN
+    from luthier.pipelines.steps.read import Read, splits_of
+    from luthier.pipelines.steps.split import LEARNED
+
+    step = source(data, ("examples",))
+    if step["use"] == "existing":
+        given = open_artifact(Path(data))
+        found, subsets = format_of(given), given.subsets
+    else:
+        found, subsets = Read(path=data).found_format(), splits_of(Path(data)) or ["all"]
+    if subsets == ["all"]:
+        return step, found, []
+    sets = [name for name in subsets if name not in (*LEARNED, *TRAIN, *DEV)]
+    if not sets:
+        raise UserError(f"{data} comes divided into {', '.join(subsets)}: none of it is there to be tested on. Give a file of "
+                        "rows, or divide anew: luthier data split.")
+    return step, found, sets
 
 
 def _packaged() -> frozenset[str]:

@@ -30,6 +30,21 @@ def test_coverage_of_five_sections():
     assert coverage(rows[:1], CORPUS) == 1 / 5 and coverage([], CORPUS) == 0 and coverage(rows, []) == 0
 
 
+@pytest.mark.oracle(seed=24, clause=1, against="five sections counted by hand")
+def test_recall_of_the_source_section_of_five(make_ctx):
+    from luthier.core.kinds import Prediction
+    from luthier.techniques.evaluation.recall import Recall
+
+    # The place of each question's own section among the five that were found: 1, 3, 2, 5, and not at all.
+    found = [("d:0", "d:1", "d:2", "d:3", "d:4"), ("d:0", "d:2", "d:1", "d:3", "d:4"), ("d:0", "d:2", "d:1", "d:3", "d:4"),
+             ("d:0", "d:1", "d:2", "d:4", "d:3"), ("d:0", "d:1", "d:2", "d:3")]
+    rows = [ask(i, f"Question {i}?", "an answer") for i in range(5)]
+    assert [r.meta["gold"] for r in rows] == [[p.id] for p in CORPUS]
+    said = [Prediction(r.id, passages=p) for r, p in zip(rows, found, strict=True)]
+    told = {k: Recall().reduce(Recall(k=k).score(rows, said, make_ctx("recall"))) for k in (1, 2, 3, 5)}
+    assert told == {1: 1 / 5, 2: 2 / 5, 3: 3 / 5, 5: 4 / 5}
+
+
 @pytest.mark.oracle(seed=24, clause=2, against="definition")
 def test_the_divergence_of_a_set_with_itself_is_0():
     texts = [p.text for p in CORPUS]

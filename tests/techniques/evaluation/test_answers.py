@@ -39,6 +39,7 @@ CASES = [
     ("Eiffel Tower in Paris", ["the Eiffel Tower"], 0.0, 2 * 2 / (4 + 2)),
     ("in  1,000\tyears", ["in 1000 years."], 1.0, 1.0),
     ("cat cat dog", ["cat dog dog"], 0.0, 2 * 2 / (3 + 3)),  # bags: one cat and one dog in common
+    ("cat cat dog", ["cat cat"], 0.0, 2 * 2 / (3 + 2)),  # and what both say twice counts twice
     ("theory", ["ory"], 0.0, 0.0),  # an article is a whole word
     ("well-known", ["well known"], 0.0, 0.0),  # punctuation goes without leaving a space
     ("an A and the", ["and"], 1.0, 1.0),

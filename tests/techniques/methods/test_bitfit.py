@@ -67,6 +67,19 @@ def test_saved_and_loaded_gives_the_same_scores(tuned, pico_encoder):
     assert (tuned_logits(add_tuned(load_base(pico_encoder), artifact)) - seen["logits"]).abs().max() <= 1e-6
 
 
+@pytest.mark.oracle(seed=153, clause=4, against="transformers, on the whole model saved with its biases in place")
+def test_biases_written_into_the_model_give_the_same_states(tuned, pico_encoder, tmp_path):
+    from transformers import AutoModel
+
+    model, ids = add_tuned(load_base(pico_encoder), tuned[0]), torch.arange(5, 15)[None]
+    model.module.save_pretrained(tmp_path / "whole")
+    merged = AutoModel.from_pretrained(tmp_path / "whole").eval()
+    with torch.no_grad():
+        apart, whole, base = (m(input_ids=ids).last_hidden_state
+                              for m in (model.module.eval(), merged, load_base(pico_encoder).module))
+    assert (apart - whole).abs().max() <= 1e-6 < (base - whole).abs().max()
+
+
 @pytest.mark.oracle(seed=153, clause=5, against="closed form: the mean residual")
 def test_the_best_bias_of_a_linear_model_is_the_mean_residual():
     make = torch.Generator().manual_seed(0)

@@ -45,27 +45,31 @@ class Existing(Step, name="existing"):
 
 
 class TestRows(Step, name="test-rows"):
-    """New rows as a test set; rows that were trained on are refused."""
+    """New rows as test sets; rows that were trained on are refused."""
 
     __test__ = False  # the name is not a test's
     inputs: ClassVar[dict[str, str]] = {"rows": "examples", "trained": "examples"}
     output: ClassVar[str] = "examples"
+    sets: tuple[str, ...] = Field((), description="which sets of rows that come divided; empty: all rows are one set, test")
 
     def run(self, inputs: Mapping[str, Artifact], ctx: Ctx) -> Artifact:
-        """Test = the new rows; train and dev are those of the run, for solved examples and choices."""
-        rows = list(inputs["rows"].examples("all"))
+        """The new rows by set; train and dev are those of the run, for solved examples and choices."""
+        given = inputs["rows"]
+        tests = {n: list(given.examples(n)) for n in self.sets} if self.sets else {"test": list(given.examples("all"))}
         kept = {name: list(inputs["trained"].examples(name)) for name in ("train", "dev")}
         seen = {_text(e): e.id for part in kept.values() for e in part}
+        rows = [e for part in tests.values() for e in part]
         leaked = [(e.id, seen[_text(e)]) for e in rows if _text(e) in seen]
         if leaked:
             raise UserError(f"{len(leaked)} of {len(rows)} rows were trained on; first: {leaked[0][0]} is {leaked[0][1]} of "
                             "the training rows. A score on them would mean nothing: take them out.")
         copy_licenses([a.folder for a in inputs.values()], ctx.folder)
-        return write_examples(ctx.folder, {**kept, "test": rows}, read=len(rows))
+        return write_examples(ctx.folder, {**kept, **tests}, read=len(rows))
 
     def receipts(self, inputs: Mapping[str, Artifact], artifact: Artifact, ctx: Ctx) -> list[Finding]:
-        """Every new row is in the test set."""
-        return [receipt("test-rows/rows", artifact.meta["read"], artifact.meta["rows"]["test"], unit="rows")]
+        """Every new row is in a test set."""
+        asked = sum(artifact.meta["rows"][name] for name in self.sets or ("test",))
+        return [receipt("test-rows/rows", artifact.meta["read"], asked, unit="rows")]
 
 
 def _text(example: Example) -> str:

@@ -2,10 +2,11 @@
 
 A model learns a fact from documents hardly at all unless it reads it in several wordings (Ovadia et al. 2023, arXiv
 2312.05934, section 5). By rules: a frame says what the text is about, connectives and modal verbs change, and a leading
-subordinate clause moves behind its main clause. By a model: the writer is asked for other words. Either way a paraphrase
-that lacks a number, a name or a piece of code of its text, or has a number of its own, is not used.
+subordinate clause moves behind its main clause. By a model: a teacher (a local writer, an endpoint or recorded answers) is
+asked for other words. Either way a paraphrase that lacks a number, a name or a piece of code of its text, or has a number
+of its own, is not used, nor is one that repeats the text.
 
-Rules only change prose: lines of code blocks stay as they are. When it helps: pretraining on few documents.
+Rules only change prose: lines of code blocks stay as they are. When it helps: pretraining on few documents. Seed 167.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from luthier.core.component import Slot, named
-from luthier.core.errors import UserError
 from luthier.core.example import Dropped, Example, Part, Turn
 from luthier.core.kinds import DataStep, Decoder
 from luthier.core.rng import Rng
 from luthier.core.step import Ctx
+from luthier.engine.endpoints import Endpoint
 from luthier.techniques.data._shared import fences
+from luthier.techniques.data._teachers import teacher
 
 if TYPE_CHECKING:
     from numpy.random import Generator
@@ -54,46 +56,68 @@ _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 _NAME = re.compile(r"(?<![.!?:\n] )(?<!^)(?<!\n)\b[A-Z][\w-]+")
 
 
-class Paraphrase(DataStep, name="paraphrase", seeds=[167]):
+class Paraphrase(DataStep, name="paraphrase", seeds=[167], version=2):
     """Each text, and paraphrases of it that keep every number, name and piece of code."""
 
     roles: ClassVar[tuple[str, ...]] = ("writer",)
     gives: ClassVar[Literal["same", "more", "other"]] = "more"
     count: int = Field(8, ge=0, le=10, description="paraphrases of each text")
-    by: Literal["rules", "model"] = Field("rules", description="rules and templates, or the model in the role 'writer'")
-    decoder: Slot[Decoder] = Field(named("sample:temperature=0.8,max_new_tokens=256"), description="how a model writes")
+    by: Literal["rules", "model"] = Field("rules", description="rules and templates, or what `teacher` names")
+    teacher: str = Field("writer", description="by a model: writer (the local one), http(s)://ADDRESS, or replay:FILE")
+    endpoint: Endpoint = Field(named({}), description="how an address is asked: model, key_variable, consent, …")
+    decoder: Slot[Decoder] = Field(named("sample:temperature=0.8,max_new_tokens=256"), description="how a local writer writes")
+
+    @property
+    def asks(self) -> tuple[str, ...]:
+        """The roles that this configuration needs."""
+        return ("writer",) if self.by == "model" and self.teacher == "writer" else ()
 
     def apply(self, rows: Iterator[Example], ctx: Ctx) -> Iterator[Example | Dropped]:
-        """Texts (task `text`); those of rules are all different, a model's rejects are dropped with what they lack."""
-        for row in rows:
+        """Texts (task `text`), each followed by its paraphrases and by those that can't be used, with the reason.
+
+        A model is asked about all texts at once, so that what leaves for an endpoint is shown whole before any of it does.
+        """
+        for row, made in self._by_model(list(rows), ctx) if self.by == "model" else self._by_rules(rows, ctx.rng):
             yield row
-            text = "\n\n".join(t.text for t in row.turns)
-            made = self._by_model(row.id, text, ctx) if self.by == "model" else self._by_rules(row.id, text, ctx.rng)
+            seen = {_flat(_text(row))}
             for number, said in enumerate(made, 1):
-                lost = lost_facts(text, said)
-                name = f"{row.id}~{number}"
-                if lost:
-                    yield Dropped(f"paraphrase/{name}", "a paraphrase that changes a fact", ", ".join(lost[:5]))
-                else:
-                    yield replace(row, id=name, turns=(Turn("user", (Part(said, name="text"),)),),
-                                  meta={**row.meta, "paraphrase_of": row.id})
+                name, reason = f"{row.id}~{number}", ""
+                if not said or _flat(said) in seen:
+                    reason, detail = "a paraphrase that repeats its text" if said else "an empty paraphrase", said[:200]
+                elif lost := lost_facts(_text(row), said):
+                    reason, detail = "a paraphrase that changes a fact", ", ".join(lost[:5])
+                if reason:
+                    yield Dropped(f"paraphrase/{name}", reason, detail)
+                    continue
+                seen.add(_flat(said))
+                yield replace(row, id=name, turns=(Turn("user", (Part(said, name="text"),)),),
+                              meta={**row.meta, "paraphrase_of": row.id})
 
-    def _by_rules(self, name: str, text: str, rng: Rng) -> list[str]:
-        """`count` different wordings; the frames alone are enough for that."""
-        frames = [FRAMES[i] for i in rng("frames", name).permutation(len(FRAMES))]
-        return [reworded(text, frames[n], rng, f"{name}/{n}") for n in range(self.count)]
+    def _by_rules(self, rows: Iterator[Example], rng: Rng) -> Iterator[tuple[Example, list[str]]]:
+        """`count` different wordings of each; the frames alone are enough for that."""
+        for row in rows:
+            frames = [FRAMES[i] for i in rng("frames", row.id).permutation(len(FRAMES))]
+            yield row, [reworded(_text(row), frames[n], rng, f"{row.id}/{n}") for n in range(self.count)]
 
-    def _by_model(self, name: str, text: str, ctx: Ctx) -> list[str]:
-        from luthier.engine.rendering import Render
+    def _by_model(self, rows: list[Example], ctx: Ctx) -> Iterator[tuple[Example, list[str]]]:
+        asked = teacher(self.teacher, ctx, self.decoder, self.decoder, self.endpoint, for_step=self.info.name, stop="two lines")
+        calls = [(row.id, self.prompt(_text(row), number)) for row in rows for number in range(1, self.count + 1)]
+        said = iter(asked.ask(calls, 0))
+        for row in rows:
+            yield row, [(next(said) or "").strip() for _ in range(self.count)]
 
-        if "writer" not in ctx.roles:
-            raise UserError("paraphrase:by=model needs a writer: inputs: {writer: base}.")
-        writer = ctx.roles["writer"]
-        render = Render(writer.tokenizer, writer.architecture, writer.limit)
-        asked = f"Text: {text}\n\nThe same in other words, with every fact, number and name: "
-        prompts = [render._start() + render.encode(asked)] * self.count
-        made = ctx.engine.generate(writer, prompts, self.decoder, rng=ctx.rng.within(f"paraphrase/{name}"), stop="two lines")
-        return [g.text.strip() for g in made]
+    def prompt(self, text: str, number: int) -> str:
+        """What a teacher is asked; the number makes each prompt, and so each answer, one of its own."""
+        return (f"Text: {text}\n\nWording {number} of {self.count} of the same text, in other words than before, with every "
+                "fact, number, name and piece of code, and nothing else: ")
+
+
+def _text(row: Example) -> str:
+    return "\n\n".join(t.text for t in row.turns)
+
+
+def _flat(text: str) -> str:
+    return " ".join(text.casefold().split())
 
 
 def reworded(text: str, frame: str, rng: Rng, name: str) -> str:

@@ -60,7 +60,8 @@ class SyntheticQA(DataStep, name="synthetic-qa", seeds=[14], version=1):
         return tuple(dict.fromkeys((*own, *(r for f in self.filters for r in getattr(f, "roles", ())))))
 
     def apply(self, rows: Iterator[Passage], ctx: Ctx) -> Iterator[Example | Dropped]:
-        asked = teacher(self.teacher, ctx, self.decoder, self.retry_decoder, self.endpoint)
+        asked = teacher(self.teacher, ctx, self.decoder, self.retry_decoder, self.endpoint,
+                        for_step=self.info.name)
         pieces = [piece for passage in rows for piece in self.pieces(passage)]
         made: list[Example] = []
         failed: list[Dropped] = []
