@@ -112,7 +112,7 @@ def test_bm25_scores_equal_the_formula(make, monkeypatch):
         for i, text in enumerate(texts):
             often = text.count(word)
             expected[i] += weight * often * (1.2 + 1) / (often + 1.2 * (1 - 0.75 + 0.75 * len(text) / mean))
-    table = room._connect(index).open_table(room.TABLE)
+    table = room.open_table(index.folder)
     found = {int(p.id): score for score, p in room._by_word(table, " ".join(query), 100)}
     assert [found.get(i, 0.0) for i in range(len(texts))] == pytest.approx(list(expected), abs=1e-4)
 
@@ -203,7 +203,7 @@ def test_embeddings_are_read_from_the_journal_bit_for_bit(make, make_ctx, encode
     assert resumed.identity == whole.identity
 
     def vectors(artifact):
-        return np.array(room._connect(artifact).open_table(room.TABLE).to_arrow()["vector"].to_pylist(), "<f4")
+        return np.array(room.open_table(artifact.folder).to_arrow()["vector"].to_pylist(), "<f4")
 
     assert vectors(resumed).tobytes() == vectors(whole).tobytes()
 
