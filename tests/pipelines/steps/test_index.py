@@ -31,7 +31,7 @@ def test_runs_with_receipts_that_agree(documents, pico_encoder, make_ctx):
     ctx = make_ctx("index", inputs, progress=lambda done, total, unit="", **rest: shown.append((done, total, unit)))
     index = step.run(inputs, ctx)
     assert [(r.name, r.right, r.verdict) for r in step.receipts(inputs, index, ctx)] == [
-        ("index/passages", 7, "agrees"), ("index/own words", 1.0, "agrees")]
+        ("index/passages", 7, "agrees"), ("index/own words", 1.0, "agrees"), ("index/recall", None, "not applicable")]
     assert shown == [(7, 7, "passages")]
     assert index.kind == "index" and index.meta["passages"] == 7
     assert index.meta["encoder"] == {"identity": pico_encoder.identity, "name": "pico-encoder"}
@@ -46,7 +46,7 @@ def test_receipts_differ_when_the_table_is_of_other_documents(documents, pico_en
     wrong = {**inputs, "documents": seal("documents", tmp_path / "others", passages=3)}
     ctx = make_ctx("index")
     index = step.run(wrong, ctx)
-    assert [r.verdict for r in step.receipts(inputs, index, ctx)] == ["differs", "differs"]
+    assert [r.verdict for r in step.receipts(inputs, index, ctx)] == ["differs", "differs", "not applicable"]
 
 
 def test_the_retriever_is_rebuilt_with_its_settings(documents, pico_encoder, make_ctx, engine):

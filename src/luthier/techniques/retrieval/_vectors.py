@@ -71,7 +71,7 @@ def choose(table: Any, batches: Iterable[np.ndarray], queries: np.ndarray, limit
 
     table: LanceDB's, with the vectors; batches: the same vectors, [rows, width] each; queries: [queries, width], length 1.
     Returns `index` ("exact" where nothing reaches it, and no index is left), `cells`, `probed`, `refine`, `limit`,
-    `recall`, `queries`, and everything that was `tried`.
+    `wanted`, `recall`, `queries`, and everything that was `tried`.
     """
     from lancedb.index import IvfSq
 
@@ -81,7 +81,8 @@ def choose(table: Any, batches: Iterable[np.ndarray], queries: np.ndarray, limit
                                             sample_rate=SAMPLED))
     tried = []
     for probed, refine in ladder(cells):
-        how = {"index": "IVF_SQ", "cells": cells, "probed": probed, "refine": refine, "limit": limit}
+        how = {"index": "IVF_SQ", "cells": cells, "probed": probed, "refine": refine, "limit": limit,
+               "wanted": wanted}
         found = [[1 - row["_distance"] for row in search(table, query, limit, how, ["_distance"])] for query in queries]
         recall = sum(sum(s >= least - ROUNDING for s in sorted(near, reverse=True)[:AT])
                      for near, least in zip(found, tenth, strict=True)) / (AT * len(queries))

@@ -17,13 +17,9 @@ beyond".
 
 from __future__ import annotations
 
-import hashlib
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache
 from itertools import chain, islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
@@ -34,6 +30,7 @@ from luthier.core.example import Passage
 from luthier.core.identity import digest
 from luthier.core.kinds import Retriever
 from luthier.core.step import Ctx
+from luthier.techniques.retrieval._table import KEPT, TABLE, Rows, connect, matrix, open_table, passage_of, scan, schema_of
 from luthier.techniques.retrieval._vectors import AT, EXACT, QUERIES, Kept, choose
 from luthier.techniques.retrieval._vectors import search as nearest
 
@@ -42,19 +39,13 @@ if TYPE_CHECKING:
 
     from luthier.engine.models import Model
 
-# LanceDB's log speaks of its own files on the user's terminal; errors still arrive as exceptions.
-os.environ.setdefault("LANCEDB_LOG", "error")
 CONSTANT = 60
-TABLE = "passages"
 # Passages embedded at a time, and how many such batches are written at a time.
 BATCH, SHARD = 128, 32
 # Rows asked for beyond `depth`, to see whether a tie runs over its end.
 SPARE = 16
 # Queries that stand for users' own when recall is measured: so many words in a row, read up to so many tokens.
 PIECE_WORDS, PIECE_TOKENS = 12, 64
-# What LanceDB keeps of indexes and of files in memory, all tables together; by itself it would take 7 GB.
-INDEX_BYTES, METADATA_BYTES = 256_000_000, 64_000_000
-_KEPT = ["id", "text", "document", "section", "headings", "tokens", "page", "line"]
 Language = Literal["Arabic", "Danish", "Dutch", "English", "Finnish", "French", "German", "Greek",
                    "Hungarian", "Italian", "Norwegian", "Portuguese", "Romanian", "Russian", "Spanish", "Swedish",
                    "Tamil", "Turkish"]
@@ -96,11 +87,11 @@ class Hybrid(Retriever, name="hybrid", version=3):
         first = next(source, None)
         if first is None:
             raise UserError("There are no passages to search: the documents are empty.")
-        rows = _Rows()
-        schema = _schema(encoder.width if self.vector else 0)
+        rows = Rows()
+        schema = schema_of(encoder.width if self.vector else 0)
         kept = Kept(ctx.folder, encoder.width, ctx.journal)
         batches = self._batches(chain([first], source), schema, rows, kept, ctx)
-        table = _connect(ctx.folder).create_table(TABLE, schema=schema)
+        table = connect(ctx.folder).create_table(TABLE, schema=schema)
         # Batches are made here and handed over: within LanceDB's own thread an error would arrive as another one.
         while shard := list(islice(batches, SHARD)):
             table.add(pa.Table.from_batches(shard))
@@ -134,7 +125,7 @@ class Hybrid(Retriever, name="hybrid", version=3):
         depth = max(self.depth, k)
         lists: list[list[list[Passage]]] = [[] for _ in asked]
         table = open_table(index.folder)
-        if lacking := [name for name in _KEPT if name not in table.schema.names]:
+        if lacking := [name for name in KEPT if name not in table.schema.names]:
             raise UserError(f"The index in {index.folder} is of an older version: it holds no {' and no '.join(lacking)} of "
                             "a passage. Index again: run the command that made it with --fresh.")
         if self.vector and asked:
@@ -149,8 +140,8 @@ class Hybrid(Retriever, name="hybrid", version=3):
     def embedded(self, index: Artifact) -> Iterator[tuple[list[str], np.ndarray]]:
         """The texts of an index with their vectors, [texts, width], in batches; nothing where it holds no vectors."""
         if index.meta["retriever"]["vector"]:
-            for batch in _scan(open_table(index.folder), ["searched", "vector"]):
-                yield batch.column("searched").to_pylist(), _matrix(batch)
+            for batch in scan(open_table(index.folder), ["searched", "vector"]):
+                yield batch.column("searched").to_pylist(), matrix(batch)
 
     def searched(self, passage: Passage) -> str:
         """The text by which a passage is found."""
@@ -160,7 +151,7 @@ class Hybrid(Retriever, name="hybrid", version=3):
     def _limit(self, encoder: Model) -> int:
         return min(self.max_tokens, encoder.limit)
 
-    def _batches(self, source: Iterator[Passage], schema: Any, rows: _Rows, kept: Kept, ctx: Ctx) -> Iterator[Any]:
+    def _batches(self, source: Iterator[Passage], schema: Any, rows: Rows, kept: Kept, ctx: Ctx) -> Iterator[Any]:
         """Record batches of the table; `rows` counts them."""
         import pyarrow as pa
 
@@ -168,9 +159,9 @@ class Hybrid(Retriever, name="hybrid", version=3):
             for passage in batch:
                 rows.add(passage)
             texts = [self.searched(p) for p in batch]
-            columns = [[getattr(p, name) for p in batch] for name in _KEPT]
-            columns[_KEPT.index("headings")] = [list(p.headings) for p in batch]
-            arrays = [pa.array(c, type=schema.field(n).type) for n, c in zip(_KEPT, columns, strict=True)]
+            columns = [[getattr(p, name) for p in batch] for name in KEPT]
+            columns[KEPT.index("headings")] = [list(p.headings) for p in batch]
+            arrays = [pa.array(c, type=schema.field(n).type) for n, c in zip(KEPT, columns, strict=True)]
             arrays.append(pa.array(texts))
             if self.vector:
                 vectors, longer = self._embed(texts, kept, ctx)
@@ -197,7 +188,7 @@ class Hybrid(Retriever, name="hybrid", version=3):
         words = [row["searched"].split() for row in table.take_offsets(spread).select(["searched"]).to_list()]
         pieces = [" ".join(w[len(w) // 3:len(w) // 3 + PIECE_WORDS]) for w in words]
         queries = ctx.engine.embed(ctx.roles["encoder"], pieces, PIECE_TOKENS)
-        how = choose(table, map(_matrix, _scan(table, ["vector"])), queries, self.depth + SPARE, self.recall)
+        how = choose(table, map(matrix, scan(table, ["vector"])), queries, self.depth + SPARE, self.recall)
         if how["index"] == "exact":
             ctx.log(f"no index over {count} vectors found {self.recall:.0%} of the true first {AT} (the best: "
                     f"{max(t['recall'] for t in how['tried']):.1%}); search by meaning compares every vector")
@@ -236,8 +227,8 @@ def _first(ask: Callable[[int], list[tuple[float, Passage]]], depth: int) -> lis
 
 def _by_meaning(table: Any, vector: np.ndarray, limit: int, how: Mapping[str, Any]) -> list[tuple[float, Passage]]:
     # Rounded, so that what differs only by the order of a sum is a tie, and ties are ordered by id.
-    return [(round(1 - row["_distance"], 6), _passage(row))
-            for row in nearest(table, vector, limit, how, [*_KEPT, "_distance"])]
+    return [(round(1 - row["_distance"], 6), passage_of(row))
+            for row in nearest(table, vector, limit, how, [*KEPT, "_distance"])]
 
 
 def _by_word(table: Any, text: str, limit: int) -> list[tuple[float, Passage]]:
@@ -245,75 +236,4 @@ def _by_word(table: Any, text: str, limit: int) -> list[tuple[float, Passage]]:
 
     # A match query reads its text with the tokenizer of the index: nothing in it is an operator.
     query = table.search(MatchQuery(text, "searched"), query_type="fts")  # type: ignore[call-arg]
-    return [(round(row["_score"], 4), _passage(row)) for row in query.select([*_KEPT, "_score"]).limit(limit).to_list()]
-
-
-def _passage(row: Mapping[str, Any]) -> Passage:
-    return Passage.from_dict({name: row[name] for name in _KEPT})
-
-
-@lru_cache(maxsize=1)
-def _session() -> Any:
-    import lancedb
-
-    return lancedb.Session(INDEX_BYTES, METADATA_BYTES)
-
-
-def _connect(folder: Path) -> Any:
-    import lancedb
-
-    return lancedb.connect(folder, session=_session())
-
-
-def open_table(folder: Path) -> Any:
-    """The table of an index; a table that was opened before, unless it was written to since, with what it has read."""
-    return _opened(folder, (folder / f"{TABLE}.lance" / "_versions").stat().st_mtime_ns)
-
-
-@lru_cache(maxsize=4)
-def _opened(folder: Path, written: int) -> Any:
-    return _connect(folder).open_table(TABLE)
-
-
-def _scan(table: Any, columns: list[str]) -> Iterator[Any]:
-    """All rows in record batches."""
-    yield from table.search().select(columns).limit(max(1, table.count_rows())).to_batches()
-
-
-def _matrix(batch: Any) -> np.ndarray:
-    """[rows, width] float32: the vectors of a record batch."""
-    import numpy as np
-
-    return np.asarray(batch.column("vector").flatten(), dtype=np.float32).reshape(len(batch), -1)
-
-
-class _Rows:
-    """What was put into a table: ids seen, and an identity that no order changes."""
-
-    def __init__(self) -> None:
-        self.cut = self._sum = 0
-        self._ids: set[bytes] = set()
-
-    def __len__(self) -> int:
-        return len(self._ids)
-
-    def add(self, passage: Passage) -> None:
-        """Count one passage."""
-        short = hashlib.blake2b(passage.id.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-        if short in self._ids:
-            raise UserError(f"Two passages have the id '{passage.id}'; ids must differ.")
-        self._ids.add(short)
-        self._sum = (self._sum + int(digest(passage.to_dict()), 16)) % 2**128
-
-    @property
-    def identity(self) -> str:
-        return f"{self._sum:032x}"
-
-
-def _schema(width: int) -> Any:
-    import pyarrow as pa
-
-    texts = [(name, pa.string()) for name in ("id", "text", "document", "section")]
-    rest = [("headings", pa.list_(pa.string())), ("tokens", pa.int64()), ("page", pa.int64()), ("line", pa.int64()),
-            ("searched", pa.string())]
-    return pa.schema([*texts, *rest, *([("vector", pa.list_(pa.float32(), width))] if width else [])])
+    return [(round(row["_score"], 4), passage_of(row)) for row in query.select([*KEPT, "_score"]).limit(limit).to_list()]
