@@ -84,8 +84,8 @@ def choose(table: Any, batches: Iterable[np.ndarray], queries: np.ndarray, limit
         how = {"index": "IVF_SQ", "cells": cells, "probed": probed, "refine": refine, "limit": limit,
                "wanted": wanted}
         found = [[1 - row["_distance"] for row in search(table, query, limit, how, ["_distance"])] for query in queries]
-        recall = sum(sum(s >= least - ROUNDING for s in sorted(near, reverse=True)[:AT])
-                     for near, least in zip(found, tenth, strict=True)) / (AT * len(queries))
+        recall = sum(sum(float(s) >= least - ROUNDING for s in sorted(near, reverse=True)[:AT])
+                     for near, least in zip(found, tenth.tolist(), strict=True)) / (AT * len(queries))
         tried.append({"probed": probed, "refine": refine, "recall": round(recall, 4)})
         if recall >= wanted:
             return {**how, "recall": round(recall, 4), "queries": len(queries), "tried": tried}
