@@ -56,6 +56,9 @@ def page(found: dict[str, Any]) -> str:
     parts += generation(found["generate_speed"]) if "generate_speed" in found else [NOT_MEASURED.format("generate_speed.py")]
     parts += ["## Search by the number of passages"]
     parts += search(found["search_speed"]) if "search_speed" in found else [NOT_MEASURED.format("search_speed.py")]
+    parts += ["## Ingestion and embedding"]
+    parts += ingestion(found["ingest_speed"]) if "ingest_speed" in found else [NOT_MEASURED.format("ingest_speed.py")]
+    parts += embedding(found["embed_speed"]) if "embed_speed" in found else [NOT_MEASURED.format("ingest_speed.py --embedding")]
     parts += ["## Growth with the data"]
     parts += scaling(found["scaling"]) if "scaling" in found else [NOT_MEASURED.format("scaling.py")]
     parts += memory(found["memory"]) if "memory" in found else [NOT_MEASURED.format("memory.py")]
@@ -148,7 +151,24 @@ def search(result: dict[str, Any]) -> list[str]:
             "making the index", "load"]
     return [where(result), "Milliseconds of single queries by the clock: median (95th percentile), and the median of their "
             "processor time, which a loaded machine changes less. Vectors are generated, around one centre for a hundred "
-            "passages; load is the number of processes that wanted a processor.", table(head, rows), "![search](plots/search_speed.png)"]
+            "passages; load is the number of processes that wanted a processor.", table(head, rows),
+            "![search](plots/search_speed.png)"]
+
+
+def ingestion(result: dict[str, Any]) -> list[str]:
+    """Seconds and memory by kind of file."""
+    rows = [[name, f"{r['files']:,}", f"{r['megabytes']:.0f}", f"{r['seconds']:.1f}", whole(r["peak_mb"]), f"{r['passages']:,}"]
+            for name, r in result["results"].items()]
+    return [where({"machine": result["machine"]}), table(["", "files", "MB", "seconds", "peak MB", "passages"], rows)]
+
+
+def embedding(result: dict[str, Any]) -> list[str]:
+    """The share of the bound."""
+    least, most = result["share_of_bound_spread"]
+    speed, rate = whole(result["tokens_per_second"]), whole(result["gemm_gflops"])
+    return [where(result), f"MiniLM, {result['dtype']}, one thread: {speed} tokens per second of the processor; the products of "
+            f"its layers run at {rate} GFLOP/s in the same process. Embedding reaches {result['share_of_bound']:.2f} ({least:.2f}–{most:.2f}) of that bound, tokenising included; load "
+            f"{result['load']:.0f}."]
 
 
 def scaling(result: dict[str, Any]) -> list[str]:

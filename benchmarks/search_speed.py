@@ -27,7 +27,6 @@ import measure
 
 SIZES = (10_000, 100_000, 300_000, 1_000_000)
 WIDTH, CLUSTER, NOISE = 384, 100, 0.5
-REFINE = 5
 WORDS, PASSAGE_WORDS, QUERY_WORDS = 20_000, 60, 8
 
 
@@ -157,8 +156,7 @@ def ask(folder: Path, size: int, queries: int) -> dict[str, Any]:
         fused.search(index, [texts[i]], 10, ctx)
 
     def by_vector(i: int) -> list[str]:
-        deeper = {**how, "refine": max(REFINE, how.get("refine", 0))}
-        return [row["id"] for row in search(table, vectors[i], 10, deeper, ["id", "_distance"])]
+        return [row["id"] for row in search(table, vectors[i], 10, how, ["id", "_distance"])]
 
     def exactly(i: int) -> list[str]:
         return [row["id"] for row in search(table, vectors[i], 10, {"index": "exact"}, ["id", "_distance"])]

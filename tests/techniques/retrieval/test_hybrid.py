@@ -316,6 +316,16 @@ def test_what_goes_deeper_than_was_measured_is_searched_exactly(table, monkeypat
     assert len(near.search(table, query, 2500, reaching, ["id", "_distance"])) == 2500
 
 
+def test_fewer_rows_are_found_as_well_as_those_that_were_measured(table, monkeypatch):
+    table, made = table
+    monkeypatch.setattr(near, "CELL", 50)
+    queries = vectors_of(32, seed=1)
+    how = near.choose(table, [made], queries, 60, 0.99)
+    for query in queries:
+        few, many = ([r["id"] for r in near.search(table, query, n, how, ["id", "_distance"])] for n in (3, 60))
+        assert few == many[:3]
+
+
 def test_where_no_index_finds_enough_there_is_none(table, monkeypatch):
     table, made = table
     monkeypatch.setattr(near, "ladder", lambda cells: [(1, 1)])
@@ -343,11 +353,11 @@ def test_the_index_type_follows_the_size_and_is_recorded(make, monkeypatch):
 def test_an_index_that_misses_is_said(make_ctx, encoder, monkeypatch):
     said = []
     monkeypatch.setattr(near, "ladder", lambda cells: [(1, 1)])
-    monkeypatch.setattr(near, "CELL", 5)
+    monkeypatch.setattr(near, "CELL", 60)
     ctx = make_ctx("index", roles={"encoder": encoder}, log=said.append)
-    index = Hybrid(exact_up_to=10, text=False, recall=1.0).index(corpus(150), ctx)
+    index = Hybrid(exact_up_to=10, text=False, recall=1.0, depth=1).index(corpus(600), ctx)
     assert index.meta["vectors"]["index"] == "exact"
-    assert said[-1].startswith("no index over 150 vectors found 100% of the true first 10 (the best: ")
+    assert said[-1].startswith("no index over 600 vectors found 100% of the true first 10 (the best: ")
 
 
 def test_vectors_leave_memory_and_the_folder(make, make_ctx, encoder, monkeypatch):

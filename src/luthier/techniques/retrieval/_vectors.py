@@ -109,13 +109,15 @@ def nth_similarity(batches: Iterable[np.ndarray], queries: np.ndarray, n: int) -
 def search(table: Any, vector: np.ndarray, limit: int, how: Mapping[str, Any], columns: list[str]) -> list[dict[str, Any]]:
     """The `limit` rows nearest by cosine, with their `_distance`: fewer only where there are fewer.
 
-    What goes deeper than the recall was measured for, or than the probed cells reach, is searched exactly.
+    What goes deeper than the recall was measured for, or than the probed cells reach, is searched exactly; what goes less
+    deep compares as many candidates with whole vectors as were compared when it was measured.
     """
     def query() -> Any:
         return table.search(vector, vector_column_name=COLUMN).distance_type("cosine").select(columns).limit(limit)
 
     if how["index"] != "exact" and limit <= how["limit"]:
-        rows: list[dict[str, Any]] = query().nprobes(how["probed"]).refine_factor(how["refine"]).to_list()
+        refine = -(-how["refine"] * how["limit"] // limit)
+        rows: list[dict[str, Any]] = query().nprobes(how["probed"]).refine_factor(refine).to_list()
         if len(rows) == limit:
             return rows
     exact: list[dict[str, Any]] = query().bypass_vector_index().to_list()
