@@ -165,10 +165,10 @@ def ingestion(result: dict[str, Any]) -> list[str]:
 def embedding(result: dict[str, Any]) -> list[str]:
     """The share of the bound."""
     least, most = result["share_of_bound_spread"]
-    speed, rate = whole(result["tokens_per_second"]), whole(result["gemm_gflops"])
-    return [where(result), f"MiniLM, {result['dtype']}, one thread: {speed} tokens per second of the processor; the products of "
-            f"its layers run at {rate} GFLOP/s in the same process. Embedding reaches {result['share_of_bound']:.2f} ({least:.2f}–{most:.2f}) of that bound, tokenising included; load "
-            f"{result['load']:.0f}."]
+    speed, rate, share = whole(result["tokens_per_second"]), whole(result["gemm_gflops"]), result["share_of_bound"]
+    return [where(result), f"MiniLM, {result['dtype']}, one thread: {speed} tokens per second of the processor; the products "
+            f"of its layers run at {rate} GFLOP/s in the same process. Embedding reaches {share:.2f} ({least:.2f}–{most:.2f}) of "
+            f"that bound, tokenising included; load {result['load']:.0f}."]
 
 
 def scaling(result: dict[str, Any]) -> list[str]:
