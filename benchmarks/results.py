@@ -167,8 +167,8 @@ def embedding(result: dict[str, Any]) -> list[str]:
     least, most = result["share_of_bound_spread"]
     speed, rate, share = whole(result["tokens_per_second"]), whole(result["gemm_gflops"]), result["share_of_bound"]
     return [where(result), f"MiniLM, {result['dtype']}, one thread: {speed} tokens per second of the processor; the products "
-            f"of its layers run at {rate} GFLOP/s in the same process. Embedding reaches {share:.2f} ({least:.2f}–{most:.2f}) of "
-            f"that bound, tokenising included; load {result['load']:.0f}."]
+            f"of its layers run at {rate} GFLOP/s in the same process. Embedding reaches {share:.2f} ({least:.2f}–{most:.2f}) "
+            f"of that bound, tokenising included; load {result['load']:.0f}."]
 
 
 def scaling(result: dict[str, Any]) -> list[str]:
