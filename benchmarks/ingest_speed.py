@@ -2,7 +2,8 @@
 
 1,000 generated pages of about 10 kB, and 100 MB of generated text in files of 1 MB, are read, cut and freed of
 near-duplicates in a process of their own; its peak is what its resident memory reached. `--pico` does the same with a
-hundredth of the data.
+hundredth of the data. `--embedding` measures MiniLM's embeddings instead, as the share of what the products of its layers
+allow: both by processor time on one thread, in turn, in one process, so that a loaded machine changes little.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ import os
 import random
 import resource
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +34,15 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=measure.processors())
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument("--out", type=Path, help="file for the result; benchmarks/results/ingest_speed.json if left out")
+    parser.add_argument("--embedding", action="store_true", help="only the share of the bound that embedding reaches")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.child:
         print(json.dumps(ingest(asked.child)))
+        return 0
+    if asked.embedding:
+        result = {"benchmark": "embed_speed", "pico": asked.pico, "machine": measure.machine(1), **embedding(asked.pico)}
+        measure.write(result, asked.out or measure.RESULTS / "embed_speed.json", asked.json)
         return 0
     share = 100 if asked.pico else 1
     found = {}
@@ -88,6 +96,50 @@ def ingest(root: Path) -> dict[str, Any]:
     size = sum(p.stat().st_size for p in (root / "docs").iterdir())
     return {"megabytes": round(size / 1e6, 2), "seconds": round(seconds, 2), "peak_mb": round(peak),
             "documents": made.meta["documents"], "passages": made.meta["passages"]}
+
+
+def embedding(pico: bool) -> dict[str, Any]:
+    """Tokens a second of the processor, against 2 operations per weight at the rate of the layers' own products."""
+    import bound
+    import search_speed
+    import torch
+    import workloads
+
+    engine, minilm = search_speed.load()
+    torch.set_num_threads(1)
+    shapes = bound.shapes_of(minilm.module)
+    paragraphs = [text for _, text in workloads.paragraphs()][:16 if pico else 256]
+    texts = [" ".join(paragraphs[i:i + 4]) for i in range(0, len(paragraphs), 4)]
+    tokens = sum(len(minilm.tokenizer(t, truncation=True, max_length=256)["input_ids"]) for t in texts)
+    products = [(torch.full((2048, i), 0.5), torch.full((i, o), 0.5), times) for i, o, times in shapes.layers]
+
+    def rate() -> float:
+        """FLOP/s of the processor over one forward's products of 2,048 tokens."""
+        spent = sum(times * worked(lambda a=a, b=b: a @ b) for a, b, times in products)  # type: ignore[misc]
+        return 2 * 2048 * shapes.trunk_weights / spent
+
+    rate()
+    engine.embed(minilm, texts)
+    runs = []
+    for _ in range(1 if pico else 7):
+        rates = [rate(), rate()]
+        spent = worked(lambda: engine.embed(minilm, texts))
+        middle = statistics.median([*rates, rate(), rate()])
+        limit = middle / (2 * shapes.trunk_weights)
+        runs.append({"tokens_per_second": tokens / spent, "gemm_gflops": middle / 1e9,
+                     "share_of_bound": tokens / spent / limit})
+    shares = [r["share_of_bound"] for r in runs]
+    return {"tokens": tokens, "dtype": str(minilm.module.dtype).removeprefix("torch."), "load": os.getloadavg()[0],
+            "tokens_per_second": statistics.median(r["tokens_per_second"] for r in runs),
+            "gemm_gflops": statistics.median(r["gemm_gflops"] for r in runs),
+            "share_of_bound": statistics.median(shares), "share_of_bound_spread": [min(shares), max(shares)]}
+
+
+def worked(call: Callable[[], Any]) -> float:
+    """Seconds of the processor."""
+    began = time.process_time()
+    call()
+    return time.process_time() - began
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ def draw(found: dict[str, Any], folder: Path, titles: dict[str, str], names: dic
             training(result, titles[key], names, folder / f"{key}.png")
     if "scaling" in found:
         scaling(found["scaling"], folder / "scaling.png")
+    if "search_speed" in found:
+        search(found["search_speed"], folder / "search_speed.png")
     if "memory" in found:
         memory(found["memory"], names, folder / "memory.png")
 
@@ -63,6 +65,25 @@ def scaling(result: dict[str, Any], path: Path) -> None:
     right.set_ylim(bottom=0)
     right.legend(fontsize=8)
     _save(figure, "One epoch of a pico model", path)
+
+
+def search(result: dict[str, Any], path: Path) -> None:
+    """Median milliseconds by the clock and of the processor, and memory, against passages."""
+    sizes = result["sizes"]
+    passages = [s["passages"] for s in sizes]
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.6))
+    for place, way in enumerate(("vector", "exact", "fused", "fused_embedded")):
+        left.plot(passages, [s[way]["p50_ms"] for s in sizes], marker="o", color=f"C{place}", label=way.replace("_", ", "))
+        left.plot(passages, [s[way]["processor_ms"] for s in sizes], linestyle=":", color=f"C{place}")
+    left.set(xscale="log", yscale="log", xlabel="passages", ylabel="ms (dotted: of the processor)")
+    left.legend(fontsize=7)
+    right.plot(passages, [s["searching_mb"] for s in sizes], marker="o", label="searching")
+    right.plot(passages, [s["build"]["peak_mb"] for s in sizes], marker="o", label="making the index")
+    right.plot(passages, [s["floor_mb"] for s in sizes], linestyle="--", label="torch and MiniLM alone")
+    right.set(xscale="log", xlabel="passages", ylabel="peak MB")
+    right.set_ylim(bottom=0)
+    right.legend(fontsize=8)
+    _save(figure, "Search by the number of passages", path)
 
 
 def memory(result: dict[str, Any], names: dict[str, str], path: Path) -> None:

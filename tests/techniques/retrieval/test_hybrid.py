@@ -2,10 +2,13 @@
 
 import importlib.util
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+import luthier.techniques.retrieval._table as parts
+import luthier.techniques.retrieval._vectors as near
 import luthier.techniques.retrieval.hybrid as room
 from luthier.core.component import build
 from luthier.core.errors import UserError
@@ -112,7 +115,7 @@ def test_bm25_scores_equal_the_formula(make, monkeypatch):
         for i, text in enumerate(texts):
             often = text.count(word)
             expected[i] += weight * often * (1.2 + 1) / (often + 1.2 * (1 - 0.75 + 0.75 * len(text) / mean))
-    table = room._connect(index).open_table(room.TABLE)
+    table = room.open_table(index.folder)
     found = {int(p.id): score for score, p in room._by_word(table, " ".join(query), 100)}
     assert [found.get(i, 0.0) for i in range(len(texts))] == pytest.approx(list(expected), abs=1e-4)
 
@@ -203,7 +206,7 @@ def test_embeddings_are_read_from_the_journal_bit_for_bit(make, make_ctx, encode
     assert resumed.identity == whole.identity
 
     def vectors(artifact):
-        return np.array(room._connect(artifact).open_table(room.TABLE).to_arrow()["vector"].to_pylist(), "<f4")
+        return np.array(room.open_table(artifact.folder).to_arrow()["vector"].to_pylist(), "<f4")
 
     assert vectors(resumed).tobytes() == vectors(whole).tobytes()
 
@@ -256,3 +259,117 @@ def test_page_and_line_come_back_and_an_index_without_them_is_refused(make):
     lancedb.connect(index.folder).open_table("passages").drop_columns(["page", "line"])
     with pytest.raises(UserError, match="no page and no line of a passage. Index again"):
         retriever.search(index, ["lute"], 1, ctx)
+
+
+def vectors_of(count, width=16, seed=0):
+    """Vectors of length 1 around forty centres."""
+    rng = np.random.default_rng(seed)
+    centres = rng.standard_normal((40, width))
+    made = centres[rng.integers(0, 40, count)] + 0.5 * rng.standard_normal((count, width))
+    return (made / np.linalg.norm(made, axis=1, keepdims=True)).astype("<f4")
+
+
+@pytest.fixture
+def table(tmp_path):
+    """A table of vectors alone."""
+    import pyarrow as pa
+
+    made = vectors_of(3000)
+    rows = pa.table({"id": [f"{i:05d}" for i in range(len(made))],
+                     "vector": pa.FixedSizeListArray.from_arrays(pa.array(made.ravel()), made.shape[1])})
+    return parts.connect(tmp_path).create_table("passages", rows), made
+
+
+@pytest.mark.oracle(clause="the recall of an index is measured", against="brute force")
+def test_an_index_is_searched_as_far_as_its_recall_asks(table, monkeypatch):
+    table, made = table
+    monkeypatch.setattr(near, "CELL", 50)
+    queries = vectors_of(32, seed=1)
+    true = np.argsort(-(queries @ made.T), axis=1, kind="stable")[:, :10]
+    least = near.nth_similarity(np.array_split(made, 7), queries, 10)
+    np.testing.assert_allclose(least, np.take_along_axis(queries @ made.T, true, 1)[:, -1], atol=1e-6)
+    how = near.choose(table, np.array_split(made, 7), queries, 20, 0.99)
+    assert (how["index"], how["cells"], how["limit"], how["wanted"]) == ("IVF_SQ", 60, 20, 0.99)
+    assert [t["recall"] >= 0.99 for t in how["tried"]] == [False] * (len(how["tried"]) - 1) + [True]
+    assert len(how["tried"]) > 1  # a sixty-fourth of the cells is not enough here
+
+    def found(setting):
+        rows = [[int(r["id"]) for r in near.search(table, q, 20, setting, ["id", "_distance"])] for q in queries]
+        return np.mean([len({*a[:10]} & {*b}) / 10 for a, b in zip(rows, true, strict=True)])
+
+    for tried in how["tried"]:
+        assert found({**how, **tried}) == pytest.approx(tried["recall"], abs=0.005)
+    assert found(near.EXACT) == 1.0
+
+
+def test_what_goes_deeper_than_was_measured_is_searched_exactly(table, monkeypatch):
+    table, made = table
+    monkeypatch.setattr(near, "CELL", 50)
+    how = {**near.choose(table, [made], vectors_of(8, seed=1), 20, 0.5), "probed": 1}
+    query = vectors_of(1, seed=2)[0]
+    exact = np.argsort(-(made @ query), kind="stable")
+    for limit in (21, 2500):  # beyond the measured limit; 2500 is more than a cell holds, too
+        rows = near.search(table, query, limit, how, ["id", "_distance"])
+        assert len(rows) == limit
+        assert {int(r["id"]) for r in rows[:15]} == {*exact[:15].tolist()}
+    reaching = {**how, "limit": 3000}
+    assert len(near.search(table, query, 2500, reaching, ["id", "_distance"])) == 2500
+
+
+def test_fewer_rows_are_found_as_well_as_those_that_were_measured(table, monkeypatch):
+    table, made = table
+    monkeypatch.setattr(near, "CELL", 50)
+    queries = vectors_of(32, seed=1)
+    how = near.choose(table, [made], queries, 60, 0.99)
+    for query in queries:
+        few, many = ([r["id"] for r in near.search(table, query, n, how, ["id", "_distance"])] for n in (3, 60))
+        assert few == many[:3]
+
+
+def test_where_no_index_finds_enough_there_is_none(table, monkeypatch):
+    table, made = table
+    monkeypatch.setattr(near, "ladder", lambda cells: [(1, 1)])
+    monkeypatch.setattr(near, "CELL", 50)
+    how = near.choose(table, [made], vectors_of(32, seed=1), 20, 0.99)
+    assert how["index"] == "exact" and how["tried"][0]["recall"] < 0.99
+    assert table.list_indices() == []
+
+
+def test_the_index_type_follows_the_size_and_is_recorded(make, monkeypatch):
+    monkeypatch.setattr(near, "CELL", 20)
+    retriever, passages = Hybrid(exact_up_to=400), [p for i, p in enumerate(corpus(500)) if i % 5]
+    few, _ = make(retriever, passages, "few")
+    assert few.meta["vectors"] == near.EXACT
+    many, ctx = make(Hybrid(exact_up_to=399), passages, "many")
+    how = many.meta["vectors"]
+    assert how["index"] == "IVF_SQ" and how["recall"] >= 0.99 and how["queries"] == 64
+    queries = ["what is a module", "yield value", "raise except finally", passages[7].text]
+    one, two = (Hybrid(depth=5).search(i, queries, 3, ctx) for i in (few, many))
+    assert sum(a == b for a, b in zip(one, two, strict=True)) >= 3
+    older = replace(many, meta={k: v for k, v in many.meta.items() if k != "vectors"})
+    assert Hybrid(depth=5).search(older, queries, 3, ctx) == one
+
+
+def test_an_index_that_misses_is_said(make_ctx, encoder, monkeypatch):
+    said = []
+    monkeypatch.setattr(near, "ladder", lambda cells: [(1, 1)])
+    monkeypatch.setattr(near, "CELL", 60)
+    ctx = make_ctx("index", roles={"encoder": encoder}, log=said.append)
+    index = Hybrid(exact_up_to=10, text=False, recall=1.0, depth=1).index(corpus(600), ctx)
+    assert index.meta["vectors"]["index"] == "exact"
+    assert said[-1].startswith("no index over 600 vectors found 100% of the true first 10 (the best: ")
+
+
+def test_vectors_leave_memory_and_the_folder(make, make_ctx, encoder, monkeypatch):
+    monkeypatch.setattr(room, "BATCH", 16)
+    index, ctx = make(Hybrid(text=False), corpus(40))
+    assert not (index.folder / "vectors.f4").exists()
+    assert max(len(str(v)) for v in ctx.journal.values.values()) < 40  # the journal, which is in memory, holds places
+
+
+def test_the_identity_is_that_of_a_set_of_passages(make):
+    passages = corpus(30)
+    one, _ = make(Hybrid(vector=False), passages, "one")
+    two, _ = make(Hybrid(vector=False), passages[::-1], "two")
+    three, _ = make(Hybrid(vector=False), passages[1:], "three")
+    assert one.identity == two.identity != three.identity

@@ -1,12 +1,13 @@
 """index: the passages of documents, made searchable by a retriever.
 
 Where the step left an index before, with the same encoder and the same length read, a text that is in it keeps its
-vector; only the others are embedded.
+vector; only the others are embedded. Memory does not grow with the text: passages and vectors stay in files.
 """
 
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -17,7 +18,7 @@ from luthier.core.artifact import Artifact, copy_licenses
 from luthier.core.component import Slot, build, named
 from luthier.core.errors import UserError
 from luthier.core.example import Passage
-from luthier.core.finding import Finding, receipt
+from luthier.core.finding import Finding, not_applicable, receipt
 from luthier.core.kinds import Retriever
 from luthier.core.step import Ctx, Step
 from luthier.pipelines.steps.changes import earlier
@@ -57,28 +58,48 @@ class Index(Step, name="index"):
         ready = replace(_with_encoder(inputs, ctx), progress=progress)
         known = Known(self.retriever, earlier(ctx.folder, "index"), ready.roles["encoder"])
         made = self.retriever.index(documents.passages(), replace(ready, engine=known.engine(ctx.engine)))
-        if known.vectors:
+        if len(known):
             ctx.log(f"{known.taken} passages kept their vectors, {known.made} were embedded")
         return made
 
     def receipts(self, inputs: Mapping[str, Artifact], artifact: Artifact, ctx: Ctx) -> list[Finding]:
-        """As many rows as passages, and passages are found by their own words."""
-        passages = list(inputs["documents"].passages())
-        found = [receipt("index/passages", len(passages), artifact.meta["passages"], unit="passages",
+        """As many rows as passages; passages are found by their own words; an index finds what exact search finds."""
+        count, probes = 0, []
+        stride = max(1, -(-inputs["documents"].meta["passages"] // PROBES))
+        for passage in inputs["documents"].passages():
+            if count % stride == 0:
+                probes.append(passage)
+            count += 1
+        found = [receipt("index/passages", count, artifact.meta["passages"], unit="passages",
                          detail="passages of the documents against rows of the table")]
-        probes = passages[::-(-len(passages) // PROBES)]
         answers = self.retriever.search(artifact, [_words(p) for p in probes], 1, _with_encoder(inputs, ctx))
         lost = [p.id for p, first in zip(probes, answers, strict=True) if not _is_first(p, [a for a, _ in first])]
         share = 1 - len(lost) / len(probes)
         detail = f"{len(probes)} passages searched by their own words; not first: {', '.join(lost) or 'none'}"
-        return [*found, receipt("index/own words", 1.0, share, TOLERANCE, unit="share found first", detail=detail)]
+        return [*found, receipt("index/own words", 1.0, share, TOLERANCE, unit="share found first", detail=detail),
+                _recall(artifact)]
+
+
+def _recall(index: Artifact) -> Finding:
+    """What the retriever measured of its search by meaning when it made the index."""
+    how = index.meta.get("vectors", {"index": "exact"})
+    if how["index"] == "exact":
+        tried = max((t["recall"] for t in how.get("tried", ())), default=None)
+        return not_applicable("index/recall", "every vector is compared with the query" + (
+            "" if tried is None else f"; an index found only {tried:.1%} of the true first ten"))
+    return receipt("index/recall", 1.0, how["recall"], round(1 - how["wanted"], 6), unit="share of the true first ten",
+                   detail=f"{how['index']}, {how['probed']} of {how['cells']} cells probed, against exact search on "
+                          f"{how['queries']} pieces of passages")
 
 
 class Known:
-    """Vectors of an earlier index by the text they stand for: empty unless encoder and length read are the same."""
+    """Vectors of an earlier index by the text they stand for: empty unless encoder and length read are the same.
+
+    Memory holds their places in a file without a name, which goes with this object.
+    """
 
     def __init__(self, retriever: Retriever, index: Artifact | None, encoder: Model) -> None:
-        self.vectors: dict[bytes, np.ndarray] = {}
+        self._places: dict[bytes, int] = {}
         self.encoder, self.max_tokens = encoder, getattr(retriever, "max_tokens", None)
         self.taken = self.made = 0
         embedded = getattr(retriever, "embedded", None)
@@ -86,12 +107,28 @@ class Known:
             return
         was = index.meta["retriever"]
         if (was["use"], was.get("max_tokens")) == (retriever.info.name, self.max_tokens):
+            self._file = tempfile.TemporaryFile(dir=index.folder.parent)  # noqa: SIM115 (goes with this object)
             for texts, vectors in embedded(index):
-                self.vectors.update(zip(map(_key, texts), vectors, strict=True))
+                for text, vector in zip(texts, vectors, strict=True):
+                    self._places[_key(text)] = self._file.tell()
+                    self._file.write(vector.tobytes())
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def vector(self, text: str) -> np.ndarray | None:
+        """[width], or None where the text is new."""
+        import numpy as np
+
+        place = self._places.get(_key(text))
+        if place is None:
+            return None
+        self._file.seek(place)
+        return np.frombuffer(self._file.read(4 * self.encoder.width), dtype=np.float32)
 
     def engine(self, engine: Engine) -> Engine:
         """The same engine, which embeds what is not known."""
-        return cast("Engine", _Embeds(engine, self)) if self.vectors else engine
+        return cast("Engine", _Embeds(engine, self)) if len(self) else engine
 
 
 class _Embeds:
@@ -110,12 +147,11 @@ class _Embeds:
         known = self._known
         if model is not known.encoder or max_tokens != known.max_tokens:
             return self._engine.embed(model, texts, max_tokens)
-        keys = [_key(text) for text in texts]
-        new = [i for i, key in enumerate(keys) if key not in known.vectors]
-        made = self._engine.embed(model, [texts[i] for i in new], max_tokens) if new else ()
-        fresh = dict(zip(new, made, strict=True))
+        found = [known.vector(text) for text in texts]
+        new = [text for text, vector in zip(texts, found, strict=True) if vector is None]
+        fresh = iter(self._engine.embed(model, new, max_tokens) if new else ())
         known.made, known.taken = known.made + len(new), known.taken + len(texts) - len(new)
-        return np.stack([fresh[i] if i in fresh else known.vectors[key] for i, key in enumerate(keys)])
+        return np.stack([next(fresh) if vector is None else vector for vector in found])
 
 
 def _key(text: str) -> bytes:
