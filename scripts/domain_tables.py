@@ -58,8 +58,8 @@ def verdicts(run: Path) -> str:
     for f in found:
         _, metric, *rest = f["name"].split("/")
         if f["name"].startswith("compare/") and metric == "f1":
-            low, high = f["interval"] or (float("nan"), float("nan"))
-            rows.append([rest[0], rest[1].replace("|", " → "), f"{f['difference']:+.3f} ({low:+.3f} to {high:+.3f})",
+            between = " ({:+.3f} to {:+.3f})".format(*f["interval"]) if f["interval"] else ""
+            rows.append([rest[0], rest[1].replace("|", " → "), f"{f['difference']:+.3f}{between}",
                          f"{f['extra']['p_holm']:.3f}" if f["extra"].get("p_holm") is not None else "–", f["verdict"]])
     return markdown(["set", "pair", "difference of F1 (95 %)", "p after Holm", "verdict"], rows)
 
