@@ -29,7 +29,8 @@ from luthier.techniques.data._files import FOLDER, SPLITS, suffix_of
 from luthier.techniques.data._formats import FormatName
 
 SUBSET = "all"
-READERS = ("read-jsonl", "read-json", "read-table", "read-raw")
+READERS = ("read-jsonl", "read-json", "read-table", "read-raw", "read-faq")
+TEXTS = ("read-raw", "read-faq")  # what these read are documents as well
 
 
 class Read(Step, name="read"):
@@ -191,7 +192,7 @@ def splits_of(path: Path) -> list[str]:
 
 def reads(path: Path) -> bool:
     """Whether a path is a file of rows, by its suffix, or a saved dataset; texts are documents as well."""
-    return any(suffix_of(path) in getattr(r, "suffixes", ()) for r in _readers() if r.info.name != "read-raw")
+    return any(suffix_of(path) in getattr(r, "suffixes", ()) for r in _readers() if r.info.name not in TEXTS)
 
 
 def _readers() -> list[DataStep]:
