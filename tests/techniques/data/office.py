@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import re
 import zipfile
 from collections.abc import Callable, Sequence
 
@@ -113,11 +114,20 @@ def epub(chapters: list[str], names: Sequence[str] = (), title: str = "A book", 
 
 
 def damaged_inside(data: bytes, rng: random.Random, damaged: Callable[[bytes, random.Random], bytes]) -> bytes:
-    """A container with one of its parts damaged, whole in itself, so that what parses the part is reached."""
+    """A container with one of its parts damaged, whole in itself, so that what parses the part is reached.
+
+    Half of them get other values for some attributes, so that what comes after the XML is reached too.
+    """
     with zipfile.ZipFile(io.BytesIO(data)) as packed:
         parts: dict[str, bytes | str] = {name: packed.read(name) for name in packed.namelist()}
     name = rng.choice(list(parts))
     part = parts[name]
     assert isinstance(part, bytes)
-    parts[name] = damaged(part, rng) if part else b""
+    values = re.findall(rb'"[^"]*"', part)
+    if not part or not values or rng.random() < 0.5:
+        parts[name] = damaged(part, rng) if part else b""
+        return zipped(parts)
+    share = rng.choice((0.02, 0.2))
+    parts[name] = re.sub(rb'"[^"]*"', lambda m: rng.choice((b'""', b'"-1"', b'"99999999999999"', b'"x"', rng.choice(values)))
+                         if rng.random() < share else m[0], part)
     return zipped(parts)
