@@ -3,6 +3,7 @@
 import io
 import random
 import time
+import zipfile
 
 import pytest
 
@@ -87,6 +88,14 @@ def test_a_slide_without_text_below_its_title_is_its_title(read, deck):
     deck.made.core_properties.title = "The talk"
     row = read(ReadPptx(), deck.saved(), "a.pptx")
     assert row.title == "The talk" and row.sections == (Section(("Only this",), "Only this", ((1, 1, 1),)),)
+
+
+def test_points_that_are_only_counted_cost_nothing(read, deck):
+    whole = full(deck)
+    with zipfile.ZipFile(io.BytesIO(whole)) as packed:
+        parts = {name: packed.read(name).replace(b'ptCount val="2"', b'ptCount val="999999999999"')
+                 for name in packed.namelist()}
+    assert read(ReadPptx(), zipped(parts), "a.pptx").sections == read(ReadPptx(), whole, "a.pptx").sections
 
 
 def test_pictures_are_counted(read, deck, log, tmp_path):

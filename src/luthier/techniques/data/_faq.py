@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 PAGES = ("FAQPage", "QAPage")
-MOST_LETTERS = 20_000_000
+MOST_LETTERS = 5_000_000
 _ANSWERS = ("acceptedAnswer", "suggestedAnswer")
 _SCRIPT = re.compile(r"application/ld\+json", re.IGNORECASE)
 # (attribute of a type, attribute of a property) of microdata and of RDFa.

@@ -103,14 +103,28 @@ def _block(shape: Any, pictures: list[Any]) -> list[str]:
 def _numbers(chart: Any) -> list[str]:
     """A chart's title and its series, a row each, below the row of what they stand over."""
     made = [_flat(chart.chart_title.text_frame.text)] if chart.has_title and chart.chart_title.has_text_frame else []
-    for plot in chart.plots:
-        above: list[str] = []
-        for series in plot.series:
-            over = [_flat(str(x)) for x in series._element.xpath("c:xVal//c:pt/c:v/text()") or plot.categories]
-            made += [" | ".join(["", *over]).strip()] if over != above else []
-            made.append(" | ".join([_flat(series.name), *("" if v is None else f"{v:g}" for v in series.values)]))
-            above = over
+    above: dict[int, str] = {}
+    for series in (series for plot in chart.plots for series in plot.series):
+        over, values = _points(series, "c:cat", "c:xVal"), _points(series, "c:val", "c:yVal")
+        places = sorted(over.keys() | values.keys())
+        if over != above:
+            made.append(" | ".join(["", *(over.get(n, "") for n in places)]).strip())
+        made.append(" | ".join([_flat(series.name), *(values.get(n, "") for n in places)]))
+        above = over
     return made
+
+
+def _points(series: Any, *names: str) -> dict[int, str]:
+    """What a series says by the number of the point: the points that are there, for a count may state any number."""
+    found: dict[int, str] = {}
+    for point in (p for name in names for p in series._element.xpath(f"{name}//c:pt[@idx]")):
+        text = _flat("".join(point.xpath("c:v/text()")))
+        try:
+            text = f"{float(text):g}"
+        except ValueError:
+            pass  # the name of a category
+        found.setdefault(int(point.get("idx")), text)
+    return found
 
 
 def _words(blob: bytes) -> list[str]:
