@@ -1,5 +1,6 @@
 """Pages with marked questions, written by hand: their pairs are known exactly, as rows and as sections."""
 
+import gzip
 import json
 import random
 import time
@@ -89,6 +90,15 @@ def test_broken_markup_is_refused_or_counted(rows):
         rows(page)
     dropped, row = rows(page, bad_rows="drop")
     assert isinstance(dropped, Dropped) and "broken JSON-LD" in dropped.detail and row.answer == "It sticks."
+
+
+def test_a_packed_page_and_a_large_one(tmp_path):
+    page = tmp_path / "faq.html.gz"
+    page.write_bytes(gzip.compress(MICRODATA.encode()))
+    file = SourceFile("faq.html.gz", str(page))
+    assert [found.row["question"] for found in ReadFaq().rows(file)] == ["What is glue?"]
+    with pytest.raises(UserError, match="too large"):
+        list(ReadFaq(max_megabytes=0.0001).rows(file))
 
 
 def test_pages_that_are_no_text_are_refused(rows, tmp_path):

@@ -10,6 +10,7 @@ When it helps: help centres and FAQ pages. Source: schema.org; Dinzinger et al. 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import ClassVar
 
 from pydantic import Field
@@ -17,9 +18,9 @@ from pydantic import Field
 from luthier.core.errors import UserError
 from luthier.core.example import SourceFile
 from luthier.techniques.data import _faq
-from luthier.techniques.data._files import Found
+from luthier.techniques.data._files import Found, open_bytes
 from luthier.techniques.data._rows import RowReader
-from luthier.techniques.data._shared import NotRead, decode, read_bytes
+from luthier.techniques.data._shared import MEGABYTE, NotRead, decode
 from luthier.techniques.data.read_html import ReadHtml, plain, soup_of
 
 
@@ -31,8 +32,12 @@ class ReadFaq(RowReader, name="read-faq"):
 
     def rows(self, file: SourceFile) -> Iterator[Found]:
         """A row a pair, then one for each JSON-LD that can't be read."""
+        limit = int(self.max_megabytes * MEGABYTE)
+        with open_bytes(Path(file.path)) as opened:
+            data = opened.read(limit + 1)
+        if len(data) > limit:
+            raise UserError(f"{file.path} is too large; max_megabytes is {self.max_megabytes:g}.")
         try:
-            data = read_bytes(file, self.max_megabytes)
             text, _ = decode(data, ReadHtml().declared(data))
             pairs, broken = _faq.pairs(soup_of(text))
             made = [(plain(pair.question), plain(pair.answer), pair.line) for pair in pairs]
