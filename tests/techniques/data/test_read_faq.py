@@ -126,15 +126,15 @@ def json_error(text: str) -> str:
 
 
 def test_depth_and_repetition_do_not_matter(rows):
-    began = time.monotonic()
-    deep = '<div itemscope itemtype="https://schema.org/FAQPage Question">' * 10_000
-    read = ReadHtml().parse(deep + '<p itemprop="name">Deep?</p>' + "</div>" * 10_000)
+    began = time.process_time()
+    deep = '<div itemscope itemtype="https://schema.org/FAQPage Question">' * 3000
+    read = ReadHtml().parse(deep + '<p itemprop="name">Deep?</p>' + "</div>" * 3000)
     assert [s.text for s in read[1]] == ["Deep?"]
-    answer = {"@id": "#a", "@type": "Answer", "text": "long " * 100_000}
+    answer = {"@id": "#a", "@type": "Answer", "text": "long " * 20_000}
     many = [{"@type": "Question", "name": f"{n}?", "acceptedAnswer": {"@id": "#a"}} for n in range(10_000)]
     with pytest.raises(UserError, match="more than 5000000 letters"):
         rows(linked({"@graph": [answer, faq(*many)]}))
-    assert time.monotonic() - began < 20
+    assert time.process_time() - began < 5
 
 
 def passage(heading, text, number=0, document="a.html"):

@@ -21,7 +21,7 @@ from luthier.techniques.data import _faq
 from luthier.techniques.data._files import Found, open_bytes
 from luthier.techniques.data._rows import RowReader
 from luthier.techniques.data._shared import MEGABYTE, NotRead, decode
-from luthier.techniques.data.read_html import ReadHtml, plain, soup_of
+from luthier.techniques.data.read_html import ReadHtml, soup_of, texts
 
 
 class ReadFaq(RowReader, name="read-faq"):
@@ -40,7 +40,7 @@ class ReadFaq(RowReader, name="read-faq"):
         try:
             text, _ = decode(data, ReadHtml().declared(data))
             pairs, broken = _faq.pairs(soup_of(text))
-            made = [(plain(pair.question), plain(pair.answer), pair.line) for pair in pairs]
+            made = texts(pairs)
         except NotRead as why:
             raise UserError(f"{file.path} can't be read: {why.reason}{f' ({why.detail})' if why.detail else ''}.") from None
         number = 0

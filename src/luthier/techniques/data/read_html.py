@@ -13,6 +13,7 @@ When it helps: exported wikis and generated manuals. Source: HTML Living Standar
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from luthier.core.example import Section, SourceFile
@@ -60,7 +61,7 @@ def _parsed(text: str) -> tuple[str, tuple[Section, ...], list[tuple[int, str]]]
     soup = soup_of(text)
     title = _flat(soup.title.get_text()) if soup.title else ""
     pairs, broken = _faq.pairs(soup) if _faq.marked(text) else ([], [])
-    said = [(plain(pair.question), plain(pair.answer), pair.line) for pair in pairs]
+    said = texts(pairs)
     walk = _Walk({_flat(question) for question, _, _ in said})
     walk.through(soup)
     shown = _SIGNS.sub("", "".join("".join((*s.headings, s.text)) for s in walk.outline.sections())) if said else ""
@@ -97,6 +98,15 @@ def _flat(text: str) -> str:
 def _letters(node: Any) -> int:
     """How many characters a node says, without white space."""
     return sum(map(len, node.get_text().split()))
+
+
+def texts(pairs: Sequence[_faq.Pair]) -> list[tuple[str, str, int]]:
+    """Question and answer of each pair as text, and its line; what stands in many pairs is read once."""
+    known: dict[str, str] = {}
+    for html in (html for pair in pairs for html in pair[:2]):
+        if html not in known:
+            known[html] = plain(html)
+    return [(known[pair.question], known[pair.answer], pair.line) for pair in pairs]
 
 
 class _Walk:
