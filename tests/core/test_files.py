@@ -14,6 +14,7 @@ from luthier.core import files
 from luthier.core.files import (
     Journal,
     commit_folder,
+    json_lines,
     read_json,
     read_lines,
     read_rows,
@@ -155,3 +156,10 @@ def test_a_committed_folder_replaces_the_old_one(tmp_path: Path):
     commit_folder(tmp_path / "work", tmp_path / "final")
     assert (tmp_path / "final/x").read_text() == "new"
     assert [p.name for p in tmp_path.iterdir()] == ["final"]
+
+
+def test_json_lines_are_numbered_and_broken_ones_named():
+    problems: list[str] = []
+    found = list(json_lines('{"a": 1}\n\n[2\n  3\n"x\u2028y"\n' + "[" * 100_000, problems))
+    assert found == [(1, {"a": 1}), (4, 3), (5, "x\u2028y")]
+    assert [p.split(" (")[0] for p in problems] == ["line 3: broken JSON", "line 6: broken JSON"]

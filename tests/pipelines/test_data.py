@@ -182,3 +182,41 @@ def test_memory_is_that_of_a_shard(here, megabytes):
     assert done.returncode == 0, done.stderr[-2000:]
     assert open_artifact(Path("kept")).meta["rows"] == {"all": number}
     assert float(done.stdout) < 140, "megabytes beyond the libraries: a shard is 4,096 rows, 18 MB here, in a few forms"
+
+
+def faq_page(path: Path, names: tuple[str, ...]) -> str:
+    asked = [{"@type": "Question", "name": f"What does the {name} do?", "acceptedAnswer": {
+        "@type": "Answer", "text": f"<p>The {name} holds part {n} of the instrument in its place.</p>"}}
+        for n, name in enumerate(names)]
+    path.write_text('<script type="application/ld+json">' + json.dumps({"@type": "FAQPage", "mainEntity": asked}) + "</script>")
+    return str(path)
+
+
+def test_a_faq_page_is_rows_or_documents_and_questions(here):
+    names = ("peg", "nut", "bridge", "scroll", "tailpiece", "endpin", "saddle")
+    page = faq_page(here / "faq.html", names)
+    assert jobs.tune(page).text["steps"]["rows"] == {"use": "read", "path": page}
+    rows, _ = make("ingest", page, "rows", "read-faq")
+    assert rows.kind == "examples" and rows.meta["format"] == "question-answer" and rows.meta["rows"] == {"all": 7}
+    documents, _ = make("ingest", page, "passages")
+    assert [p.headings for p in documents.passages()] == [(f"What does the {name} do?",) for name in names]
+    questions, _ = make("synthesize", "passages", "questions", "faq")
+    assert [e.answer for e in questions.examples("all")] == [e.answer for e in rows.examples("all")]
+    assert {e.meta["generator"] for e in questions.examples("all")} == {"faq"}
+
+
+def test_a_folder_of_parquet_files_is_rows(here):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    (here / "shards").mkdir()
+    for n in range(2):
+        part = [{"question": f"What is the use of part {i} of {i * 7}?", "answer": f"use {i}"}
+                for i in range(20 * n, 20 * n + 20)]
+        pq.write_table(pa.Table.from_pylist(part), here / "shards" / f"{n}.parquet")
+    assert jobs.tune("shards").text["steps"]["rows"] == {"use": "read", "path": "shards"}
+    made, _ = make("ingest", "shards", "rows")
+    assert made.meta["rows"] == {"all": 40}
+    divided, _ = make("split", "shards", "divided")
+    assert {"train", "dev", "unseen"} <= set(divided.subsets)
+    assert inspect_data("shards", "pico", 1, 256)["about"]["rows"] == 40

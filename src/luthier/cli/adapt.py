@@ -11,7 +11,7 @@ from luthier.cli import _shared as shared
 
 
 def command(
-    docs: Annotated[list[str] | None, typer.Argument(help="files and folders: text, HTML, PDF, notebooks, code")] = None,
+    docs: Annotated[list[str] | None, typer.Argument(help="files and folders: text, HTML, PDF, Office, EPUB, code")] = None,
     demo: Annotated[bool, typer.Option("--demo", help="Python's language reference, with Gemma 3 270M")] = False,
     pico: Annotated[bool, typer.Option("--pico", help="with --demo: ten pages and random weights, in a minute")] = False,
     questions: Annotated[str | None, typer.Option("--questions", metavar="FILE", help="hand-written test questions "

@@ -63,6 +63,22 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
+def json_lines(text: str, problems: list[str]) -> Iterator[tuple[int, Any]]:
+    """(number from 1, value) of each line of a user's JSON lines that is not blank.
+
+    A line that is no JSON is not among them; `problems` gets its number and what is wrong with it.
+    """
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            problems.append(f"line {number}: broken JSON ({error})")
+            continue
+        yield number, value
+
+
 def commit_folder(work: Path, final: Path) -> None:
     """Rename a finished private folder to its public name, replacing an older one."""
     if final.exists():

@@ -50,7 +50,11 @@ def plan(command: str, path: str, data_steps: Sequence[str] = (), *, base: str |
 
 
 def _ingest(path: str, specs: list[str], base: str | None) -> dict[str, Any]:
+    from luthier.pipelines.steps.read import READERS
+
     step = source(path, ("documents", "examples"))
+    if any(parse_spec(spec)["use"] in READERS for spec in specs):
+        step = source(path, ("examples",))
     if step["use"] == "existing":
         raise UserError(f"{path} is ingested already. Go on with: luthier data curate, synthesize or split {path}")
     readers = [spec for spec in specs if getattr(find("data_step", parse_spec(spec)["use"]), "suffixes", ())]

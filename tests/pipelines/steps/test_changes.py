@@ -19,8 +19,11 @@ from luthier.techniques.data import (  # noqa: F401  (registered by their import
     chunk_by_structure,
     near_duplicates,
     read_code,
+    read_docx,
+    read_epub,
     read_html,
     read_markdown,
+    read_pptx,
     read_text,
 )
 from luthier.techniques.data.read_markdown import ReadMarkdown
@@ -173,3 +176,31 @@ def test_a_kill_in_the_middle_of_reading(tmp_path, docs, monkeypatch):
     killed, _ = attempt(tmp_path / "run", step)
     assert len(seen.read_text().split()) - before == len(NAMES) - 3
     assert files(killed.folder) == files(attempt(tmp_path / "fresh", step)[0].folder)
+
+
+def test_office_files_are_read_by_their_suffix_and_only_when_changed(tmp_path, docs, monkeypatch):
+    import io
+
+    from pptx import Presentation
+
+    from tests.techniques.data.office import docx, epub, p
+
+    deck, data = Presentation(), io.BytesIO()
+    slide = deck.slides.add_slide(deck.slide_layouts[1])
+    slide.shapes.title.text, slide.placeholders[1].text_frame.text = "Rebec", PARAGRAPH.format("rebec")
+    deck.save(data)
+    (docs / "a.docx").write_bytes(docx(p("Viol", "heading 1") + p(PARAGRAPH.format("viol"))))
+    (docs / "b.PPTX").write_bytes(data.getvalue())
+    (docs / "c.epub").write_bytes(epub([f"<h1>Shawm</h1><p>{PARAGRAPH.format('shawm')}</p>"]))
+    (docs / "d.docx").write_bytes(b"no document")
+    first, _ = attempt(tmp_path / "run", Ingest(paths=[str(docs)]))
+    places = {q.document: q.place for q in first.passages()}
+    assert (places["a.docx"], places["b.PPTX"], places["c.epub"]) == (
+        "a.docx, line 2", "b.PPTX, page 1, line 2", "c.epub, page 1, line 1")
+    assert [(d["id"], d["reason"]) for d in first.ledger() if d["id"] == "d.docx"] == [("d.docx", "damaged")]
+
+    (docs / "a.docx").write_bytes(docx(p("Viol", "heading 1") + p(PARAGRAPH.format("bass viol"))))
+    log: list[str] = []
+    second, _ = attempt(tmp_path / "run", Ingest(paths=[str(docs)]), log=log)
+    assert any(f"1 of {len(NAMES) + 5} read" in line for line in log), log
+    assert "bass viol" in next(q.text for q in second.passages() if q.document == "a.docx")

@@ -138,3 +138,21 @@ def test_plain_text_and_markdown_are_raw_texts(tmp_path):
         assert step.receipts({}, artifact, None)[0].verdict == "differs"
     with pytest.raises(UserError, match="'read-raw' has no formats"):
         Read(path=str(path), format="messages").check()
+
+
+def test_a_folder_of_parquet_files(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    for n in range(3):
+        pq.write_table(pa.Table.from_pylist(ROWS[3 * n:3 * n + 3]), shards / f"{n}.parquet")
+    step = Read(path=str(shards))
+    artifact, (receipt,) = run(tmp_path, step)
+    assert [e.label for e in artifact.examples("all")] == [r["label"] for r in ROWS[:9]]
+    assert receipt.verdict == "agrees" and receipt.left == 9
+    assert list(step.content()) == ["shards/0.parquet", "shards/1.parquet", "shards/2.parquet"]
+    (shards / "notes.txt").write_text("not only Parquet any more")
+    with pytest.raises(UserError, match="is a folder"):
+        step.check()

@@ -60,9 +60,9 @@ def test_cases(text, expected):
 
 
 def test_depth_does_not_matter():
-    began = time.monotonic()
+    began = time.process_time()
     assert parse("<div>" * 20_000 + "deep" + "</div>" * 20_000) == [((), "deep")]
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
 
 
 def test_declared_encoding(read):

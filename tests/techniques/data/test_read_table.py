@@ -256,3 +256,52 @@ def test_damaged_files_are_read_or_refused(tmp_path, name, count):
             list(reader(name)(near_rows=0).apply(iter([file]), QUIET))
         except UserError as error:
             assert name in str(error), number
+
+
+# --- folders of Parquet files ----------------------------------------------------------------------------------------
+
+
+def folder(tmp_path, *names: str):
+    """A folder of Parquet files of two rows each, numbered along."""
+    made = tmp_path / "shards"
+    made.mkdir()
+    for n, name in enumerate(names):
+        part = [{"question": f"What is {2 * n + i}?", "answer": str(2 * n + i)} for i in range(2)]
+        (made / name).write_bytes(written(part, ".parquet"))
+    return made
+
+
+def test_a_folder_of_parquet_files_is_read_in_the_order_of_names(tmp_path):
+    made = folder(tmp_path, "b.parquet", "a.parquet")
+    (made / "_SUCCESS").touch()
+    (made / ".hidden.crc").touch()
+    file = SourceFile("shards", str(made))
+    rows = list(ReadTable().apply(iter([file]), QUIET))
+    assert [r.answer for r in rows] == ["2", "3", "0", "1"] and [r.id for r in rows][-1] == "shards:4"
+    assert ReadTable().count_rows(file) == ReadTable(kind="parquet").count_rows(file) == 4
+    assert list(ReadTable(kind="parquet").rows(file)) == list(ReadTable().rows(file))
+
+
+def test_a_folder_streams(tmp_path):
+    """The first row is there before the second file is opened."""
+    made = folder(tmp_path, "a.parquet", "b.parquet")
+    (made / "b.parquet").write_bytes(b"damaged")
+    rows = ReadTable().rows(SourceFile("shards", str(made)))
+    assert [next(rows).row["answer"] for _ in range(2)] == ["0", "1"]
+    with pytest.raises(UserError, match=r"b\.parquet can't be read"):
+        next(rows)
+
+
+@pytest.mark.parametrize(("names", "said"), [
+    (("train-00000-of-00002.parquet", "train-00001-of-00002.parquet"), ""),
+    (("train-00000-of-00002.parquet",), "says that there are 2 files, and 1 are there"),
+    (("train-00000-of-00001.parquet", "test-00000-of-00001.parquet"), r"several splits \(test, train\)"),
+])
+def test_names_of_parts_are_believed(tmp_path, names, said):
+    file = SourceFile("shards", str(folder(tmp_path, *names)))
+    if not said:
+        assert ReadTable().count_rows(file) == 4
+        return
+    for look in (lambda: list(ReadTable().rows(file)), lambda: ReadTable().count_rows(file)):
+        with pytest.raises(UserError, match=said):
+            look()

@@ -61,7 +61,7 @@ class _Source:
         return self.reason == "licence file"
 
 
-class Ingest(Step, name="ingest", version=3):
+class Ingest(Step, name="ingest", version=4):
     """Reads files and folders, cuts them into passages and leaves out near-duplicates."""
 
     inputs: ClassVar[dict[str, str]] = {"base?": "model"}
@@ -70,7 +70,8 @@ class Ingest(Step, name="ingest", version=3):
 
     paths: list[str] = Field(min_length=1, description="files and folders; folders are walked, hidden files skipped")
     readers: list[Slot[DataStep]] = Field(
-        named(["read-markdown", "read-text", "read-html", "read-code", "read-pdf", "read-notebook"]), min_length=1,
+        named(["read-markdown", "read-text", "read-html", "read-code", "read-pdf", "read-notebook", "read-docx", "read-pptx",
+               "read-epub"]), min_length=1,
         description="who reads what; the first that knows a file's suffix")
     chunker: Slot[DataStep] = Field(
         named("chunk-by-structure"), description="cuts documents into passages")

@@ -25,11 +25,12 @@ from luthier.core.identity import hash_file
 from luthier.core.kinds import DataStep
 from luthier.core.step import Ctx, Step
 from luthier.techniques.data._columns import files_of
-from luthier.techniques.data._files import FOLDER, SPLITS, suffix_of
+from luthier.techniques.data._files import FOLDER, SHARDS, SPLITS, suffix_of
 from luthier.techniques.data._formats import FormatName
 
 SUBSET = "all"
-READERS = ("read-jsonl", "read-json", "read-table", "read-raw")
+READERS = ("read-jsonl", "read-json", "read-table", "read-raw", "read-faq")
+TEXTS = ("read-raw", "read-faq")  # what these read are documents as well
 
 
 class Read(Step, name="read"):
@@ -38,7 +39,8 @@ class Read(Step, name="read"):
     output: ClassVar[str] = "examples"
     seeded: ClassVar[bool] = False
 
-    path: str = Field(description="file of rows: JSON lines, JSON, CSV, TSV, Parquet, Arrow, CoNLL, text; or a saved dataset")
+    path: str = Field(description="file of rows: JSON lines, JSON, CSV, TSV, Parquet, Arrow, CoNLL, text; or a folder of "
+                                  "Parquet files, or a saved dataset")
     also: tuple[str, ...] = Field((), description="further files of the same format; each row's `meta` then names its file")
     format: FormatName = Field("auto", description="keys that the rows have; auto: those of the first row")
     columns: dict[str, str] = Field({}, description="the file's own name of a key, such as {question: q, answer: a}")
@@ -69,7 +71,7 @@ class Read(Step, name="read"):
         """The format of this one file, every row checked; empty when its reader knows none."""
         path, suffixes = Path(self.path), getattr(self._by_suffix(), "suffixes", ())
         suffix = suffix_of(path)
-        if not path.is_file() and suffix != FOLDER:
+        if not path.is_file() and suffix not in (FOLDER, SHARDS):
             beside = [p.name for p in path.parent.glob("*") if suffix_of(p) in suffixes] if path.parent.is_dir() else []
             what = "is a folder" if path.is_dir() else "does not exist"
             raise UserError(f"path: {self.path} {what}. {nearest(path.name, beside) if beside else ''}".rstrip())
@@ -191,7 +193,7 @@ def splits_of(path: Path) -> list[str]:
 
 def reads(path: Path) -> bool:
     """Whether a path is a file of rows, by its suffix, or a saved dataset; texts are documents as well."""
-    return any(suffix_of(path) in getattr(r, "suffixes", ()) for r in _readers() if r.info.name != "read-raw")
+    return any(suffix_of(path) in getattr(r, "suffixes", ()) for r in _readers() if r.info.name not in TEXTS)
 
 
 def _readers() -> list[DataStep]:

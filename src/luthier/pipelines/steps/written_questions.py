@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -13,6 +12,7 @@ from pydantic import Field
 from luthier.core.artifact import Artifact, write_examples
 from luthier.core.errors import UserError, nearest
 from luthier.core.example import Example, Passage, question
+from luthier.core.files import json_lines
 from luthier.core.finding import Finding, receipt
 from luthier.core.identity import hash_file
 from luthier.core.step import Ctx, Step
@@ -51,14 +51,7 @@ class TestQuestions(Step, name="test-questions"):
         rows: list[dict[str, Any]] = []
         problems: list[str] = []
         lines: dict[str, int] = {}
-        for number, line in enumerate(text.split("\n"), 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                problems.append(f"line {number}: broken JSON ({error})")
-                continue
+        for number, row in json_lines(text, problems):
             found = _problems(row)
             if not found and lines.setdefault(row["id"], number) != number:
                 found = [f"id '{row['id']}' is that of line {lines[row['id']]}"]

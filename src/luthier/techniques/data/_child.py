@@ -25,8 +25,10 @@ ANSWER_MEGABYTES = 256  # more text than this of one file is a bomb
 _children: dict[tuple[str, int], _Child] = {}
 
 
-def parse_in_child(call: str, path: str, seconds: float, megabytes: float) -> Any:
-    """What `module:function` of `call` makes of the file at `path`: plain JSON values.
+def parse_in_child(call: str, path: str, seconds: float, megabytes: float, **options: Any) -> Any:
+    """What `module:function` of `call` makes of the file at `path` (and of the options): plain JSON values.
+
+    A function `prepare` of the module, where there is one, is called once before the first file.
 
     Raises:
         NotRead: the function did, or it took more than `seconds` or `megabytes` of memory, or it failed.
@@ -36,7 +38,7 @@ def parse_in_child(call: str, path: str, seconds: float, megabytes: float) -> An
     if child is None:
         child = _children[key] = _Child(call, int(megabytes))
     try:
-        return child.ask(path, seconds)
+        return child.ask(path, seconds, options)
     except _Stopped as why:
         child.kill()
         del _children[key]
@@ -55,10 +57,10 @@ class _Child:
         # The first line says that it is ready: a file's time doesn't hold the start.
         self.answer(START_SECONDS, "start")
 
-    def ask(self, path: str, seconds: float) -> Any:
+    def ask(self, path: str, seconds: float, options: dict[str, Any]) -> Any:
         assert self.process.stdin is not None
         try:
-            self.process.stdin.write(json.dumps({"path": path, "seconds": seconds}).encode() + b"\n")
+            self.process.stdin.write(json.dumps({"path": path, "seconds": seconds, "options": options}).encode() + b"\n")
             self.process.stdin.flush()
         except OSError:
             raise _Stopped("its parser ended by itself; run again") from None
@@ -108,15 +110,18 @@ def _end() -> None:
 def _serve(call: str, megabytes: int) -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="ascii")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what a library prints is no answer
-    module, _, function = call.partition(":")
-    parse = getattr(importlib.import_module(module), function)
+    name, _, function = call.partition(":")
+    module = importlib.import_module(name)
+    parse = getattr(module, function)
+    # What a library takes to start is no file's time.
+    getattr(module, "prepare", lambda: None)()
     resource.setrlimit(resource.RLIMIT_AS, (megabytes * MEGABYTE, megabytes * MEGABYTE))
     print("ready", file=answers, flush=True)
     for line in sys.stdin:
         request = json.loads(line)
         signal.alarm(int(request["seconds"]) + 2)  # its default action ends this process, whatever it is doing
         try:
-            answer = {"value": parse(request["path"])}
+            answer = {"value": parse(request["path"], **request["options"])}
         except NotRead as why:
             answer = {"reason": why.reason, "detail": why.detail}
         except MemoryError:

@@ -1,4 +1,4 @@
-"""Tables by columns: Parquet and Arrow files, and the folders that the library datasets saves. Batches stream.
+"""Tables by columns: Parquet and Arrow files, folders of Parquet files, and what the library datasets saves. Batches stream.
 
 What JSON has not is made what it has: dates become texts, decimals numbers. Binary values and empty ones are left out.
 Where the file's metadata or `dataset_info.json` names classes, their numbers become names.
@@ -10,6 +10,7 @@ import datetime
 import decimal
 import json
 import math
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -19,11 +20,12 @@ from typing import Any
 
 from luthier.core.errors import UserError
 from luthier.core.files import read_json
-from luthier.techniques.data._files import GZIP, STATE, Found, open_bytes, reading
+from luthier.techniques.data._files import GZIP, SHARDS, STATE, Found, open_bytes, reading, shards, suffix_of
 
 BATCH_ROWS = 1024
 INFO = "dataset_info.json"
 _MAGIC = b"ARROW1"
+_PART = re.compile(r"(.+)-\d{5}-of-(\d{5})\.parquet", re.IGNORECASE)  # as hubs and the library datasets name them
 Name = Callable[[Any], Any]
 
 
@@ -47,8 +49,37 @@ def folder_rows(folder: Path) -> Iterator[Found]:
                 yield Found(number, row)
 
 
+def shard_rows(folder: Path) -> Iterator[Found]:
+    """The rows of a folder of Parquet files, file after file. Raises UserError for one that is not whole."""
+    number = 0
+    for path in parquet_files(folder):
+        for found in file_rows(path, ".parquet"):
+            number += 1
+            yield found._replace(number=number)
+
+
+def parquet_files(folder: Path) -> list[Path]:
+    """The files of a folder of Parquet files.
+
+    Raises:
+        UserError: their names say that one is missing, or that they are of several splits.
+    """
+    paths = shards(folder)
+    said = [found for path in paths if (found := _PART.fullmatch(path.name))]
+    splits = sorted({found[1] for found in said})
+    if len(splits) > 1:
+        raise UserError(f"{folder} holds the files of several splits ({', '.join(splits)}). Put those of each into a folder of "
+                        f"its own, such as {folder}/{splits[0]}, and name that.")
+    if said and len(said) != int(said[0][2]):
+        raise UserError(f"{folder}: {said[0][0]} says that there are {int(said[0][2])} files, and {len(said)} are there. "
+                        "Copy the others too.")
+    return paths
+
+
 def said_rows(path: Path, suffix: str) -> int | None:
-    """How many rows a Parquet file says that it has; None for everything else."""
+    """How many rows a Parquet file, or a folder of them, says that it has; None for everything else."""
+    if suffix == SHARDS:
+        return sum(said_rows(one, ".parquet") or 0 for one in parquet_files(path))
     if suffix != ".parquet":
         return None
     import pyarrow.parquet as pq
@@ -58,7 +89,9 @@ def said_rows(path: Path, suffix: str) -> int | None:
 
 
 def files_of(path: Path) -> list[Path]:
-    """The files whose contents are a saved dataset's; the file itself for any other path."""
+    """The files whose contents are a folder's; the file itself for any other path."""
+    if suffix_of(path) == SHARDS:
+        return parquet_files(path)
     return [*_shards(path), *([path / INFO] if (path / INFO).is_file() else [])] if path.is_dir() else [path]
 
 

@@ -23,6 +23,7 @@ _LOOK = 4096
 # The folders that `save_to_disk` of the library datasets leaves: one data set, or several by the names of their splits.
 FOLDER = "datasets folder"
 STATE, SPLITS = "state.json", "dataset_dict.json"
+SHARDS = "folder of Parquet files"  # and of nothing else
 
 
 class Found(NamedTuple):
@@ -35,11 +36,33 @@ class Found(NamedTuple):
 
 
 def suffix_of(path: Path) -> str:
-    """What kind of rows a path holds, by its name: `.csv` of `rows.csv.gz`; `FOLDER` for a folder that datasets saved."""
+    """What kind of rows a path holds, by its name: `.csv` of `rows.csv.gz`; `FOLDER` for a folder that datasets saved.
+
+    A folder that holds Parquet files and nothing else is `SHARDS`.
+    """
     if (path / STATE).is_file() or (path / SPLITS).is_file():
         return FOLDER
+    if shards(path):
+        return SHARDS
     suffix = path.suffix.lower()
     return Path(path.stem).suffix.lower() if suffix == GZIP else suffix
+
+
+def shards(path: Path) -> list[Path]:
+    """The files of a folder of Parquet files, in the order of their names; none for anything else.
+
+    Hidden files and marks such as Spark's `_SUCCESS` are passed over.
+    """
+    found: list[Path] = []
+    try:
+        for one in path.iterdir() if path.is_dir() else ():
+            if not one.name.startswith((".", "_")):
+                if one.suffix.lower() != ".parquet" or not one.is_file():
+                    return []
+                found.append(one)
+    except OSError:
+        return []  # who reads it says why it can't be read
+    return sorted(found)
 
 
 @contextmanager

@@ -14,7 +14,6 @@ behaviour; the scales are ours.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import Counter
@@ -25,6 +24,7 @@ from pydantic import Field
 
 from luthier.core.errors import UserError
 from luthier.core.example import Dropped, Example, Part, Passage, SourceFile, Turn
+from luthier.core.files import json_lines
 from luthier.core.kinds import DataStep
 from luthier.core.step import Ctx
 from luthier.techniques.data._shared import NotRead, decode, read_bytes
@@ -104,14 +104,7 @@ class ClickLog(DataStep, name="click-log", seeds=[1]):
         clicks: Counter[Pair] = Counter()
         shown: Counter[Pair] = Counter()
         problems: list[str] = []
-        for number, line in enumerate(text.split("\n"), 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                problems.append(f"line {number}: broken JSON ({error})")
-                continue
+        for number, row in json_lines(text, problems):
             found = _problem(row, self.weighting == "rate")
             if found:
                 problems.append(f"line {number}: {found}")

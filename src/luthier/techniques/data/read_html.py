@@ -4,15 +4,21 @@ h1 to h6 open sections; scripts, styles and navigation are left out; `pre` becom
 "a | b"; list items become lines "- item". A table that holds headings, lists, code or tables is layout and is walked
 through. The encoding is the page's mark, UTF-8, or the one that its `meta` names.
 
-When it helps: exported wikis and generated manuals. Source: HTML Living Standard, sections 4.3, 4.4 and 4.9.
+Where a page marks questions and answers (schema.org's FAQPage, QAPage), a question opens a section of its own, whatever its
+element; answers that the page does not show stand at the end. `read-faq` makes examples of them.
+
+When it helps: exported wikis and generated manuals. Source: HTML Living Standard, sections 4.3, 4.4 and 4.9; schema.org.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from luthier.core.example import Section
+from luthier.core.example import Section, SourceFile
+from luthier.core.step import Ctx
+from luthier.techniques.data import _faq
 from luthier.techniques.data._shared import NotRead, Outline, Reader
 
 _DROPPED = ("script", "style", "nav", "noscript", "template", "svg", "iframe", "title")
@@ -24,7 +30,11 @@ _INLINE = frozenset({
 })
 
 
-class ReadHtml(Reader, name="read-html", version=2):
+_QUESTION = 7  # the level of a question that is marked: below h6
+_SIGNS = re.compile(r"\W+")
+
+
+class ReadHtml(Reader, name="read-html", version=3):
     """HTML as sections below their path of headings; tables as rows, code kept, navigation left out."""
 
     suffixes: ClassVar[tuple[str, ...]] = (".html", ".htm")
@@ -37,16 +47,48 @@ class ReadHtml(Reader, name="read-html", version=2):
 
     def parse(self, text: str) -> tuple[str, tuple[Section, ...]]:
         """Title and sections of a page."""
-        from bs4 import BeautifulSoup, ParserRejectedMarkup
+        return _parsed(text)[:2]
 
-        try:
-            soup = BeautifulSoup(text, "html.parser")
-        except (ParserRejectedMarkup, AssertionError) as error:
-            raise NotRead("unreadable", f"no HTML: {error}") from None
-        title = _flat(soup.title.get_text()) if soup.title else ""
-        walk = _Walk()
-        walk.through(soup)
-        return title or walk.outline.first(), walk.outline.sections()
+    def parse_named(self, file: SourceFile, text: str, ctx: Ctx) -> tuple[str, tuple[Section, ...]]:
+        """Title and sections; the log says what markup of questions can't be read."""
+        title, sections, broken = _parsed(text)
+        for line, why in broken:
+            ctx.log(f"{file.id}, line {line}: {why}; its questions are left out")
+        return title, sections
+
+
+def _parsed(text: str) -> tuple[str, tuple[Section, ...], list[tuple[int, str]]]:
+    soup = soup_of(text)
+    title = _flat(soup.title.get_text()) if soup.title else ""
+    pairs, broken = _faq.pairs(soup) if _faq.marked(text) else ([], [])
+    said = texts(pairs)
+    walk = _Walk({_flat(question) for question, _, _ in said})
+    walk.through(soup)
+    shown = _SIGNS.sub("", "".join("".join((*s.headings, s.text)) for s in walk.outline.sections())) if said else ""
+    for question, answer, line in said:
+        if not all(_SIGNS.sub("", part) in shown for part in (question, answer)):
+            walk.outline.heading(1, _flat(question), line)
+            for row in answer.split("\n"):
+                walk.outline.line(row, line)
+    return title or walk.outline.first(), walk.outline.sections(), broken
+
+
+def soup_of(text: str) -> Any:
+    """A page as its tree of elements. Raises NotRead."""
+    from bs4 import BeautifulSoup, ParserRejectedMarkup
+
+    try:
+        return BeautifulSoup(text, "html.parser")
+    except (ParserRejectedMarkup, AssertionError) as error:
+        raise NotRead("unreadable", f"no HTML: {error}") from None
+
+
+def plain(html: str) -> str:
+    """The text of a piece of HTML, its headings among it."""
+    walk = _Walk()
+    walk.through(soup_of(html))
+    return "\n\n".join(part for s in walk.outline.sections()
+                       for part in (*s.headings[-1:], *([s.text] if s.text not in s.headings else [])))
 
 
 def _flat(text: str) -> str:
@@ -58,10 +100,20 @@ def _letters(node: Any) -> int:
     return sum(map(len, node.get_text().split()))
 
 
+def texts(pairs: Sequence[_faq.Pair]) -> list[tuple[str, str, int]]:
+    """Question and answer of each pair as text, and its line; what stands in many pairs is read once."""
+    known: dict[str, str] = {}
+    for html in (html for pair in pairs for html in pair[:2]):
+        if html not in known:
+            known[html] = plain(html)
+    return [(known[pair.question], known[pair.answer], pair.line) for pair in pairs]
+
+
 class _Walk:
     """Goes through a page with a stack of its own, so that no depth of nesting can exhaust Python's."""
 
-    def __init__(self) -> None:
+    def __init__(self, questions: set[str] | frozenset[str] = frozenset()) -> None:
+        self.questions = questions  # what opens a section though it is no heading
         self.outline = Outline()
         self.inline: list[str] = []
         self.item = False  # the open text is a list item's first
@@ -135,7 +187,9 @@ class _Walk:
         self.inline.clear()
         begins, self.begins = self.begins, 0
         text = "\n".join(line for line in lines if line)
-        if text:
+        if _flat(text) in self.questions:
+            self.outline.heading(_QUESTION, _flat(text), begins)
+        elif text:
             item, self.item = self.item, False
             self.block(f"- {text}" if item else text, item, begins)
 
