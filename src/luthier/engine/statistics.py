@@ -213,13 +213,8 @@ def hierarchical(
     cluster term: too small at few seeds (3-8 seeds: covers 85-100 %, the sum 92-99 %, counting pure noise twice).
     Fewer than 3 seeds or 6 clusters: undecided. `needed` counts the larger source of chance, seeds or questions.
     """
-    parts = [_finite(numbers, f"seed {i}: values") for i, (numbers, _) in enumerate(differences_by_seed)]
-    for place, (part, (_, clusters)) in enumerate(zip(parts, differences_by_seed, strict=True)):
-        _codes(clusters, len(part), f"seed {place}: values")
-    values, seeds, alpha = _finite(np.concatenate([[], *parts]), "differences_by_seed"), len(parts), _alpha(level)
-    columns = _codes([label for _, clusters in differences_by_seed for label in clusters], len(values), "values")
-    rows = np.repeat(np.arange(seeds), [len(part) for part in parts])
-    n, count, mean, needed = len(values), int(columns.max()) + 1, float(values.mean()), None
+    mean, n, seeds, count, by_seed, by_cluster = two_ways(differences_by_seed)
+    alpha, needed = _alpha(level), None
     if seeds < FEWEST_SEEDS or count < FEWEST_CLUSTERS:
         unit: Unit = "seeds" if seeds < FEWEST_SEEDS else "questions"
         needed = FEWEST_SEEDS - seeds if seeds < FEWEST_SEEDS else -(-n * (FEWEST_CLUSTERS - count) // (count * seeds))
@@ -227,9 +222,8 @@ def hierarchical(
         return Comparison(mean, None, None, None, n, count, "none", verdict, needed, margin, unit, seeds)
     from scipy.stats import t as student  # slow to import, and wanted here alone
 
-    by_seed, by_cluster = (_variance(np.bincount(codes, values - mean), n) for codes in (rows, columns))
     error = float(np.sqrt(by_seed + by_cluster))
-    freedom = error**4 / (by_seed**2 / (seeds - 1) + by_cluster**2 / (count - 1)) if error else 1.0
+    freedom = satterthwaite(by_seed, seeds, by_cluster, count)
     half = error * float(student.ppf(1 - alpha / 2, freedom))
     p = 2 * float(student.sf(abs(mean) / error, freedom)) if error else float(mean == 0)
     verdict, effect = _verdict(mean, (mean - half, mean + half), margin, higher_is_better)
@@ -248,6 +242,28 @@ def holm(p_values: ArrayLike) -> Array:
         raise ValueError(f"p_values[{index}] is {p[index]}: a probability in [0, 1] is needed")
     order = np.argsort(p, kind="stable")
     return np.minimum(1.0, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))[np.argsort(order)]
+
+
+def two_ways(parts: Sequence[tuple[ArrayLike, Clusters]]) -> tuple[float, int, int, int, float, float]:
+    """(mean, values, seeds, clusters, variance by seeds, variance by clusters) of one (values, clusters) a seed.
+
+    A variance of fewer than two groups is 0: the data can't say.
+    """
+    numbers = [_finite(values, f"seed {i}: values") for i, (values, _) in enumerate(parts)]
+    for place, (part, (_, clusters)) in enumerate(zip(numbers, parts, strict=True)):
+        _codes(clusters, len(part), f"seed {place}: values")
+    values = _finite(np.concatenate([[], *numbers]), "differences_by_seed")
+    columns = _codes([label for _, clusters in parts for label in clusters], len(values), "values")
+    rows, n, mean = np.repeat(np.arange(len(parts)), [len(part) for part in numbers]), len(values), float(values.mean())
+    found = [np.bincount(codes, values - mean) for codes in (rows, columns)]
+    by_seed, by_cluster = (_variance(sums, n) if len(sums) > 1 else 0.0 for sums in found)
+    return mean, n, len(parts), len(found[1]), by_seed, by_cluster
+
+
+def satterthwaite(by_seed: float, seeds: int, by_cluster: float, clusters: int) -> float:
+    """Degrees of freedom of the sum of two variances (Satterthwaite 1946); 1 where both are 0."""
+    below = (by_seed**2 / (seeds - 1) if seeds > 1 else 0.0) + by_cluster**2 / (clusters - 1)
+    return (by_seed + by_cluster) ** 2 / below if below else 1.0
 
 
 def _flip_spans(sums: Array, sizes: Array, seed: int, flips: int) -> tuple[Array, Array]:

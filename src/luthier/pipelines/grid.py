@@ -92,6 +92,23 @@ class Grid:
         """Steps of the arm's own recipe -> the steps of the merged recipe that stand for them."""
         return {step: self._names[key] for step, key in self._keys[arm, seed].items()}
 
+    def evaluation(self, arm: str, wanted: str | None = None) -> str:
+        """The step of an arm's recipe whose scores count: the one that reads what was trained, unless one is named.
+
+        Raises:
+            UserError: it is no such step, or there are several to choose from.
+        """
+        there = evaluations(self.variants[arm])
+        if wanted is not None:
+            if wanted not in there:
+                raise UserError(f"The recipe has no evaluation '{wanted}'. {nearest(wanted, there)}")
+            return wanted
+        found = [n for n in there if n in self.trained(arm)] or there
+        if len(found) != 1:
+            raise UserError(f"The recipe has {len(found)} evaluations ({', '.join(found)}). Say whose scores are compared."
+                            if found else "The recipe evaluates nothing: it needs a step 'evaluate'.")
+        return found[0]
+
     def trained(self, arm: str) -> list[str]:
         """The steps of an arm's recipe that train, or read what was trained."""
         found: list[str] = []
@@ -203,7 +220,7 @@ def results(run: Run, grid: Grid, evaluation: str | None = None) -> Results:
     """
     cells, better = [], {}
     for arm, variant in grid.variants.items():
-        step = _evaluation(variant, grid.trained(arm), evaluation)
+        step = grid.evaluation(arm, evaluation)
         for seed in grid.seeds:
             names = grid.names(arm, seed)
             said = run.step(names[step])
@@ -233,19 +250,6 @@ def scores_of(artifact: Artifact) -> Scores:
 def evaluations(recipe: Recipe) -> list[str]:
     """The steps of a recipe that leave scores of an arm."""
     return [n.name for n in recipe.nodes if type(n.step).output == "records" and "arm" in type(n.step).model_fields]
-
-
-def _evaluation(recipe: Recipe, trained: Sequence[str], wanted: str | None) -> str:
-    there = evaluations(recipe)
-    if wanted is not None:
-        if wanted not in there:
-            raise UserError(f"The recipe has no evaluation '{wanted}'. {nearest(wanted, there)}")
-        return wanted
-    found = [n for n in there if n in trained] or there
-    if len(found) != 1:
-        raise UserError(f"The recipe has {len(found)} evaluations{': ' if found else ''}{', '.join(found)}. Say which one's "
-                        "scores are compared." if found else "The recipe evaluates nothing: it needs a step 'evaluate'.")
-    return found[0]
 
 
 def _references(run: Run, grid: Grid) -> dict[str, Scores]:
