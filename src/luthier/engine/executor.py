@@ -170,7 +170,7 @@ def _backend(executor: str, recipe: Recipe, engine: Engine, kept: Mapping[str, A
     if kind == "ray":
         from luthier.engine.ray_executor import RayTasks
 
-        tasks = RayTasks(rest, len(recipe.nodes), kept.get("threads"))
+        tasks = RayTasks(rest, recipe, kept.get("threads"))
         return tasks, {"threads": tasks.threads, "exact": engine.exact}
     from luthier.engine.processes import Processes, share_of_machine
 

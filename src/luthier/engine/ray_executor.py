@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import LuthierError, UserError
+from luthier.core.recipe import Recipe
 from luthier.engine.executor import Job
+from luthier.engine.processes import share_of_machine
 from luthier.engine.run_step import described, engine_for, keep_failure, restored, run_step
 
 if TYPE_CHECKING:
@@ -44,10 +46,14 @@ def check(address: str) -> None:
 class RayTasks:
     """As many tasks at once as the cluster has room for, each with `threads` processors."""
 
-    def __init__(self, address: str, steps: int, threads: int | None = None) -> None:
-        """steps: how many there are at most. threads: what the run decided at its first start, if it has one."""
+    def __init__(self, address: str, recipe: Recipe, threads: int | None = None) -> None:
+        """threads: what the run decided at its first start, if it has one.
+
+        Raises:
+            UserError: there is no such cluster.
+        """
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent out unasked
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # a step sees the devices that this process sees
         import ray
 
         self.ray = ray
@@ -61,12 +67,15 @@ class RayTasks:
             ray.init(address=address, **options)
         except (ConnectionError, RuntimeError, ValueError) as error:
             why = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(f"--executor ray:{address}: can't connect: {why}. Start a cluster with 'ray start --head', or write "
-                            "ray:local.") from error
-        sizes = [int(n["Resources"].get("CPU", 0)) for n in ray.nodes() if n["Alive"]]
-        most = max(1, sum(sizes))
-        self.threads = threads or max(1, min(max(sizes, default=1), most // max(1, min(steps, most))))
-        self.at_once = max(1, most // self.threads)
+            raise UserError(f"--executor ray:{address}: can't connect: {why}. Start a cluster with 'ray start --head', or "
+                            "write ray:local.") from error
+        if address == LOCAL:
+            self.at_once, self.threads = share_of_machine(recipe, threads)
+        else:
+            sizes = [int(n["Resources"].get("CPU", 0)) for n in ray.nodes() if n["Alive"]]
+            most = max(1, sum(sizes))
+            self.threads = threads or max(1, min(max(sizes, default=1), most // min(len(recipe.nodes), most)))
+            self.at_once = max(1, most // self.threads)
         self.task = ray.remote(num_cpus=self.threads, max_retries=0)(_work)
         self.jobs: dict[Any, Job] = {}
 
@@ -81,8 +90,8 @@ class RayTasks:
         try:
             said, failed = self.ray.get(done)
         except self.ray.exceptions.RayError as error:
-            lost = LuthierError(f"The Ray task of step '{job.name}' was lost: {str(error).splitlines()[0]}. What it finished is "
-                                "kept: run the same command to go on.")
+            lost = LuthierError(f"The Ray task of step '{job.name}' was lost: {str(error).splitlines()[0]}. What it finished "
+                                "is kept: run the same command to go on.")
             keep_failure(job.work, lost)
             return job.name, lost
         for text in said:

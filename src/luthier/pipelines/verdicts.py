@@ -135,8 +135,8 @@ def table(arms: Mapping[str, Sequence[Scores]], metrics: Sequence[str], level: f
                 continue
             low, high = _described(alone, level)
             rows.append({"arm": arm, "set": name, "metric": metric, "value": float(alone.after.mean()), "low": low,
-                         "high": high, "by_seed": [float(v) for v in alone.after.mean(axis=1)], "questions": len(alone.clusters),
-                         "clusters": len(set(alone.clusters))})
+                         "high": high, "by_seed": [float(v) for v in alone.after.mean(axis=1)],
+                         "questions": len(alone.clusters), "clusters": len(set(alone.clusters))})
     return rows
 
 
@@ -164,7 +164,7 @@ def recommend(findings: Sequence[Finding], costs: Mapping[str, Cost], metric: st
     kept = [arm for arm in costs if arm not in beaten]
     if not kept:
         return {"arm": None, "kept": [], "beaten": sorted(beaten), "words":
-                f"No arm is best on every set by {metric}: each is beaten somewhere. Decide by the set that is like your use."}
+                f"No arm is best on every set by {metric}: each is beaten somewhere. Decide by the set nearest to your use."}
     arm = min(kept, key=lambda a: (costs[a].trained_parameters, costs[a].seconds))
     price = f"{arm} ({costs[arm].trained_parameters:,} trained parameters)"
     asked = _asked(pairs)

@@ -64,7 +64,8 @@ def scores(told: Told, name: str) -> Grid:
         for metric in metrics:
             r = cells.get((arm, metric))
             span = f"{r['low']:.3f} to {r['high']:.3f}" if r and r["low"] is not None else ABSENT
-            row += [_number(r and r["value"]), Cell(span), Cell(", ".join(f"{v:.3f}" for v in r["by_seed"]) if r and len(r["by_seed"]) > 1 else ABSENT)]
+            seeds = ", ".join(f"{v:.3f}" for v in r["by_seed"]) if r and len(r["by_seed"]) > 1 else ABSENT
+            row += [_number(r and r["value"]), Cell(span), Cell(seeds)]
         rows.append(row)
     head = ["arm", *(h for m in metrics for h in (metric_words(m), "interval", "by seed"))]
     return Grid(head, "t" + "ntt" * len(metrics), rows)
@@ -173,8 +174,8 @@ def markdown(told: Told) -> str:
     out = ["# Comparison", "", about(told) + ".", "", f"**{told['recommendation']['words']}**", ""]
     for name in _sets(told):
         out += [f"## Scores: {name}", "", *_piped(scores(told, name)), ""]
-    out += ["## Cost of one training", "", *_piped(costs(told)), "", "## Verdicts", "", "About the right arm; difference is right "
-            "minus left.", "", *_piped(judged(told)), ""]
+    out += ["## Cost of one training", "", *_piped(costs(told)), "", "## Verdicts", "",
+            "About the right arm; difference is right minus left.", "", *_piped(judged(told)), ""]
     if told["references"]:
         out += ["## Against what was not tuned", "", *_piped(judged(told, against=True)), ""]
     trials = _trials(told)
@@ -244,7 +245,8 @@ def _sentence(f: Finding) -> Html:
     interval = f", interval {f.interval[0]:+.3f} to {f.interval[1]:+.3f}" if f.interval else ""
     more = needed_words(f) if f.verdict == "undecided" else None
     size = f"{f.difference:+.3f} {metric_words(e['metric'])}{interval}"
-    return join((f"{e['set']}: {e['right_arm']} against {e['left_arm']}, {size}", join(("; about ", more, " would decide")) if more else None, "."))
+    tail = join(("; about ", more, " would decide")) if more else None
+    return join((f"{e['set']}: {e['right_arm']} against {e['left_arm']}, {size}", tail, "."))
 
 
 def _scores(told: Told) -> Html:
