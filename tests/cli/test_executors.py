@@ -22,6 +22,6 @@ def test_processes_give_what_one_process_gives(answers_run: Path, tmp_path: Path
 def test_an_executor_that_is_none_is_refused(luthier: Luthier, answers_run: Path) -> None:
     rows = answers_run.parent / "rows.jsonl"
     refused(luthier("tune", rows, "--base", "pico", "--out", "run", "--executor", "ray"), "--executor ray needs an address")
-    answer = luthier("tune", rows, "--base", "pico", "--out", "run", "--executor", "ray")
-    refused(answer, "--executor ray needs an address")
+    answer = luthier("evaluate", answers_run, rows, "--executor", "threads")
+    refused(answer, "write local, processes, processes:N or ray:ADDRESS")
     assert not Path("run").exists()
