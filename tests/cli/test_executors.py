@@ -21,6 +21,7 @@ def test_processes_give_what_one_process_gives(answers_run: Path, tmp_path: Path
 
 def test_an_executor_that_is_none_is_refused(luthier: Luthier, answers_run: Path) -> None:
     rows = answers_run.parent / "rows.jsonl"
-    refused(luthier("tune", rows, "--base", "pico", "--out", "run", "--executor", "ray:head:6379"), "can't be sent to Ray yet")
-    refused(luthier("evaluate", answers_run, rows, "--executor", "threads"), "write local, processes or processes:N")
+    refused(luthier("tune", rows, "--base", "pico", "--out", "run", "--executor", "ray"), "--executor ray needs an address")
+    answer = luthier("evaluate", answers_run, rows, "--executor", "threads")
+    refused(answer, "write local, processes, processes:N or ray:ADDRESS")
     assert not Path("run").exists()

@@ -324,16 +324,18 @@ def several(rng, seeds, count, parts):
     ]
 
 
-def test_hierarchical_variance_is_the_sum_of_the_two_robust_ones():
+def test_hierarchical_adds_the_squares_of_the_two_robust_half_widths():
     runs = several(np.random.default_rng(3), 4, 15, (0.3, 0.4, 0.2))
     values, labels = np.concatenate([v for v, _ in runs]), np.concatenate([c for _, c in runs])
     rows = np.repeat(np.arange(4), [len(v) for v, _ in runs])
     first, second = robust_fit(values, rows).bse[0] ** 2, robust_fit(values, labels).bse[0] ** 2
-    freedom = (first + second) ** 2 / (first**2 / 3 + second**2 / 14)
     result = s.hierarchical(runs)
-    half = scipy.stats.t.ppf(0.975, freedom) * (first + second) ** 0.5
+    half = (scipy.stats.t.ppf(0.975, 3) ** 2 * first + scipy.stats.t.ppf(0.975, 14) ** 2 * second) ** 0.5
     assert (result.low, result.high) == pytest.approx((values.mean() - half, values.mean() + half))
     assert (result.p <= 0.05) == (result.low > 0 or result.high < 0)
+    at_p = s.hierarchical([(v + 0.5, c) for v, c in runs])
+    edge = s.hierarchical([(v + 0.5, c) for v, c in runs], level=1 - at_p.p)
+    assert edge.low == pytest.approx(0.0, abs=1e-6), "p is the level at which the interval reaches zero"
     assert (result.test, result.seeds, result.clusters, result.n) == ("two-way t", 4, 15, len(values))
 
 
@@ -344,6 +346,20 @@ def test_with_only_the_seeds_differing_it_is_the_t_test_over_seeds():
     against = scipy.stats.ttest_1samp(levels, 0.0)
     assert result.p == pytest.approx(against.pvalue)
     assert (result.low, result.high) == pytest.approx(tuple(against.confidence_interval(0.95)))
+
+
+@pytest.mark.parametrize("ratio", [0.3, 3.0, 10.0])
+@pytest.mark.parametrize("alpha", [0.05, 0.05 / 12])
+def test_three_seeds_reject_equal_methods_no_more_often_than_asked(ratio, alpha):
+    """At the level that Holm asks for, too: the variances as chi-squared, the mean as normal, drawn without any data."""
+    rng = np.random.default_rng(5)
+    by_seed, by_cluster = ratio * rng.chisquare(2, 40_000) / 2, rng.chisquare(59, 40_000) / 59
+    mean = rng.normal(size=40_000) * (1 + ratio) ** 0.5
+    share = np.mean(np.abs(mean) > s.two_way_half(by_seed, 3, by_cluster, 60, alpha))
+    assert share <= alpha + 3 * (alpha / 40_000) ** 0.5
+    freedom = (by_seed + by_cluster) ** 2 / (by_seed**2 / 2 + by_cluster**2 / 59)
+    one_t = np.sqrt(by_seed + by_cluster) * scipy.stats.t.ppf(1 - alpha / 2, freedom)
+    assert ratio < 1 or np.mean(np.abs(mean) > one_t) > 1.3 * alpha, "which Satterthwaite's degrees of freedom do"
 
 
 @pytest.mark.parametrize("parts", [(0.5, 0.0, 0.0), (0.0, 0.6, 0.0), (0.3, 0.4, 0.3), (0.0, 0.0, 0.0)])

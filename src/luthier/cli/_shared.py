@@ -26,7 +26,8 @@ Json = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="start over: delete what the run folder holds")]
 Exact = Annotated[bool, typer.Option("--exact", help="float32 and fixed decisions instead of measured ones")]
 Executor = Annotated[str, typer.Option("--executor", metavar="WHERE", help="where steps run: local, one after the other; "
-                                       "processes[:N], independent ones at the same time")]
+                                       "processes[:N], independent ones at the same time; ray:ADDRESS, on a cluster "
+                                       "(ray:local starts one)")]
 Terms = Annotated[str | None, typer.Option("--accept-terms", metavar="NAME", help="accept a model's terms once (gemma)")]
 Sets = Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="set a value of the recipe, such as "
                                                                                   "tuned.length='{epochs: 2}'")]

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 COMMANDS = {
     "adapt": "documents in, four arms with evidence out",
     "tune": "examples in, a tuned model with its evidence out",
+    "compare": "several ways to tune, judged on equal rows and budget",
     "evaluate": "score a tuned model on more rows",
     "ask": "ask a run, with cited passages",
     "chat": "question after question, with citations",

@@ -1,11 +1,12 @@
 """The step executor: runs a recipe's steps, each as soon as its inputs are there.
 
 A step works in a private folder `steps/.NAME.work` and is renamed to `steps/NAME` when it has finished. Its key is
-its identity, the seed and the identities of its inputs; a finished step with the same key is not run again, an
+its identity, its seed and the identities of its inputs; a finished step with the same key is not run again, an
 unfinished one finds its journal and its checkpoints where it left them, and one that failed keeps `failure.json`.
 
 Everything here is the same wherever steps run. A `Backend` says only how a prepared folder is worked on: `Here` in
-this process, `processes.Processes` in several, `distributed.Together` in ranks that were started together.
+this process, `processes.Processes` in several, `distributed.Together` in ranks that were started together,
+`ray_executor.RayTasks` on a cluster.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from luthier.engine.run_step import commit, finished, prepare, run_step
 if TYPE_CHECKING:
     from luthier.engine.workshop import Engine
 
-EXECUTORS = ("local", "processes")
+EXECUTORS = ("local", "processes", "ray")
 
 
 @dataclass
@@ -100,10 +101,11 @@ def check_executor(text: str) -> None:
     """
     name, _, rest = text.partition(":")
     if name == "ray":
-        raise UserError(f"--executor {text}: steps can't be sent to Ray yet. There is: local (one after the other in this "
-                        "process) and processes (independent steps at the same time, processes:N for at most N).")
-    if name not in EXECUTORS or (name == "local" and rest) or (rest and not (rest.isdigit() and int(rest))):
-        raise UserError(f"--executor {text}: write local, processes or processes:N. {nearest(name, EXECUTORS)}")
+        from luthier.engine import ray_executor
+
+        ray_executor.check(rest)
+    elif name not in EXECUTORS or (name == "local" and rest) or (rest and not (rest.isdigit() and int(rest))):
+        raise UserError(f"--executor {text}: write local, processes, processes:N or ray:ADDRESS. {nearest(name, EXECUTORS)}")
 
 
 def execute(recipe: Recipe, folder: Path, engine: Engine, watcher: Watcher | None = None, fresh: bool = False,
@@ -164,9 +166,15 @@ def _backend(executor: str, recipe: Recipe, engine: Engine, kept: Mapping[str, A
         from luthier.engine import distributed
 
         return distributed.Together(engine) if distributed.launched() > 1 else Here(engine), {}
+    kind, _, rest = executor.partition(":")
+    if kind == "ray":
+        from luthier.engine.ray_executor import RayTasks
+
+        tasks = RayTasks(rest, recipe, kept.get("threads"))
+        return tasks, {"threads": tasks.threads, "exact": engine.exact}
     from luthier.engine.processes import Processes, share_of_machine
 
-    at_once, threads = share_of_machine(recipe, kept.get("threads"), int(executor.partition(":")[2] or 0))
+    at_once, threads = share_of_machine(recipe, kept.get("threads"), int(rest or 0))
     return Processes(at_once, threads, keep_open=(lock,)), {"threads": threads, "exact": engine.exact}
 
 
@@ -213,8 +221,9 @@ class _Graph:
         self.waiting.remove(node)
         self.watcher.started(node.name, self.total - len(self.waiting), self.total)
         inputs = {wanted: self.done[source] for wanted, source in node.inputs.items()}
+        seed = self.seed if node.seed is None else node.seed
         key = digest({"step": node.step.identity, "content": node.step.content(),
-                      "seed": self.seed if type(node.step).seeded else None,
+                      "seed": seed if type(node.step).seeded else None,
                       "inputs": {n: a.identity for n, a in inputs.items()}})
         work, final = self.root / f".{node.name}.work", self.root / node.name
         kept = finished(final, key)
@@ -225,7 +234,7 @@ class _Graph:
             self.done[node.name] = kept
             self.watcher.finished(node.name, 0.0, True)
             return True
-        prepare(node, inputs, key, self.seed, work, self.engine.decisions)
+        prepare(node, inputs, key, seed, work, self.engine.decisions)
         self.running[node.name] = (work, time.monotonic())
         self.backend.start(Job(node.name, work, self._say(node.name), self.watcher.progress(node.name),
                                type(node.step).distributed))

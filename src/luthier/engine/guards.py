@@ -29,6 +29,10 @@ NAMED_ROWS = 8
 SHARE = 0.5
 
 
+class NotFinite(LuthierError):
+    """A loss, a gradient or a weight is infinite or not a number: the training diverged."""
+
+
 @dataclass
 class Micro:
     """What goes through the model at once: at most `rows` rows and about `tokens` tokens."""
@@ -85,7 +89,8 @@ def gradients(loop: Loop) -> tuple[dict[str, float], int]:
     Returns the weighted parts of the loss and how many tokens were seen.
 
     Raises:
-        LuthierError: the loss is not finite (rows named), or one row alone does not fit into memory.
+        NotFinite: the loss is not finite; the rows are named.
+        LuthierError: one row alone does not fit into memory.
     """
     while True:
         found = _attempt(loop)
@@ -97,7 +102,7 @@ def gradients(loop: Loop) -> tuple[dict[str, float], int]:
     parts, tokens = found
     if not math.isfinite(sum(parts.values())):
         rows = _named(loop, _loss_is_finite)
-        raise LuthierError(f"The loss of step {loop.clock.step + 1} is {sum(parts.values())}: {rows} {_advice(loop)}")
+        raise NotFinite(f"The loss of step {loop.clock.step + 1} is {sum(parts.values())}: {rows} {_advice(loop)}")
     distributed.sum_gradients(loop.masters.tensors())
     totals, counts = (distributed.summed({n: m[i] for n, m in loop.run.measured.items()}) for i in (0, 1))
     loop.run.measured = {name: (total, counts[name]) for name, total in totals.items()}
@@ -156,26 +161,26 @@ def require_finite_gradients(loop: Loop, norm: float) -> None:
     """Stop before the optimizer spoils the weights.
 
     Raises:
-        LuthierError: the norm of the gradients is not finite; the rows are named.
+        NotFinite: the norm of the gradients is not finite; the rows are named.
     """
     if not math.isfinite(norm):
         loop.masters.drop()
         rows = _named(loop, _gradient_is_finite)
-        raise LuthierError(f"The gradient of step {loop.clock.step + 1} is {norm}: {rows} {_advice(loop)}")
+        raise NotFinite(f"The gradient of step {loop.clock.step + 1} is {norm}: {rows} {_advice(loop)}")
 
 
 def require_finite_weights(loop: Loop) -> None:
     """Refuse to keep weights that are none.
 
     Raises:
-        LuthierError: a trained weight is infinite or not a number.
+        NotFinite: a trained weight is infinite or not a number.
     """
     bad = [n for n, t in zip(loop.masters.names(loop.state.weights()), loop.masters.tensors(), strict=True)
            if not bool(torch.isfinite(sharding.own(t.detach())).all())]
     bad = list(dict.fromkeys(n for share in distributed.gathered(bad) for n in share))
     if bad:
-        raise LuthierError(f"After step {loop.clock.step} the weights of '{bad[0]}'"
-                           f"{f' and {len(bad) - 1} more tensors' if bad[1:] else ''} are not finite. {_advice(loop)}")
+        raise NotFinite(f"After step {loop.clock.step} the weights of '{bad[0]}'"
+                        f"{f' and {len(bad) - 1} more tensors' if bad[1:] else ''} are not finite. {_advice(loop)}")
 
 
 def _advice(loop: Loop) -> str:

@@ -252,8 +252,8 @@ def _place(recipe: Recipe, kind: str, specs: list[str]) -> dict[str, Any]:
 
 
 def run(recipe: Recipe, folder: Path, *, fresh: bool = False, exact: bool = False, watcher: Watcher | None = None,
-        report: Callable[[Run], Path] | None = None, executor: str = "local") -> Run:
-    """Execute a recipe in a run folder and write its report.
+        report: Callable[[Run], Path] | None = None, executor: str = "local", with_card: bool = True) -> Run:
+    """Execute a recipe in a run folder and write its report, and the card of what it tuned.
 
     Raises:
         UserError: bad input, with every problem that can be seen before the start; or the disk is full.
@@ -268,7 +268,8 @@ def run(recipe: Recipe, folder: Path, *, fresh: bool = False, exact: bool = Fals
     try:
         finished = execute(recipe, folder, Engine(exact=exact), watcher, fresh, executor)
         (report or write)(finished)
-        card.write(finished)
+        if with_card:
+            card.write(finished)
     except Exception as error:
         number = _disk_error(error)
         if number is None:

@@ -15,7 +15,7 @@ from luthier.core.errors import UserError
 from luthier.core.files import read_json, read_lines, write_lines
 from luthier.core.finding import Finding
 from luthier.engine import statistics
-from luthier.pipelines.steps.compare_arms import CompareArms, _holm
+from luthier.pipelines.steps.compare_arms import CompareArms, holm_family
 
 Scores = Mapping[str, Sequence[float | None]]
 
@@ -126,16 +126,16 @@ def lone(p: float, name: str = "f", verdict: str = "better") -> Finding:
 
 def test_a_lone_small_p_among_six_does_not_decide():
     family = [lone(0.04, "lone"), *[lone(0.5, f"f{i}", "undecided") for i in range(5)]]
-    assert _holm([family[0]], 0.05)[0].verdict == "better"
-    first = _holm(family, 0.05)[0]
+    assert holm_family([family[0]], 0.05)[0].verdict == "better"
+    first = holm_family(family, 0.05)[0]
     assert (first.verdict, first.extra["p_holm"], first.extra["family"]) == ("undecided", pytest.approx(0.24), 6)
-    assert [f.verdict for f in _holm([lone(0.008, "lone"), *family[1:]], 0.05)] == ["better"] + ["undecided"] * 5
+    assert [f.verdict for f in holm_family([lone(0.008, "lone"), *family[1:]], 0.05)] == ["better"] + ["undecided"] * 5
     for p, verdict in ((0.0083, "worse"), (0.0084, "undecided"), (0.04, "undecided")):
-        assert _holm([lone(p, "lone", "worse"), *family[1:]], 0.05)[0].verdict == verdict
+        assert holm_family([lone(p, "lone", "worse"), *family[1:]], 0.05)[0].verdict == verdict
 
 
 def test_what_was_not_tested_is_no_member_of_the_family():
-    found = _holm([lone(0.04, "a"), Finding("b", 0.1, 0.2, 0.1, "undecided", extra={"p": None})], 0.05)
+    found = holm_family([lone(0.04, "a"), Finding("b", 0.1, 0.2, 0.1, "undecided", extra={"p": None})], 0.05)
     assert [(f.verdict, f.extra["p_holm"], f.extra["family"]) for f in found] == [
         ("better", 0.04, 1), ("undecided", None, 1)]
 

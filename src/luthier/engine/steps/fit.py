@@ -34,9 +34,11 @@ if TYPE_CHECKING:
 class Fit(Step, name="fit"):
     """Train a base on one or several tasks with a method; leaves an adapter, a delta or a model."""
 
-    inputs: ClassVar[dict[str, str]] = {"base": "model", "*": "examples|model|adapter|delta"}
+    inputs: ClassVar[dict[str, str]] = {
+        "base": "model", "learning_rate?": "records", "*": "examples|model|adapter|delta"}
     output: ClassVar[str] = "adapter|delta|model"
     distributed: ClassVar[bool] = True
+    trains: ClassVar[bool] = True
     tasks: tuple[TaskSpec, ...] = Field(named(({"data": "examples.train"},)), description="what is learned, from which data")
     method: Slot[Method] = Field(named("lora"), description="which weights move")
     regularizers: tuple[Slot[Regularizer], ...] = Field((), description="what is added to the objective")
@@ -109,7 +111,7 @@ class Fit(Step, name="fit"):
 
         from luthier.engine import distributed, fused, guards, new_tokens, sharding
         from luthier.engine.frozen import Frozen
-        from luthier.engine.memory import require_mb
+        from luthier.engine.memory import forget_peak, require_mb
         from luthier.engine.quantized import check_method
         from luthier.engine.roles import Roles
         from luthier.engine.step_plans import foretold
@@ -117,6 +119,7 @@ class Fit(Step, name="fit"):
 
         engine = ctx.engine
         engine.forget()
+        forget_peak()
         ctx.journal.do("plan", lambda: foretold(self, inputs, ctx))
         base = inputs["base"]
         dtype = engine.dtype(base, training=True) if self.dtype == "auto" else getattr(torch, self.dtype)
@@ -146,7 +149,7 @@ class Fit(Step, name="fit"):
         require_mb(trained * 16 / 1e6, f"Training {trained:,} weights")
         if self.sharding == "fsdp":
             sharding.shard(model)
-        rate = self._learning_rate(model, len(tasks[0].rows))
+        rate = self._learning_rate(model, len(tasks[0].rows), inputs.get("learning_rate"))
         objectives = [t.objective for t in tasks]
         fit_ctx.roles, bare = roles.live(objectives, model, self.method.artifact == "adapter")
         loop = self._loop(model, tasks, rate, fit_ctx, bare, held_out, self._metrics(render, inputs, fit_ctx))
@@ -250,7 +253,13 @@ class Fit(Step, name="fit"):
         if spec.head is not None:
             model.heads[task.name] = spec.head.build(model, model.labels.get(task.name, [])).to(model.device)
 
-    def _learning_rate(self, model: Model, rows: int) -> Default:
+    def _learning_rate(self, model: Model, rows: int, chosen: Artifact | None) -> Default:
+        """What a sweep chose, what the step says, or what the method recommends."""
+        if chosen is not None:
+            if self.learning_rate is not None:
+                raise UserError(f"learning_rate = {self.learning_rate:g}, and the input 'learning_rate' brings another one. "
+                                "Leave out one of the two.")
+            return Default(chosen.meta["learning_rate"], f"swept on dev, {len(chosen.meta['trials'])} trials")
         if self.learning_rate is not None:
             return Default(self.learning_rate, "asked for")
         return self.method.defaults(model, rows).get("learning_rate", Default(2e-4, "house default"))

@@ -7,7 +7,8 @@ takes its colours from the page (light, dark, paper) and weighs a few kilobytes.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -18,6 +19,7 @@ from luthier.pipelines.report.words import chip, metric_words
 ROW, MIDDLE = 30, 15  # height of a row of the forest plot and its middle, px
 MOST_POINTS = 400
 CURVE = 260  # height of the learning curve, px
+ARM_COLOURS = 6  # that the style sheet has
 
 
 def ticks(low: float, high: float, most: int = 5) -> list[float]:
@@ -130,11 +132,7 @@ def curve(rows: Sequence[dict[str, Any]]) -> Html | None:
 
 
 def _curve_axes(across: Scale, down: Scale) -> list[Html]:
-    parts = []
-    for tick in ticks(down.low, down.high):
-        y = down.per_cent(tick)
-        parts.append(el("line", x1=0, x2="100%", y1=y, y2=y, class_="grid"))
-        parts.append(el("text", f"{tick:g}", x=-8, y=y, dy="0.32em", text_anchor="end"))
+    parts = _lines_across(down)
     for tick in ticks(across.low, across.high):
         parts.append(el("text", f"{tick:,g}", x=across.per_cent(tick), y=CURVE + 18, text_anchor="middle"))
     return parts
@@ -162,3 +160,88 @@ def _extremes(losses: Sequence[tuple[float, float]], marks: Sequence[tuple[float
         step, best = min(marks, key=lambda p: p[1])
         parts += [" Lowest development loss ", number(float(best)), f" at step {step:,g}."]
     return join(parts)
+
+
+# --- several arms --------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Point:
+    """One arm of a plot of quality against cost: its place, the interval of its quality, whether any arm beats it in both."""
+
+    name: str
+    cost: float
+    value: float
+    low: float | None = None
+    high: float | None = None
+    front: bool = True
+
+
+def front(points: Sequence[tuple[float, float]], higher_is_better: bool = True) -> list[bool]:
+    """Whether each (cost, value) is on the Pareto front: no other is at most as dear and at least as good, and not equal."""
+    signed = [(cost, value if higher_is_better else -value) for cost, value in points]
+    return [not any(c <= cost and v >= value and (c, v) != (cost, value) for c, v in signed) for cost, value in signed]
+
+
+def pareto(points: Sequence[Point], cost: str, metric: str, references: Mapping[str, float] = {}) -> Html:
+    """Quality over cost, the cost on a logarithmic scale: filled marks are the front, dashed lines what was not tuned."""
+    at = {p.name: math.log10(max(p.cost, 1e-9)) for p in points}
+    across = Scale(list(at.values()), pad=0.12)
+    ends = [v for p in points for v in (p.value, p.low, p.high) if finite(v)]
+    down = Scale([*[float(v) for v in ends if v is not None], *references.values()], pad=0.08, flip=True)
+    parts = [*_lines_across(down), *_powers(across)]
+    for name, value in references.items():
+        y = down.per_cent(value)
+        parts += [el("line", x1=0, x2="100%", y1=y, y2=y, class_="reference-line"),
+                  el("text", name, x="100%", y=y, dy="-0.4em", text_anchor="end")]
+    for p in points:
+        parts += _point(p, across.at(at[p.name]), down)
+    drawing = el("svg", *parts, class_="curve pareto", height=CURVE, role="img", aria_label=f"{metric} over {cost}")
+    caption = f"{metric} over {cost} (logarithmic). Line: interval. Filled: no other arm is both cheaper and better."
+    return el("figure", drawing, el("figcaption", caption))
+
+
+def _point(p: Point, x: float, down: Scale) -> list[Html]:
+    parts, place, kind = [], f"{x:g}%", "better" if p.front else "undecided"
+    if finite(p.low) and finite(p.high) and p.low is not None and p.high is not None:
+        parts.append(el("line", x1=place, x2=place, y1=down.per_cent(p.low), y2=down.per_cent(p.high), class_="whisker"))
+    told = el("title", f"{p.name}: {p.value:.4g} at {p.cost:,.6g}")
+    parts.append(el("circle", told, cx=place, cy=down.per_cent(p.value), r=6, class_=f"mark {kind}", data_name=p.name,
+                    data_value=repr(p.value)))
+    late = x > 70
+    return [*parts, el("text", p.name, x=place, y=down.per_cent(p.value), dx=-10 if late else 10, dy="-0.5em",
+                       text_anchor="end" if late else "start", class_="name")]
+
+
+def _lines_across(down: Scale) -> list[Html]:
+    parts = []
+    for tick in ticks(down.low, down.high):
+        y = down.per_cent(tick)
+        parts += [el("line", x1=0, x2="100%", y1=y, y2=y, class_="grid"),
+                  el("text", f"{tick:g}", x=-8, y=y, dy="0.32em", text_anchor="end")]
+    return parts
+
+
+def _powers(across: Scale) -> list[Html]:
+    """Marks of a logarithmic axis: 1, 2 and 5 of each power of ten, or the powers alone where they are many."""
+    wide = across.high - across.low > 3
+    marks = [m * 10.0**k for k in range(math.floor(across.low) - 1, math.ceil(across.high) + 1)
+             for m in ((1,) if wide else (1, 2, 5)) if across.low <= math.log10(m * 10.0**k) <= across.high]
+    return [el("text", f"{m:,.6g}", x=across.per_cent(math.log10(m)), y=CURVE + 18, text_anchor="middle") for m in marks]
+
+
+def curves(lines: Mapping[str, Sequence[tuple[float, float]]], what: str) -> Html | None:
+    """One line an arm over optimizer steps; None where no arm has one."""
+    drawn = {name: list(line) for name, line in lines.items() if line}
+    points = [p for line in drawn.values() for p in line]
+    if not points:
+        return None
+    across = Scale([x for x, _ in points], pad=0.0 if len({x for x, _ in points}) > 1 else 0.5)
+    down = Scale([y for _, y in points], flip=True)
+    parts = [el("polyline", points=" ".join(f"{across.at(x):g},{down.at(y):g}" for x, y in line),
+                vector_effect="non-scaling-stroke", class_=f"loss arm-{i % ARM_COLOURS}", data_name=name)
+             for i, (name, line) in enumerate(drawn.items())]
+    inner = el("svg", *parts, viewBox="0 0 100 100", preserveAspectRatio="none", width="100%", height="100%")
+    keys = [el("span", el("span", class_=f"key line arm-{i % ARM_COLOURS}"), " ", name) for i, name in enumerate(drawn)]
+    drawing = el("svg", *_curve_axes(across, down), inner, class_="curve", height=CURVE, role="img",
+                 aria_label=f"{what} per step, by arm")
+    return el("figure", el("p", *keys, class_="legend arms"), drawing, el("figcaption", f"{what} per optimizer step."))

@@ -44,10 +44,10 @@ class CompareArms(Step, name="compare-arms"):
             family = [self._pair(left, right, metric, s, arms, better.get(metric, True), ctx)
                       for s in sets for left, right in combinations(arms, 2)
                       if arms[left].get((s, metric)) and arms[right].get((s, metric))]
-            findings += _holm(family, 1 - self.level)
+            findings += holm_family(family, 1 - self.level)
             for part in ("format", "knowledge"):
-                findings += _holm(self._gains(part, metric, arms, better.get(metric, True), ctx), 1 - self.level)
-        findings += _holm(self._brevity(inputs, ctx), 1 - self.level)
+                findings += holm_family(self._gains(part, metric, arms, better.get(metric, True), ctx), 1 - self.level)
+        findings += holm_family(self._brevity(inputs, ctx), 1 - self.level)
         write_json(ctx.folder / "table.json", table)
         write_lines(ctx.folder / "findings.jsonl", (f.to_dict() for f in findings))
         return seal("records", ctx.folder, arms=list(arms), sets=sets, level=self.level, margin=self.margin)
@@ -139,7 +139,7 @@ def _scores(artifact: Artifact) -> dict[tuple[str, str], Values]:
     return found
 
 
-def _holm(family: list[Finding], alpha: float) -> list[Finding]:
+def holm_family(family: list[Finding], alpha: float) -> list[Finding]:
     """Adjusted p values; a better or worse that does not survive the family becomes undecided."""
     tested = [f for f in family if f.extra["p"] is not None]
     if not tested:
