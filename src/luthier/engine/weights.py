@@ -111,7 +111,7 @@ def load_heads(model: Model, artifact: Artifact) -> None:
     tensors = load_file(artifact.folder / HEADS_FILE)
     model.labels = artifact.meta["labels"]
     for task, spec in artifact.meta["heads"].items():
-        head = build("head", spec).build(model, model.labels[task])
+        head = build("head", spec).build(model, model.labels.get(task, []))
         head.load_state_dict({n.removeprefix(f"{task}."): t for n, t in tensors.items() if n.startswith(f"{task}.")})
         model.heads[task] = head.to(model.device).eval().requires_grad_(False)
 
