@@ -13,6 +13,7 @@ COMMANDS = {
     "adapt": "documents in, four arms with evidence out",
     "tune": "examples in, a tuned model with its evidence out",
     "evaluate": "score a tuned model on more rows",
+    "audit": "what tuning broke: forgetting, calibration, refusals, leaks",
     "ask": "ask a run, with cited passages",
     "chat": "question after question, with citations",
     "export": "the tuned model as an adapter or as full weights, with receipts",

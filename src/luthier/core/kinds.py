@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from luthier.engine.forward import Forward
     from luthier.engine.models import Model
     from luthier.engine.rendering import Render
+    from luthier.engine.subjects import Subject
 
 __all__ = [
     "Audit", "Body", "DataStep", "Decoder", "Environment", "Features", "Head", "Hook", "Method", "Metric",
@@ -287,13 +288,32 @@ class Metric(Component, kind="metric"):
 
 
 class Audit(Component, kind="audit"):
-    """A look for damage in a run, a pair of models or data."""
+    """A look for damage in a run, a pair of models or data. It measures and never trains.
 
-    roles: ClassVar[tuple[str, ...]] = ()
+    `roles`: the models it asks, `before` (the base) and `after` (the tuned model); `subjects`: what it can look at (a run
+    has training rows beside the pair). Its limits are fields of its own, named `max_…` or `min_…`. `mends`: components,
+    as "kind name", that repair what it finds. `battery`: whether it belongs to those that run when none is named.
+    """
+
+    roles: ClassVar[tuple[str, ...]] = ("before", "after")
+    subjects: ClassVar[tuple[Literal["run", "pair", "data"], ...]] = ("run", "pair")
+    mends: ClassVar[tuple[str, ...]] = ()
+    battery: ClassVar[bool] = True
+    hard: bool = Field(False, description="whether a broken limit ends the command with exit code 3")
+
+    def check(self) -> None:
+        """Look at what can be refused before any model is loaded (files, sizes). Raises UserError."""
+
+    def content(self) -> dict[str, Any]:
+        """Hashes of outside files that it reads; part of the key of its step."""
+        return {}
 
     @abstractmethod
-    def measure(self, ctx: Ctx, subject: Any) -> list[Finding]:
-        """What was found."""
+    def measure(self, ctx: Ctx, subject: Subject) -> list[Finding]:
+        """What was found: findings made by `core.finding.audited`, or `not_applicable` with the reason.
+
+        Names are `audit/NAME/…`; the compared numbers stand in a file of `ctx.folder` that `evidence` names.
+        """
 
 
 class Head(Component, kind="head"):

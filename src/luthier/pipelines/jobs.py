@@ -324,11 +324,8 @@ def evaluate(source: Run, data: str) -> Recipe:
     metrics = ["accuracy"] if labels else ["bits-per-byte"] if texts else ["preference-accuracy"] if pairs else \
         ["exact-match", "f1", "stops"]
     place = str(source.folder.resolve() / "steps")
-    base_model = source.step("base").meta
-    name = base_model["name"] if base_model["name"] in _packaged() else \
-        f"{base_model['hub']}@{base_model['revision']}" if "hub" in base_model else base_model["path"]
     steps: dict[str, Any] = {
-        "base": {"use": "base", "model": name, "quantize": base_model.get("quantize", "none")},
+        "base": base_step(source),
         "rows": {"use": "read", "path": data},
         "trained": {"use": "existing", "path": f"{place}/split", "kind": "examples"},
         "tuned": {"use": "existing", "path": f"{place}/tuned", "kind": source.step("tuned").kind},
@@ -348,6 +345,14 @@ def evaluate(source: Run, data: str) -> Recipe:
                            **({"metrics": metrics} if texts or pairs else {})}
     return Recipe({"name": "evaluate", "about": "A run's base and tuned model on further rows.",
                    "seed": int(source.record["seed"]), "steps": steps})
+
+
+def base_step(source: Run) -> dict[str, Any]:
+    """The step that finds a run's base again."""
+    base = source.step("base").meta
+    name = base["name"] if base["name"] in _packaged() else \
+        f"{base['hub']}@{base['revision']}" if "hub" in base else base["path"]
+    return {"use": "base", "model": name, "quantize": base.get("quantize", "none")}
 
 
 def _packaged() -> frozenset[str]:
