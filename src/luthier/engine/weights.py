@@ -47,7 +47,9 @@ def _load_adapter(model: Model, folder: Path) -> None:
     wrapped = get_peft_model(model.module, config, autocast_adapter_dtype=False)
     state = load_file(folder / "adapter_model.safetensors")
     result = set_peft_model_state_dict(wrapped, state)
-    lost = [k for k in getattr(result, "unexpected_keys", [])]
+    # A learned prompt is loaded apart, by PEFT itself, and then reported as a tensor that the model does not have.
+    apart = {"prompt_embeddings"} if config.is_prompt_learning else set()
+    lost = [k for k in getattr(result, "unexpected_keys", []) if k not in apart]
     if lost:
         raise UserError(f"The adapter in {folder} does not fit {model.name}: {len(lost)} tensors have no place "
                         f"(first: {lost[0]}).")

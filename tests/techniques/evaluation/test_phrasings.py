@@ -92,7 +92,7 @@ def test_a_scorer_that_ignores_the_instruction_shows_no_spread(blind, make_ctx, 
     place = bank(tmp_path)
     changes = ["typo", "delimiter", "position", "distractor", "order"]
     (finding,) = robustness(place, perturb=changes).measure(make_ctx("robust"), blind)
-    own = finding.extra["after"]
+    own = finding.extra["numbers"]["after"]
     assert (own["sd"], own["drop"], own["consistency"], own["kappa"]) == (0, 0, 1, 1)
     assert own["observed"] == own["micro_f1"] == 1 and set(own["changes"].values()) == {0} and len(own["changes"]) == 5
     assert own["variance"]["phrasings"] == 0 and finding.verdict == "pass"
@@ -113,7 +113,7 @@ def test_what_one_phrasing_costs_is_the_share_of_its_items(blind, make_ctx, tmp_
     assert (found.left, found.right, found.verdict) == (1, 0.75, "fail") and "worst: p3, 0.5" in found.detail
     assert found.extra["spread"] == pytest.approx(np.std([1, 1, 1, 0.5], ddof=1)) and found.interval[1] < 0
     (finding,) = robustness(place).measure(make_ctx("robust"), blind)
-    own = finding.extra["after"]
+    own = finding.extra["numbers"]["after"]
     assert (own["drop"], own["worst"], own["consistency"], finding.verdict) == (0.25, "u2", 0.5, "fail")
     assert own["drop_above_chance"] == pytest.approx(0.25 / (1 - 1 / 3)) and "say" in own["words"]
     assert robustness(place, hard=True).hard
@@ -227,7 +227,7 @@ def test_written_answers_are_read_or_counted_as_failures(blind, make_ctx, tmp_pa
         if share:
             assert (finding.name, finding.verdict, finding.right) == ("audit/instruction-robustness/parsed", "fail", 1.0)
         else:
-            assert finding.extra["parse_failures"]["after"] == 0 and finding.extra["after"]["observed"] == pytest.approx(1 / 3)
+            assert finding.extra["parse_failures"]["after"] == 0 and finding.extra["numbers"]["after"]["observed"] == pytest.approx(1 / 3)
 
 
 def test_a_failed_answer_is_no_class():

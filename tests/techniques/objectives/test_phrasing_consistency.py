@@ -47,9 +47,9 @@ def moved(pico, make_ctx):
 def test_identical_instructions_have_no_distance(match, detach, pico, moved):
     for model in (load_base(pico), moved):
         _, _, parts, _ = said(model, f"phrasing-consistency:match={match},detach_reference={detach}", rows(same=True))
-        assert float(parts["consistency"]) == pytest.approx(0, abs=1e-4) and float(parts["nll"]) > 0
+        assert parts["consistency"].item() == pytest.approx(0, abs=1e-4) and parts["nll"].item() > 0
         _, _, parts, _ = said(model, f"phrasing-consistency:match={match},detach_reference={detach}", rows())
-        assert float(parts["consistency"]) > 1e-6
+        assert parts["consistency"].item() > 1e-6
 
 
 @pytest.mark.oracle(seed=163, clause=2, against="supervised tuning of the same prompt")
@@ -93,7 +93,7 @@ def test_the_part_is_the_sum_over_learned_positions(detach, pico, moved):
                 scores.append(logits[:-1][targets[1:n]])
             told.append(torch.cat(scores))
         wanted = kl_divergence(Categorical(logits=told[0]), Categorical(logits=told[1])).sum()
-        assert float(parts["consistency"]) == pytest.approx(float(wanted), rel=1e-3, abs=1e-5)
+        assert parts["consistency"].item() == pytest.approx(float(wanted), rel=1e-3, abs=1e-5)
         assert objective.count(batch) == {"nll": len(told[0]), "consistency": len(told[0])}
         assert objective.coefficients() == {"nll": 0.7, "consistency": 0.3}
 

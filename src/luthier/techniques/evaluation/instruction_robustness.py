@@ -116,7 +116,7 @@ class InstructionRobustness(Audit, name="instruction-robustness", seeds=[81]):
                        title="observed above unobserved instructions",
                        detail=f"{len(phrasings)} templates x {len(items)} items; observed {own['observed']:.3g}, unobserved "
                               f"{own['unobserved']:.3g}; worst {own['worst']}; parse failures {failed['after']:.1%}",
-                       before=sums["before"], after=own, parse_failures=failed, needed=result.needed, test=result.test,
+                       numbers=sums, parse_failures=failed, needed=result.needed, test=result.test,
                        level=self.level)
 
 

@@ -98,7 +98,7 @@ class PhrasingSensitivity(Audit, name="phrasing", seeds=[163]):
         worst = min(valid, key=after.__getitem__)
         extra: dict[str, Any] = {
             "spread": spread([after[n] for n in valid]), "least": after[worst], "most": max(after[n] for n in valid),
-            "before": {kind: _mean([means["before"][n] for n in groups[kind]]) for kind in ("observed", "unobserved")},
+            "base": {kind: _mean([means["before"][n] for n in groups[kind]]) for kind in ("observed", "unobserved")},
             "needed": result.needed, "test": result.test, "level": self.level}
         if groups["adversarial"]:
             extra["adversarial"] = _mean([after[n] for n in groups["adversarial"]])

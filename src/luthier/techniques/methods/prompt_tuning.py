@@ -51,7 +51,7 @@ class PromptTuning(Method, name="prompt-tuning", seeds=[163]):
             special = set(model.tokenizer.all_special_ids)
             usual = [i for i in range(len(model.tokenizer)) if i not in special]
             return [usual[int(i)] for i in ctx.rng("prompt-tuning").integers(len(usual), size=self.tokens)]
-        ids = model.tokenizer(self.text, add_special_tokens=False)["input_ids"]
+        ids = model.tokenizer(self.text, add_special_tokens=False)["input_ids"] if self.text.strip() else []
         if not ids:
             raise UserError(f"prompt-tuning: text {self.text!r} has no tokens.")
         return [ids[i % len(ids)] for i in range(self.tokens)]
