@@ -66,7 +66,8 @@ def rows(domains, count=24, field=False):
 def audit(make_ctx, engine, given, name="a", **options):
     ctx = make_ctx(name)
     examples = write_examples(make_ctx(f"{name}-rows").folder, {"all": given})
-    made = build("audit", {"use": "domain-shift", "base": "pico-encoder", "method": "full", "epochs": 1, "min_test": 6, **options})
+    made = build("audit", {"use": "domain-shift", "base": "pico-encoder", "method": "full", "epochs": 1, "min_test": 6,
+                           **options})
     return made.measure(ctx, Subject(engine, examples=examples)), ctx
 
 

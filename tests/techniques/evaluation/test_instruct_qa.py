@@ -140,7 +140,8 @@ def test_a_judge_says_yes_or_no_or_is_not_read(make_ctx, monkeypatch):
         records = judge.score(rows, said, ctx)
         assert [r["value"] for r in records][:4] == [1, 0, 0, None] and len(stub.asked) == count
         assert records[4]["value"] == (None if about == "correctness" else 1) and asked in stub.asked[0]
-        assert judge.reduce(records[:4]) == pytest.approx(1 / 3) and judge.details(records)["unread"] == pytest.approx(1 / count)
+        assert judge.reduce(records[:4]) == pytest.approx(1 / 3)
+        assert judge.details(records)["unread"] == pytest.approx(1 / count)
 
 
 def test_a_judge_sends_nothing_without_consent(make_ctx):

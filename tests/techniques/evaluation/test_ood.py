@@ -124,7 +124,7 @@ def test_delongs_interval_covers():
         low, high = auroc_interval(pos, neg)
         hits += low <= truth <= high
         noise = draw.standard_normal((2, 80)) * 0.5
-        change, (low, high) = auroc_change((pos + noise[0, :40], neg + noise[0, 40:]), (pos + noise[1, :40], neg + noise[1, 40:]))
+        change, (low, high) = auroc_change(*((pos + n[:40], neg + n[40:]) for n in noise))
         changes += low <= 0 <= high
         assert low <= change <= high
     assert 0.91 <= hits / 300 <= 0.98 and 0.91 <= changes / 300 <= 0.99

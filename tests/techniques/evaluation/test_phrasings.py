@@ -24,7 +24,8 @@ from luthier.techniques.evaluation.instruction_robustness import parsed, summary
 
 OPTIONS = ("good", "very bad", "so so")
 ITEMS = [Item(f"i{n}", {"input": f"Film number {n}."}, OPTIONS, n % 3) for n in range(12)]
-TEMPLATES = ("Review: {input}\nVerdict:", "{input}\nWhat is it: {options}?", "Judge this film. {input}", "Say what holds: {input}")
+TEMPLATES = ("Review: {input}\nVerdict:", "{input}\nWhat is it: {options}?", "Judge this film. {input}",
+             "Say what holds: {input}")
 PHRASINGS = [Phrasing(f"p{n}", "observed" if n < 2 else "unobserved", t) for n, t in enumerate(TEMPLATES)]
 
 
@@ -227,7 +228,8 @@ def test_written_answers_are_read_or_counted_as_failures(blind, make_ctx, tmp_pa
         if share:
             assert (finding.name, finding.verdict, finding.right) == ("audit/instruction-robustness/parsed", "fail", 1.0)
         else:
-            assert finding.extra["parse_failures"]["after"] == 0 and finding.extra["numbers"]["after"]["observed"] == pytest.approx(1 / 3)
+            assert finding.extra["parse_failures"]["after"] == 0
+            assert finding.extra["numbers"]["after"]["observed"] == pytest.approx(1 / 3)
 
 
 def test_a_failed_answer_is_no_class():

@@ -50,7 +50,8 @@ def test_drawn_starts_and_encoder_decoders(make_ctx, pico, pico_encoder_decoder)
     assert torch.equal(one, two) and one.shape[0] == 10
     table = load_base(pico).module.get_input_embeddings().weight
     assert all(bool((table == row).all(1).any()) for row in one)
-    assert prepared(pico_encoder_decoder, ctx, "prompt-tuning").module.prompt_encoder["default"].embedding.weight.isfinite().all()
+    two_sided = prepared(pico_encoder_decoder, ctx, "prompt-tuning").module
+    assert two_sided.prompt_encoder["default"].embedding.weight.isfinite().all()
 
 
 def test_an_encoder_and_an_empty_text_are_refused(make_ctx, pico, pico_encoder):

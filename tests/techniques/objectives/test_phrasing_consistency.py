@@ -142,7 +142,8 @@ def test_paraphrases_come_from_the_bank_without_its_reference(make_ctx, tmp_path
 
 
 @pytest.mark.parametrize(("bank", "said"), [
-    (["{input}"], "two templates or more"), (["{input}", "no slot"], "has no {input}"), (["{input}", "{input}"], "stands there twice"),
+    (["{input}"], "two templates or more"), (["{input}", "no slot"], "has no {input}"),
+    (["{input}", "{input}"], "stands there twice"),
 ])
 def test_banks_that_can_not_be_used_are_refused(bank, said, make_ctx, tmp_path):
     (tmp_path / "bank.yaml").write_text(yaml.safe_dump(bank))

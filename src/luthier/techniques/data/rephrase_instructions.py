@@ -1,8 +1,9 @@
 """rephrase-instructions: other wordings of each row's instruction, for training on more than one.
 
-Each row gets `meta["paraphrases"]`, `count` texts of its question by other words, drawn for each row from a bank: templates
-with the slot `{input}`, the first of which is the reference phrasing that the row itself takes. Without a bank the row stays
-as it is worded and the paraphrases are frames that any question bears. By a model: the writer is asked for other words. `separate` gives each paraphrase as a row of its own instead, which is plain augmentation.
+Each row gets `meta["paraphrases"]`, `count` texts of its question by other words, drawn for each row from a bank:
+templates with the slot `{input}`, the first of which is the reference phrasing that the row itself takes. Without a
+bank the row stays as it is worded and the paraphrases are frames that any question bears. By a model: the writer is
+asked for other words. `separate` gives each paraphrase as a row of its own instead, which is plain augmentation.
 
 When it helps: before the objective `phrasing-consistency`, and as its control. Source: Sun, Shaib & Wallace 2023,
 "Evaluating the zero-shot robustness of instruction-tuned language models", section 5 (seed 163).
@@ -26,7 +27,8 @@ from luthier.core.step import Ctx
 
 FRAMES = (
     "Please answer the following.\n{input}", "{input}\nAnswer:", "Question for you: {input}", "Respond to this: {input}",
-    "{input}\nWhat do you say?", "Here is a request. {input}", "Take a look and reply.\n\n{input}", "I would like to know: {input}",
+    "{input}\nWhat do you say?", "Here is a request. {input}", "Take a look and reply.\n\n{input}",
+    "I would like to know: {input}",
     "Solve this one: {input}", "{input} (Answer in the usual form.)", "Could you handle this? {input}", "Next case.\n{input}",
 )
 

@@ -82,7 +82,8 @@ def read_templates(path: str, kind: str) -> list[Phrasing]:
         lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise UserError(f"{path} can't be read: {error}") from None
-    return [Phrasing(f"{kind[0]}{n}", kind, line.strip().replace("\\n", "\n")) for n, line in enumerate(lines, 1) if line.strip()]
+    return [Phrasing(f"{kind[0]}{n}", kind, line.strip().replace("\\n", "\n"))
+            for n, line in enumerate(lines, 1) if line.strip()]
 
 
 def content(path: str) -> dict[str, Any]:
@@ -91,14 +92,15 @@ def content(path: str) -> dict[str, Any]:
     if not path or not place.is_file():
         return {}
     given = yaml.safe_load(place.read_text(encoding="utf-8"))
-    names = [place.parent / t["items"] for t in given if isinstance(t, dict) and "items" in t] if isinstance(given, list) else []
+    tasks = given if isinstance(given, list) else []
+    names = [place.parent / t["items"] for t in tasks if isinstance(t, dict) and "items" in t]
     return {p.name: hash_file(p) for p in (place, *names) if p.is_file()}
 
 
 def default_bank(rows: Sequence[Example], count: int) -> list[tuple[str, list[Phrasing], list[Item]]]:
     """The rows of a run in their own words (observed) and in seven that any question bears; nothing without options."""
     items = items_of(rows, count)
-    named = [Phrasing("own" if n == 0 else f"general-{n}", "unobserved" if n else "observed", t) for n, t in enumerate(GENERAL)]
+    named = [Phrasing(f"general-{n}" if n else "own", "unobserved" if n else "observed", t) for n, t in enumerate(GENERAL)]
     return [("held-out rows", named, items)] if len(items) >= 2 else []
 
 

@@ -29,8 +29,7 @@ class Mahalanobis:
     @classmethod
     def fit(cls, bank: Array, labels: Sequence[Hashable] | None = None) -> Mahalanobis:
         """P is the pseudo-inverse of the pooled covariance of what is left of each vector without its class mean."""
-        codes = np.unique([str(x) for x in labels], return_inverse=True)[1] if labels is not None else \
-            np.zeros(len(bank), dtype=int)
+        codes = _codes(labels, len(bank))
         means = np.stack([bank[codes == c].mean(0) for c in range(codes.max() + 1)])
         centred = bank - means[codes]
         return cls(means, np.linalg.pinv(centred.T @ centred / len(bank), hermitian=True))
@@ -80,7 +79,7 @@ def geometry(bank: Array, labels: Sequence[Hashable] | None, known: Array, stran
     separability: of out-of-distribution points to theirs, minus compactness.
     """
     unit = _unit(bank)
-    codes = np.unique([str(x) for x in labels], return_inverse=True)[1] if labels is not None else np.zeros(len(bank), dtype=int)
+    codes = _codes(labels, len(bank))
     prototypes = _unit(np.stack([unit[codes == c].mean(0) for c in range(codes.max() + 1)]))
     pairs = np.triu_indices(len(prototypes), 1)
     between = _angle(prototypes @ prototypes.T)[pairs]
@@ -161,6 +160,13 @@ def represent(model: Model, texts: Sequence[str], pool: Pool = "mean", max_token
                 told = head(pooled.to(next(head.parameters()).dtype)).double().tolist()
                 scores.update(zip(group, told, strict=True))
     return out, np.array([scores[i] for i in range(len(ids))]) if head is not None else None
+
+
+def _codes(labels: Sequence[Hashable] | None, count: int) -> NDArray[np.intp]:
+    """[rows] number of each row's class; one class without labels."""
+    if labels is None:
+        return np.zeros(count, dtype=np.intp)
+    return np.unique([str(x) for x in labels], return_inverse=True)[1]
 
 
 def _unit(vectors: Array) -> Array:

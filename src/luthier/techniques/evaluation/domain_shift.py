@@ -1,14 +1,15 @@
 """domain-shift: what a model loses on other domains, beside its score at home and beside a model trained there.
 
-One model a domain S, tested on the test rows of every domain T: s[S, T]. Source drop SD = s[S, S] - s[S, T], target drop TD =
-s[T, T] - s[S, T]. SD - TD is how much easier home is; averages of both are equal, but a single TD says more about what was lost.
-Cases: classic (both above 0), observed (SD > 0 alone: the target is just harder), unobserved (TD > 0 alone: an easier target
-hides a loss), none. TD is paired by test row (its interval is the verdict's), SD compares different rows (Welch's interval). With
-several seeds a row's score is the mean over them.
+One model a domain S, tested on the test rows of every domain T: s[S, T]. Source drop SD = s[S, S] - s[S, T], target
+drop TD = s[T, T] - s[S, T]. SD - TD is how much easier home is; averages of both are equal, but a single TD says more
+about what was lost. Cases: classic (both above 0), observed (SD > 0 alone: the target is just harder), unobserved (TD >
+0 alone: an easier target hides a loss), none. TD is paired by test row (its interval is the verdict's), SD compares
+different rows (Welch's interval). With several seeds a row's score is the mean over them.
 
-It trains, unlike other audits, since it looks at data: one short fit a domain and seed, kept under the audit's folder. A ready
-matrix is read with `matrix`: {"domains": [...], "scores": [[...]], "higher_is_better": true}. When it helps: before a model is
-used on texts from elsewhere. Source: Calderon et al. 2023, "Measuring the robustness of NLP models to domain shifts" (seed 124).
+It trains, unlike other audits, since it looks at data: one short fit a domain and seed, kept under the audit's folder.
+A ready matrix is read with `matrix`: {"domains": [...], "scores": [[...]], "higher_is_better": true}. When it helps:
+before a model is used on texts from elsewhere. Source: Calderon et al. 2023, "Measuring the robustness of NLP models to
+domain shifts" (seed 124).
 """
 
 from __future__ import annotations
@@ -111,7 +112,8 @@ class DomainShiftAudit(Audit, name="domain-shift", seeds=[124]):
         try:
             given = read_json(Path(self.matrix).expanduser())
             if "higher_is_better" not in given:
-                raise UserError(f"{self.matrix} does not say higher_is_better: true or false. Drops would change sign silently.")
+                raise UserError(f"{self.matrix} does not say higher_is_better: true or false. "
+                                "Drops would change sign silently.")
             return DomainShift.of(given["scores"], given["domains"], bool(given["higher_is_better"]))
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{self.matrix} is no matrix of domains and scores: {error}") from None
@@ -155,8 +157,8 @@ class DomainShiftAudit(Audit, name="domain-shift", seeds=[124]):
                 (folder / "rows").mkdir(parents=True, exist_ok=True)
                 own = replace(ctx, folder=folder, rng=ctx.rng.within(f"seed-{seed}"))
                 rows = write_examples(folder / "rows", {"train": split[source][0]})
-                fit = {"use": "fit", "method": self.method.to_dict(), "length": {"epochs": self.epochs}, "over_long": "truncate",
-                       "max_tokens_per_example": self.max_tokens,
+                fit = {"use": "fit", "method": self.method.to_dict(), "length": {"epochs": self.epochs},
+                       "over_long": "truncate", "max_tokens_per_example": self.max_tokens,
                        "tasks": [{"data": "examples.train", "objective": "classify", "head": "linear"}]}
                 tuned = ctx.engine.fit(fit, {"base": base, "examples": rows}, own)
                 model = ctx.engine.load(base, tuned)

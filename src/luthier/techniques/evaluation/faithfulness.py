@@ -1,12 +1,13 @@
 """faithfulness: does a model answer from the passage it is shown, and say so when the passage does not hold the answer?
 
-Each question is asked twice: beside its own passages, and beside those of another question (`swap_passages`), which hold no
-answer. Told are K-precision with the own passages before and after tuning, the share of wrong refusals there, and the share of
-questions that are answered beside the wrong passages; a right refusal is an abstention (`abstains`). With the wrong passages,
-K-precision against the ORIGINAL ones says whether the model answered from memory. Intervals are over questions.
+Each question is asked twice: beside its own passages, and beside those of another question (`swap_passages`), which
+hold no answer. Told are K-precision with the own passages before and after tuning, the share of wrong refusals there,
+and the share of questions that are answered beside the wrong passages; a right refusal is an abstention (`abstains`).
+With the wrong passages, K-precision against the ORIGINAL ones says whether the model answered from memory. Intervals
+are over questions.
 
-When it helps: models that answer from retrieved passages. Source: Adlakha et al. 2023, "Evaluating correctness and faithfulness
-of instruction-following models for question answering", section 6 (seed 49).
+When it helps: models that answer from retrieved passages. Source: Adlakha et al. 2023, "Evaluating correctness and
+faithfulness of instruction-following models for question answering", section 6 (seed 49).
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ class Faithfulness(Audit, name="faithfulness", seeds=[49]):
         rows = [r for r in subject.held_out() if gold_answers(r) and passages_of(r)]
         rows = [rows[n * len(rows) // min(self.questions, len(rows))] for n in range(min(self.questions, len(rows)))]
         if len(rows) < 2 or subject.encoder:
-            return [not_applicable("audit/faithfulness", "it needs a model that writes and two held-out questions with a passage")]
+            return [not_applicable("audit/faithfulness", "it needs a model that writes, and two held-out questions "
+                                                          "with a passage")]
         own = [with_passages(r, passages_of(r)) for r in rows]
         wrong = swapped(rows) if self.swap_passages else []
         said = {(role, name): self._said(ctx, subject, role, asked) for role in ROLES

@@ -1,17 +1,17 @@
 """instruction-robustness: one task under observed and unobserved instructions and small changes of them: does it hold?
 
-Answers form a matrix [phrasings, items], same items and same way of deciding for every phrasing. Reported of the tuned model:
-mean, standard deviation, least and most over phrasings; drop = mean(observed) - mean(unobserved) with its paired interval over
-items, also as a share of what stands above chance, drop / (observed - 1 / options); consistency (items with one answer under
-all phrasings) and Fleiss' kappa; variance components of phrasings, items and the rest; micro-F1 without the class `none`;
-the mean loss under each change in `perturb`; and the words whose templates do worst. Options are weighed by likelihood, or
-the answer is written and read (`answer: written`): what names no option or several is a parse failure and told apart, and
-above half of them nothing is said of the rest.
+Answers form a matrix [phrasings, items], same items and same way of deciding for every phrasing. Reported of the tuned
+model: mean, standard deviation, least and most over phrasings; drop = mean(observed) - mean(unobserved) with its paired
+interval over items, also as a share of what stands above chance, drop / (observed - 1 / options); consistency (items
+with one answer under all phrasings) and Fleiss' kappa; variance components of phrasings, items and the rest; micro-F1
+without the class `none`; the mean loss under each change in `perturb`; and the words whose templates do worst. Options
+are weighed by likelihood, or the answer is written and read (`answer: written`): what names no option or several is a
+parse failure and told apart, and above half of them nothing is said of the rest.
 
-`task`: JSONL lines with texts by field, `options` and `label`; `observed`, `unobserved`: a template a line, `\\n` for a line
-break, such as `Sentence: {text}\\nOptions: {options}\\nAnswer:`. When it helps: before a model meets users; `hard: true` makes
-a broken max_drop end the command with 3. Source: Ni et al. 2023, "Evaluating the robustness to instructions of large language
-models" (seed 81).
+`task`: JSONL lines with texts by field, `options` and `label`; `observed`, `unobserved`: a template a line, `\\n` for a
+line break, such as `Sentence: {text}\\nOptions: {options}\\nAnswer:`. When it helps: before a model meets users; `hard:
+true` makes a broken max_drop end the command with 3. Source: Ni et al. 2023, "Evaluating the robustness to instructions
+of large language models" (seed 81).
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
 """intruder-dimensions: new leading singular vectors that tuning wrote into the weights, unlike any of the base.
 
 With W0 = U0 S0 V0^T and W = U S V^T (an adapter merged first), the tuned vector j of the k largest singular values has
-m_j = max_i |u0_i . u_j| over ALL vectors i of the base, and is an intruder where m_j < eps. `both` takes the smaller m_j of
-the two sides. The finding is intruders per changed matrix, with the curve over eps = 0.1 … 0.9 and exp of the entropy of the
-singular values of W - W0 (its effective rank). Weights are what they are: the interval is the number itself.
+m_j = max_i |u0_i . u_j| over ALL vectors i of the base, and is an intruder where m_j < eps. `both` takes the smaller
+m_j of the two sides. The finding is intruders per changed matrix, with the curve over eps = 0.1 … 0.9 and exp of the
+entropy of the singular values of W - W0 (its effective rank). Weights are what they are: the interval is the number
+itself.
 
-When it helps: low-rank adapters of small rank or high rate leave intruders, full tuning hardly any; what a model forgot sits
-in them, and scaling them down brings it back (`rescale-intruders`). Rotation among nearly equal singular values is a known
-false alarm. Source: Shuttleworth et al. 2024, "LoRA vs full fine-tuning: an illusion of equivalence" (seed 96).
+When it helps: low-rank adapters of small rank or high rate leave intruders, full tuning hardly any; what a model forgot
+sits in them, and scaling them down brings it back (`rescale-intruders`). Rotation among nearly equal singular values is
+a known false alarm. Source: Shuttleworth et al. 2024, "LoRA vs full fine-tuning: an illusion of equivalence" (seed 96).
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ class Judge(Metric, name="judge", seeds=[49]):
         asked = [(e, p) for e, p in found if (gold_answers(e) if self.about == "correctness" else p.shown)]
         made = self.endpoint.ask([self._prompt(e, p) for e, p in asked], ctx.journal, ctx.progress) if asked else []
         said = {e.id: text for (e, _), text in zip(asked, made, strict=True)}
-        return [{"id": e.id, "value": _read(said[e.id]) if e.id in said else None, "said": said.get(e.id, "")} for e, _ in found]
+        return [{"id": e.id, "value": _read(said.get(e.id, "")), "said": said.get(e.id, "")} for e, _ in found]
 
     def details(self, records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         """Share of the judge's answers that are neither yes nor no."""
@@ -44,8 +44,8 @@ class Judge(Metric, name="judge", seeds=[49]):
     def _prompt(self, example: Example, prediction: Prediction) -> str:
         if self.about == "correctness":
             references = "\n".join(f"- {a}" for a in gold_answers(example))
-            return (f"Question: {example.part('question')}\nReference answers:\n{references}\nCandidate answer: {prediction.text}"
-                    "\nIs the candidate answer correct? Answer yes or no.")
+            return (f"Question: {example.part('question')}\nReference answers:\n{references}\n"
+                    f"Candidate answer: {prediction.text}\nIs the candidate answer correct? Answer yes or no.")
         evidence = "\n".join(f"- {t}" for t in prediction.shown)
         return (f"Question: {example.part('question')}\nEvidence:\n{evidence}\nResponse: {prediction.text}\nDoes the evidence "
                 "contain all information in the response? Answer yes or no.")

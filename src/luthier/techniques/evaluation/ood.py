@@ -1,15 +1,16 @@
 """ood: can the model tell texts of its own domain from others, and did tuning make that harder?
 
-A text is h [width], the mean over its own tokens of the last layer (the vector that enters a classifier's head), or its first
-token's state. Scores, higher for in-distribution: maha = -min_c (h - mu_c)^T P (h - mu_c) with class means and the pseudo-inverse
-of the pooled covariance of the bank; knn = cosine to the k-th nearest of the bank, minus 1; msp = the head's largest probability;
-energy = log sum exp of its scores. Told are AUROC with DeLong's interval, FPR at `keep` of the in-distribution texts, AUPR both
-ways, and angles between prototypes and points. Harm is 1 - AUROC, the share of pairs in the wrong order.
+A text is h [width], the mean over its own tokens of the last layer (the vector that enters a classifier's head), or its
+first token's state. Scores, higher for in-distribution: maha = -min_c (h - mu_c)^T P (h - mu_c) with class means and
+the pseudo-inverse of the pooled covariance of the bank; knn = cosine to the k-th nearest of the bank, minus 1; msp =
+the head's largest probability; energy = log sum exp of its scores. Told are AUROC with DeLong's interval, FPR at `keep`
+of the in-distribution texts, AUPR both ways, and angles between prototypes and points. Harm is 1 - AUROC, the share of
+pairs in the wrong order.
 
-The bank is `id` or the run's training rows. The probe is a JSONL file of lines with `text` and `ood`: true or false; without one
-the held-out rows stand against the texts of the frozen general set. When it helps: an input guard, and seeing what long tuning
-does to it. Source: Uppaal, Hu & Li 2023, "Is fine-tuning needed? Pre-trained language models are near perfect for out-of-domain
-detection" (seed 151).
+The bank is `id` or the run's training rows. The probe is a JSONL file of lines with `text` and `ood`: true or false;
+without one the held-out rows stand against the texts of the frozen general set. When it helps: an input guard, and
+seeing what long tuning does to it. Source: Uppaal, Hu & Li 2023, "Is fine-tuning needed? Pre-trained language models
+are near perfect for out-of-domain detection" (seed 151).
 """
 
 from __future__ import annotations
@@ -48,9 +49,10 @@ class Ood(Audit, name="ood", seeds=[151]):
     subjects: ClassVar[tuple[Any, ...]] = ("run", "pair")
     battery: ClassVar[bool] = False
     mends: ClassVar[tuple[str, ...]] = ("method layer-freezing", "method lora")
-    id: str = Field("", description="JSONL file of in-distribution texts, with labels or without; the training rows if left out")
-    probe: str = Field("", description="JSONL file of lines with text and ood: true or false; held-out rows against general texts "
-                                       "if left out")
+    id: str = Field("", description="JSONL file of in-distribution texts, with labels or without; the training rows if "
+                                    "left out")
+    probe: str = Field("", description="JSONL file of lines with text and ood: true or false; held-out rows against general "
+                                       "texts if left out")
     score: Literal["maha", "knn", "msp", "energy"] = Field("maha", description="how a text is scored")
     pool: Literal["mean", "cls"] = Field("mean", description="what stands for a text: the mean of its tokens, or the first")
     k: int = Field(1, ge=1, description="which neighbour counts (knn)")
@@ -96,8 +98,8 @@ class Ood(Audit, name="ood", seeds=[151]):
         if len(roles) == 2 and not subject.same:
             before = found["before"][0]
             change, interval = auroc_change((before[0], before[1]), (own, other), self.level)
-            findings.append(audited("audit/ood/change", area - change, area, self.max_drop, interval, worse="down", unit="AUROC",
-                                    evidence=SCORES, title=f"other domains told apart ({self.score})", level=self.level))
+            findings.append(audited("audit/ood/change", area - change, area, self.max_drop, interval, worse="down",
+                                    unit="AUROC", evidence=SCORES, title=f"other domains told apart ({self.score})", level=self.level))
         return findings
 
     def _scores(self, ctx: Ctx, subject: Subject, role: Role, bank: list[str], labels: list[str] | None, known: list[str],
@@ -115,8 +117,8 @@ class Ood(Audit, name="ood", seeds=[151]):
             told = Neighbours.fit(kept, self.k).score(vectors)
         else:
             if len(bank) <= kept.shape[1]:
-                ctx.log(f"ood: the bank has {len(bank)} texts and {kept.shape[1]} dimensions: its covariance is singular, and only "
-                        "directions that occur in the bank count. Give more texts.")
+                ctx.log(f"ood: the bank has {len(bank)} texts and {kept.shape[1]} dimensions: its covariance is singular, "
+                        "and only directions that occur in the bank count. Give more texts.")
             told = Mahalanobis.fit(kept, labels).score(vectors)
         return (told[:cut], told[cut:]), {k: v for k, v in angles.items() if np.isfinite(v)}
 
@@ -144,8 +146,8 @@ def _text(example: Any) -> str:
 def _sides(rows: Sequence[tuple[str, bool]], most: int) -> tuple[list[str], list[str]]:
     known, strange = ([t for t, out in rows if out is side][:most] for side in (False, True))
     if not known or not strange:
-        raise UserError(f"ood needs both ID and OOD examples to compute AUROC; found {len(known)} and {len(strange)}. Name a probe: "
-                        '--audit ood:probe=MIXED.jsonl with lines {"text": …, "ood": true or false}.')
+        raise UserError(f"ood needs both ID and OOD examples to compute AUROC; found {len(known)} and {len(strange)}. Name a "
+                        'probe: --audit ood:probe=MIXED.jsonl with lines {"text": …, "ood": true or false}.')
     return known, strange
 
 

@@ -1,10 +1,10 @@
 """phrasing: what a task is worth when it is worded otherwise: means over observed and unobserved phrasings, spread, worst.
 
-a_t is the share of right answers under phrasing t, on the same items. Per task the finding is mean a over observed (worded as
-in tuning) and over unobserved phrasings, their difference with an interval over items (paired: it speaks of these phrasings),
-beside it the standard deviation over phrasings, the least and the most, controls (`adversarial`: an observed phrasing of
-another task), and how far an unobserved phrasing is from the nearest observed one: 1 - cos of the last layer's states at the
-end of the bare phrasing. Tasks are averaged with equal weight. `tasks` is a YAML file:
+a_t is the share of right answers under phrasing t, on the same items. Per task the finding is mean a over observed
+(worded as in tuning) and over unobserved phrasings, their difference with an interval over items (paired: it speaks of
+these phrasings), beside it the standard deviation over phrasings, the least and the most, controls (`adversarial`: an
+observed phrasing of another task), and how far an unobserved phrasing is from the nearest observed one: 1 - cos of the
+last layer's states at the end of the bare phrasing. Tasks are averaged with equal weight. `tasks` is a YAML file:
 
     - task: sentiment
       items: reviews.jsonl        # a line each: {"input": …, "options": [...], "label": one of them}
@@ -14,8 +14,8 @@ end of the bare phrasing. Tasks are averaged with equal weight. `tasks` is a YAM
 
 Without it the held-out rows of the run are asked in their own words and in seven others that any question bears.
 
-When it helps: a model that users will ask in words of their own. Source: Sun, Shaib & Wallace 2023, "Evaluating the zero-shot
-robustness of instruction-tuned language models" (seed 163).
+When it helps: a model that users will ask in words of their own. Source: Sun, Shaib & Wallace 2023, "Evaluating the
+zero-shot robustness of instruction-tuned language models" (seed 163).
 """
 
 from __future__ import annotations
