@@ -99,7 +99,8 @@ class Ood(Audit, name="ood", seeds=[151]):
             before = found["before"][0]
             change, interval = auroc_change((before[0], before[1]), (own, other), self.level)
             findings.append(audited("audit/ood/change", area - change, area, self.max_drop, interval, worse="down",
-                                    unit="AUROC", evidence=SCORES, title=f"other domains told apart ({self.score})", level=self.level))
+                                    unit="AUROC", evidence=SCORES, level=self.level,
+                                    title=f"other domains told apart ({self.score})"))
         return findings
 
     def _scores(self, ctx: Ctx, subject: Subject, role: Role, bank: list[str], labels: list[str] | None, known: list[str],
