@@ -201,6 +201,20 @@ def parted(row: Tokens) -> tuple[list[int], list[int]]:
     return row.ids[:start], row.ids[start:end]
 
 
+def paired_change(subject: Subject, before: Sequence[float], after: Sequence[float], clusters: Sequence[str],
+                  level: float = 0.95) -> tuple[tuple[float, float] | None, int | None]:
+    """Interval of the mean of after - before, and about how many more questions would decide it.
+
+    The house's paired comparison. Of equal weights the change is exactly 0, however few the questions.
+    """
+    from luthier.engine.statistics import paired
+
+    if subject.same:
+        return (0.0, 0.0), None
+    result = paired(before, after, clusters, level=level)
+    return (None if result.low is None or result.high is None else (result.low, result.high)), result.needed
+
+
 def fields_of(subject: Subject) -> dict[str, Any]:
     """Names and identities of the models and rows that were looked at, for the record."""
     found = {name: getattr(subject, name) for name in ("base", "tuned", "reference", "examples")}

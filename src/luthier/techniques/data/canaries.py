@@ -30,7 +30,7 @@ class Canaries(DataStep, name="canaries"):
     """Plant made-up secrets among the rows, each as often as said."""
 
     gives = "more"
-    count: int = Field(8, ge=1, le=256, description="how many secrets")
+    count: int = Field(12, ge=1, le=256, description="how many secrets")
     repeats: tuple[int, ...] = Field((1, 2, 4, 8), min_length=1, description="how often each is planted, in turn")
     digits: int = Field(6, ge=3, le=18, description="length of a secret")
 

@@ -10,9 +10,10 @@ With n answers of confidence c_i in [0, 1] that are right (y_i = 1) or not, and 
 of equal confidences the errors are spread evenly. Models that write are asked the general questions with options (confidence:
 the soft-max over the options of their log-probability, or of its mean a token) and, in a run, the held-out questions
 (confidence: the probability of the answer they write, exp of its summed log-probability; right where `right` says so). Label
-models are asked the held-out rows (confidence: the highest probability); they have no before, and their ECE must lie above the limit with the
-whole interval to fail. Intervals: the house's for metrics that are no means, paired scores of cluster jackknife values. A
-label model's ECE is never 0, even of perfect calibration: few rows make it larger, and no verdict better.
+models are asked the held-out rows (confidence: the highest probability); they have no before, and their ECE must lie above the
+limit with the whole interval to fail. Intervals are the house's for paired scores, clusters kept together: of AURC from its
+cluster jackknife values, of the ECE from the answers' own shares s_b (y_i - c_i), s_b the sign of the bin's gap, whose mean it
+is. An ECE is never 0, even of perfect calibration: few rows make it larger.
 
 When it helps: wherever a score decides what is shown, asked again, or done. Sources: Guo et al. 2017, "On calibration of modern
 neural networks" (ECE); Geifman & El-Yaniv 2017, "Selective classification" (risk and coverage).
@@ -34,8 +35,8 @@ from luthier.core.finding import Finding, audited, not_applicable
 from luthier.core.kinds import Audit, Decoder, Metric
 from luthier.core.step import Ctx
 from luthier.engine.rendering import with_answer
-from luthier.engine.statistics import jackknife_values, mean_interval, paired
-from luthier.engine.subjects import ROLES, Role, Subject, parted
+from luthier.engine.statistics import jackknife_values, mean_interval
+from luthier.engine.subjects import ROLES, Role, Subject, paired_change, parted
 from luthier.techniques.evaluation._sets import choices
 
 Record = Mapping[str, Any]  # confidence, right, cluster
@@ -61,12 +62,12 @@ class Calibration(Audit, name="calibration"):
             return self._labels(ctx, subject)
         if subject.encoder:
             return [not_applicable("audit/calibration", "an encoder without a head answers nothing")]
-        found = self._compared("questions", "general questions",
-                               {role: self._options(ctx, subject, role) for role in ROLES}, ctx)
+        found = self._compared(ctx, subject, "questions", "general questions",
+                               {role: self._options(ctx, subject, role) for role in ROLES})
         held = [e for e in subject.held_out() if e.answer and not e.spoken and "options" not in e.meta][:self.rows]
         if held:
-            found += self._compared("held-out", "held-out questions",
-                                    {role: self._written(ctx, subject, role, held) for role in ROLES}, ctx)
+            found += self._compared(ctx, subject, "held-out", "held-out questions",
+                                    {role: self._written(ctx, subject, role, held) for role in ROLES})
         return found
 
     # --- records -----------------------------------------------------------------------------------------------
@@ -78,7 +79,7 @@ class Calibration(Audit, name="calibration"):
         said = subject.classified(ctx, held)
         records = [{"id": e.id, "confidence": max(p.probabilities.values()), "right": float(p.label == str(e.label)),
                     "cluster": e.cluster or e.id} for e, p in zip(held, said, strict=True)]
-        return self._compared("labels", "labels of held-out rows", {"after": records}, ctx)
+        return self._compared(ctx, subject, "labels", "labels of held-out rows", {"after": records})
 
     def _options(self, ctx: Ctx, subject: Subject, role: Role) -> list[Record]:
         rows, render = choices(self.questions), subject.render(role)
@@ -105,7 +106,8 @@ class Calibration(Audit, name="calibration"):
 
     # --- findings ----------------------------------------------------------------------------------------------
 
-    def _compared(self, name: str, title: str, records: Mapping[str, Sequence[Record]], ctx: Ctx) -> list[Finding]:
+    def _compared(self, ctx: Ctx, subject: Subject, name: str, title: str, records: Mapping[str, Sequence[Record]]
+                  ) -> list[Finding]:
         evidence = f"{name}.jsonl"
         write_lines(ctx.folder / evidence, ({"model": role, **r} for role, rows in records.items() for r in rows))
         lines = {role: [[c, a] for c, a, _ in reliability(rows, self.bins)] for role, rows in records.items()}
@@ -114,33 +116,31 @@ class Calibration(Audit, name="calibration"):
                   "series": lines},
                  {"title": f"Risk and coverage, {title}", "x": "share of questions answered, surest first",
                   "y": "share of them wrong", "series": curves})
-        return [self._finding(name, f"expected calibration error, {title}", lambda r: ece(r, self.bins), records,
-                              self.max_rise, evidence, plots[0]),
-                self._finding(f"{name} abstention", f"area under risk and coverage, {title}", aurc, records, self.max_aurc,
-                              evidence, plots[1])]
+        gaps = {role: shares_of_ece(rows, self.bins) for role, rows in records.items()}
+        areas = {role: jackknife_values(aurc, rows, [r["cluster"] for r in rows]) for role, rows in records.items()}
+        first = self._finding(subject, name, f"expected calibration error, {title}", gaps, records, self.max_rise,
+                              {role: ece(rows, self.bins) for role, rows in records.items()}, evidence, plots[0])
+        second = self._finding(subject, f"{name} abstention", f"area under risk and coverage, {title}", areas, records,
+                               self.max_aurc, {role: aurc(rows) for role, rows in records.items()}, evidence, plots[1])
+        return [first, second]
 
-    def _finding(self, name: str, title: str, metric: Any, records: Mapping[str, Sequence[Record]], limit: float,
-                 evidence: str, plot: dict[str, Any]) -> Finding:
-        after = records["after"]
-        clusters = [r["cluster"] for r in after]
-        about: dict[str, Any] = {"evidence": evidence, "title": title, "plot": plot, "level": self.level, "n": len(after),
-                                 "detail": f"{len(after)} answers, {len(set(clusters))} clusters, {self.bins} bins"}
+    def _finding(self, subject: Subject, name: str, title: str, values: Mapping[str, Any],
+                 records: Mapping[str, Sequence[Record]], limit: float, numbers: Mapping[str, float], evidence: str,
+                 plot: dict[str, Any]) -> Finding:
+        clusters = [r["cluster"] for r in records["after"]]
+        about: dict[str, Any] = {"evidence": evidence, "title": title, "plot": plot, "level": self.level, "n": len(clusters),
+                                 "detail": f"{len(clusters)} answers, {len(set(clusters))} clusters, {self.bins} bins"}
         if "before" not in records:
-            enough = len(set(clusters)) > 1
-            interval = mean_interval(jackknife_values(metric, after, clusters), clusters, self.level) if enough else None
-            return audited(f"audit/calibration/{name}", None, metric(after), limit, interval, harmless=limit, **about)
-        before = records["before"]
-        values = [jackknife_values(metric, rows, clusters) for rows in (before, after)]
-        result = paired(*values, clusters, level=self.level)
-        interval = None if result.low is None or result.high is None else (result.low, result.high)
-        return audited(f"audit/calibration/{name}", metric(before), metric(after), limit, interval, needed=result.needed,
-                       test=result.test, **about)
+            interval = mean_interval(values["after"], clusters, self.level)
+            return audited(f"audit/calibration/{name}", None, numbers["after"], limit, interval, harmless=limit, **about)
+        interval, needed = paired_change(subject, values["before"], values["after"], clusters, self.level)
+        return audited(f"audit/calibration/{name}", numbers["before"], numbers["after"], limit, interval, needed=needed,
+                       **about)
 
 
 def reliability(records: Sequence[Record], bins: int) -> list[tuple[float, float, int]]:
     """(mean confidence, share right, answers) of each bin that holds any."""
-    confidence, right = _columns(records)
-    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    confidence, right, place = _binned(records, bins)
     return [(float(confidence[place == b].mean()), float(right[place == b].mean()), int((place == b).sum()))
             for b in range(bins) if (place == b).any()]
 
@@ -148,6 +148,13 @@ def reliability(records: Sequence[Record], bins: int) -> list[tuple[float, float
 def ece(records: Sequence[Record], bins: int) -> float:
     """Expected calibration error in bins of equal width."""
     return sum(n * abs(a - c) for c, a, n in reliability(records, bins)) / len(records)
+
+
+def shares_of_ece(records: Sequence[Record], bins: int) -> Any:
+    """[records] numbers whose mean is the ECE: right - confidence, with the sign of the sum over its bin."""
+    confidence, right, place = _binned(records, bins)
+    gaps = np.bincount(place, right - confidence, bins)
+    return np.where(gaps[place] < 0, -1.0, 1.0) * (right - confidence)
 
 
 def risks(records: Sequence[Record]) -> list[float]:
@@ -163,6 +170,11 @@ def aurc(records: Sequence[Record]) -> float:
     """Mean of `risks`."""
     found = risks(records)
     return sum(found) / len(found)
+
+
+def _binned(records: Sequence[Record], bins: int) -> tuple[Any, Any, Any]:
+    confidence, right = _columns(records)
+    return confidence, right, np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
 
 
 def _columns(records: Sequence[Record]) -> tuple[Any, Any]:

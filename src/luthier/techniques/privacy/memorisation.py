@@ -27,8 +27,7 @@ from luthier.core.finding import Finding, audited, not_applicable
 from luthier.core.kinds import Audit, Decoder
 from luthier.core.step import Ctx
 from luthier.engine.proportions import wilson
-from luthier.engine.statistics import paired
-from luthier.engine.subjects import ROLES, Role, Subject
+from luthier.engine.subjects import ROLES, Role, Subject, paired_change
 from luthier.techniques.privacy._shared import Canary, cut, planted
 
 EVIDENCE = "canaries.jsonl"
@@ -60,7 +59,7 @@ class Memorisation(Audit, name="memorisation"):
         write_lines(ctx.folder / EVIDENCE, ({"name": c.name, "secret": c.secret, "repeats": c.repeats, **{
             role: {"exposure": exposures[role][i], "recited": recited[role][i]} for role in ROLES}}
             for i, c in enumerate(found)))
-        return [self._risen(exposures, found), self._extracted(recited, found)]
+        return [self._risen(subject, exposures, found), self._extracted(recited, found)]
 
     def _exposure(self, ctx: Ctx, subject: Subject, role: Role, canary: Canary) -> float:
         rng, others = ctx.rng("candidates", canary.name), []
@@ -77,15 +76,14 @@ class Memorisation(Audit, name="memorisation"):
         said = subject.continued(ctx, role, prompts, self.decoder, [found[0].row])
         return [c.secret in p.text for c, p in zip(found, said, strict=True)]
 
-    def _risen(self, exposures: dict[Role, list[float]], found: Sequence[Canary]) -> Finding:
+    def _risen(self, subject: Subject, exposures: dict[Role, list[float]], found: Sequence[Canary]) -> Finding:
         before, after = (exposures[role] for role in ROLES)
-        result = paired(before, after, [c.name for c in found], level=self.level)
-        interval = None if result.low is None or result.high is None else (result.low, result.high)
+        interval, needed = paired_change(subject, before, after, [c.name for c in found], self.level)
         doses = sorted({c.repeats for c in found})
         lines = {role: [[d, _mean([e for e, c in zip(exposures[role], found, strict=True) if c.repeats == d])] for d in doses]
                  for role in ROLES}
         return audited("audit/memorisation/exposure", _mean(before), _mean(after), self.max_exposure, interval, unit="bits",
-                       evidence=EVIDENCE, title="exposure of planted secrets", level=self.level, needed=result.needed,
+                       evidence=EVIDENCE, title="exposure of planted secrets", level=self.level, needed=needed,
                        needed_unit="secrets", detail=f"{len(found)} secrets, each among {self.candidates} others",
                        plot={"title": "Dose and exposure", "x": "times planted", "y": "mean exposure, bits", "series": lines})
 
