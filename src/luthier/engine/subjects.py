@@ -93,6 +93,17 @@ class Subject:
         """Whether the models write nothing: encoders, with or without a head."""
         return str((self.base or self._source("after")).meta["architecture"]) == "encoder"
 
+    @property
+    def spoken(self) -> bool:
+        """Whether a request is a message: the rows of the run are chats or, without rows, the model has a chat template."""
+        from luthier.engine.chat import own_jinja
+
+        rows = self.rows(TRAIN)
+        if rows:
+            return rows[0].spoken
+        kept = self._source("after").meta.get("template", {})
+        return bool(kept.get("chat")) if kept else bool(own_jinja(self.engine.tokenizer(self.base or self._source("after"))))
+
     def rows(self, subset: str) -> list[Example]:
         """The run's rows of one subset; none where there are none. In data that is not divided `train` is all of it."""
         if self.examples is None:
@@ -134,13 +145,17 @@ class Subject:
     def answers(self, ctx: Ctx, role: Role, rows: Sequence[Example], decoder: Decoder | str, *, repeats: int = 1
                 ) -> list[list[Prediction]]:
         """What a role answers to each row, [rows][repeats]; equal draws for both roles."""
-        render = self.render(role, rows)
-        prompts = [ids for ids in map(render.prompt, rows) for _ in range(repeats)]
-        made = self.engine.generate(self.model(role), prompts, decoder, rng=ctx.rng.within("answers"),
-                                    stop_ids=render.stop_ids, journal=ctx.journal, progress=ctx.progress)
-        said = [Prediction(rows[i // repeats].id, text=g.text, stopped=g.stopped, tokens=g.tokens)
-                for i, g in enumerate(made)]
+        prompts = [ids for ids in map(self.render(role, rows).prompt, rows) for _ in range(repeats)]
+        said = [replace(p, id=rows[i // repeats].id)
+                for i, p in enumerate(self.continued(ctx, role, prompts, decoder, rows))]
         return [said[i:i + repeats] for i in range(0, len(said), repeats)]
+
+    def continued(self, ctx: Ctx, role: Role, prompts: Sequence[list[int]], decoder: Decoder | str,
+                  rows: Sequence[Example] = ()) -> list[Prediction]:
+        """What a role writes after token ids; `rows` say how it is asked elsewhere, and so what ends an answer."""
+        made = self.engine.generate(self.model(role), prompts, decoder, rng=ctx.rng.within("answers"),
+                                    stop_ids=self.render(role, rows).stop_ids, journal=ctx.journal, progress=ctx.progress)
+        return [Prediction(str(i), text=g.text, stopped=g.stopped, tokens=g.tokens) for i, g in enumerate(made)]
 
     def classified(self, ctx: Ctx, rows: Sequence[Example]) -> list[Prediction]:
         """Labels with probabilities from the tuned model's head."""
@@ -184,6 +199,20 @@ def parted(row: Tokens) -> tuple[list[int], list[int]]:
     while start > 0 and row.targets[start - 1]:
         start -= 1
     return row.ids[:start], row.ids[start:end]
+
+
+def paired_change(subject: Subject, before: Sequence[float], after: Sequence[float], clusters: Sequence[str],
+                  level: float = 0.95) -> tuple[tuple[float, float] | None, int | None]:
+    """Interval of the mean of after - before, and about how many more questions would decide it.
+
+    The house's paired comparison. Of equal weights the change is exactly 0, however few the questions.
+    """
+    from luthier.engine.statistics import paired
+
+    if subject.same:
+        return (0.0, 0.0), None
+    result = paired(before, after, clusters, level=level)
+    return (None if result.low is None or result.high is None else (result.low, result.high)), result.needed
 
 
 def fields_of(subject: Subject) -> dict[str, Any]:

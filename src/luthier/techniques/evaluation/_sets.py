@@ -10,10 +10,12 @@ from typing import Any
 from luthier.core.errors import UserError
 from luthier.core.example import Example, question
 
-# Written by scripts/make_audit_sets.py. A changed set is another audit: raise the versions of those that read it.
+# Written by scripts/make_audit_sets.py; the labelled replies by hand. A changed set is another audit: raise the
+# versions of those that read it.
 DIGESTS = {
     "general/choices": "760e5203e8560dbc6b5bbf5f5a0010598473debeef78de4ade66aefa5d8ace97",
     "general/texts": "dcdf393be3efd951f210cd775121a482c843a3c79d6d60fbab07cbed28f6d6d1",
+    "replies/labelled": "34fc8f5b3df84b12d651c479939ae123984bc21f35024f2fb569e0ef8a59d023",
     "xstest/safe": "42de3a5e72cfb33dac176908b4f6f23b3fceacdf3808aaaf389e32998de4fb26",
 }
 

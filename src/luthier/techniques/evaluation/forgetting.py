@@ -25,8 +25,7 @@ from luthier.core.files import write_lines
 from luthier.core.finding import Finding, audited, not_applicable
 from luthier.core.kinds import Audit, Metric, Prediction
 from luthier.core.step import Ctx
-from luthier.engine.statistics import paired
-from luthier.engine.subjects import ROLES, Subject
+from luthier.engine.subjects import ROLES, Subject, paired_change
 from luthier.techniques.evaluation._sets import choices, frozen, spread
 
 TEXTS, QUESTIONS = "texts.jsonl", "questions.jsonl"
@@ -58,7 +57,7 @@ class Forgetting(Audit, name="forgetting", seeds=[171]):
             found[role] = [-sum(t) / math.log(2) / len(r["text"].encode()) for t, r in zip(told, rows, strict=True)]
         write_lines(ctx.folder / TEXTS, ({"id": r["id"], "set": r["set"], **{role: found[role][i] for role in ROLES}}
                                          for i, r in enumerate(rows)))
-        return self._compared("loss", "loss on general texts", found, rows, self.max_rise, "up", "bits a byte", TEXTS)
+        return self._compared(subject, "loss", "loss on general texts", found, rows, self.max_rise, "up", "bits a byte", TEXTS)
 
     def _questions(self, ctx: Ctx, subject: Subject) -> Finding:
         rows = choices(self.questions)
@@ -72,19 +71,18 @@ class Forgetting(Audit, name="forgetting", seeds=[171]):
         write_lines(ctx.folder / QUESTIONS, ({"id": r.id, "set": r.source, **{role: found[role][i] for role in ROLES}}
                                              for i, r in enumerate(rows)))
         told = [{"id": r.id, "set": r.source} for r in rows]
-        return self._compared("questions", "general questions answered", found, told, self.max_drop, "down", "of them",
-                              QUESTIONS)
+        return self._compared(subject, "questions", "general questions answered", found, told, self.max_drop, "down",
+                              "of them", QUESTIONS)
 
-    def _compared(self, name: str, title: str, found: dict[str, list[float]], rows: list[dict[str, Any]], limit: float,
-                  worse: Any, unit: str, evidence: str) -> Finding:
+    def _compared(self, subject: Subject, name: str, title: str, found: dict[str, list[float]], rows: list[dict[str, Any]],
+                  limit: float, worse: Any, unit: str, evidence: str) -> Finding:
         before, after = (found[role] for role in ROLES)
-        result = paired(before, after, [r["id"] for r in rows], level=self.level)
-        interval = None if result.low is None or result.high is None else (result.low, result.high)
+        interval, needed = paired_change(subject, before, after, [r["id"] for r in rows], self.level)
         parts = {s: {role: _mean([v for v, r in zip(found[role], rows, strict=True) if r["set"] == s]) for role in ROLES}
                  for s in dict.fromkeys(r["set"] for r in rows)}
         return audited(f"audit/forgetting/{name}", _mean(before), _mean(after), limit, interval, worse=worse, unit=unit,
                        evidence=evidence, detail=f"{len(rows)} {'texts' if name == 'loss' else 'questions'}", title=title,
-                       parts=parts, n=len(rows), needed=result.needed, level=self.level, test=result.test)
+                       parts=parts, n=len(rows), needed=needed, level=self.level)
 
 
 def _mean(values: list[float]) -> float:
