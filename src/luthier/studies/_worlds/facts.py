@@ -39,7 +39,7 @@ class FactsWorld(Step, name="facts-world"):
     output: ClassVar[str] = "examples"
     seeded: ClassVar[bool] = False
     persons: int = Field(180, ge=4, description="persons; each has four facts")
-    values: int = Field(24, ge=4, description="values of each relation, one word each")
+    values: int = Field(24, ge=2, description="values of each relation, one word each")
     untold_share: float = Field(0.33, ge=0, lt=1, description="share of facts that are never told")
     most_mentions: int = Field(20, ge=1, description="how often the best known facts are told")
     seed: int = Field(0, ge=0, description="which world; a study's training seeds leave it as it is")
