@@ -6,6 +6,7 @@ tokeniser and no statistic: arms are run by the grid, and numbers are judged by 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -120,3 +121,19 @@ class Paper:
     cite: str
     claim: str
     numbers: str
+
+
+def without(recipe: Mapping[str, Any], step: str, **fields: Any) -> dict[str, Any]:
+    """A recipe as text without one step and what is wired to it: the arm that was not trained.
+
+    fields: further values as `step__field=value`, such as `score__shots=[4]`.
+    """
+    text = copy.deepcopy(dict(recipe))
+    del text["steps"][step]
+    for other in text["steps"].values():
+        if "inputs" in other:
+            other["inputs"] = {wanted: source for wanted, source in other["inputs"].items() if source != step}
+    for path, value in fields.items():
+        name, _, field_ = path.partition("__")
+        text["steps"][name][field_] = value
+    return text

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from luthier.core.kinds import Study
-from luthier.core.study import Choice, Claim, Guard, Measure, Paper, Scale
+from luthier.core.study import Choice, Claim, Guard, Measure, Paper, Scale, without
 
 TARGET, SOURCE, DEV = (Measure("bits-per-byte", on) for on in ("target", "source", "dev"))
 METHODS: Mapping[str, tuple[str, tuple[float, ...]]] = {
@@ -60,7 +60,7 @@ class LoraLearnsLess(Study, name="lora-learns-less", seeds=[171]):
         """Methods x learning rates, and the base."""
         tuned = {f"{name}-{rate:g}": {"tuned.method": method, "tuned.learning_rate": rate}
                  for name, (method, rates) in METHODS.items() for rate in rates}
-        return {"base": {"score.inputs": {"base": "base", "examples": "rows"}}, **tuned}
+        return {"base": without(self.recipe(), "tuned"), **tuned}
 
     def guards(self) -> tuple[Guard, ...]:
         """The domains are what they are said to be: the old one is known, the new one is not, and can be learned."""

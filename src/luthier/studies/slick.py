@@ -1,7 +1,7 @@
 """Gekhman et al. 2024: facts that a model does not know are learned late, and once learned it says more that is wrong.
 
 A tiny Llama knows the facts of an invented world well, a little or not at all. It is tuned on sets of one size of which a
-share is unknown to it, for 2 and 16 epochs at a constant rate, so that the shorter training is a point of the longer
+share is unknown to it, for 2 and 24 epochs at a constant rate, so that the shorter training is a point of the longer
 one. What it says then of other facts that it knew is the measure; early stopping is the length that is best on dev.
 """
 
@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from luthier.core.kinds import Study
-from luthier.core.study import Choice, Claim, Guard, Measure, Paper, Scale, Trend
+from luthier.core.study import Choice, Claim, Guard, Measure, Paper, Scale, Trend, without
 
 TEST, DEV = Measure("exact-match", "test"), Measure("exact-match", "dev")
 KNOWN, UNKNOWN = Measure("exact-match", "train-known"), Measure("exact-match", "train-unknown")
-SHARES, EPOCHS = (0, 50, 100), (2, 16)
+SHARES, EPOCHS = (0, 50, 100), (2, 24)
 
 
 class SlickStudy(Study, name="slick", seeds=[34]):
@@ -26,7 +26,7 @@ class SlickStudy(Study, name="slick", seeds=[34]):
         "Unknown facts are fitted slowly; when they are fitted, accuracy on other facts falls, hardly so with early stopping.",
         "PaLM 2-M, closed-book questions: accuracy = 36.9 + 7.3 known fitted - 8.3 unknown fitted (R2 0.86; as remembered)")
     scales: ClassVar[Mapping[str, Scale]] = {
-        "smoke": Scale(1, {"test": 6, "dev": 2, "train-known": 4, "train-unknown": 4}, {
+        "smoke": Scale(1, {"test": 6, "dev": 2, "train-known": 2, "train-unknown": 2}, {
             "world.persons": 12, "world.values": 2, "world.untold_share": 0.2, "base.width": 16, "base.layers": 1, "base.epochs": 1,
             "marked.steps": ["slick:prompts=1,shots=2,samples=1,greedy={use: greedy, max_new_tokens: 2}"],
             "sets.by": "world", "sets.test_rows": 6, "sets.dev_rows": 2, "sets.mixture": "knowledge-mixture:rows=4,unknown=0"},
@@ -58,13 +58,12 @@ class SlickStudy(Study, name="slick", seeds=[34]):
         """Shares of unknown facts x lengths, and the base asked with four solved examples."""
         tuned = {f"x{share}-e{epochs}": {"sets.mixture.unknown": share / 100, "tuned.length": {"epochs": epochs}}
                  for share in SHARES for epochs in EPOCHS}
-        return {"base": {"score.inputs": {"base": "base", "examples": "sets"}, "score.shots": [4],
-                         "score.stops": ["newline"]}, **tuned}
+        return {"base": without(self.recipe(), "tuned", score__shots=[4], score__stops=["newline"]), **tuned}
 
     def guards(self) -> tuple[Guard, ...]:
         """The known is known, and the long trainings fit everything."""
         return (Guard("the base knows what it is tested on: exact match >= 0.7", TEST, ("base",), least=0.7),
-                Guard("the unknown is fitted in the end: exact match >= 0.95", UNKNOWN, ("x50-e16", "x100-e16"), least=0.95))
+                Guard("the unknown is fitted in the end: exact match >= 0.95", UNKNOWN, ("x50-e24", "x100-e24"), least=0.95))
 
     def choices(self) -> tuple[Choice, ...]:
         """Early stopping: the length that is best on dev."""
@@ -73,13 +72,13 @@ class SlickStudy(Study, name="slick", seeds=[34]):
     def claims(self) -> tuple[Claim, ...]:
         """What was known is lost when the unknown has been fitted; early stopping and the order of fitting."""
         return (
-            Claim("lost at convergence", "after 16 epochs on half unknown facts less of the known is left than after 16 on known "
-                  "ones", "x0-e16", "x50-e16", TEST, "lower", 0.05, 0.45, 0.03, paper="accuracy at convergence falls with X"),
+            Claim("lost at convergence", "after 24 epochs on half unknown facts less of the known is left than after 24 on known "
+                  "ones", "x0-e24", "x50-e24", TEST, "lower", 0.05, 0.45, 0.03, paper="accuracy at convergence falls with X"),
             Claim("fitted later", "after 2 epochs fewer of the unknown training facts are fitted than of the known",
                   "x50-e2", "x50-e2", UNKNOWN, "lower", 0.1, 0.6, 0.03, left_measure=KNOWN,
                   paper="Unknown examples are fitted substantially slower"),
-            Claim("all unknown", "after 16 epochs on unknown facts alone less of the known is left than after 16 on known ones",
-                  "x0-e16", "x100-e16", TEST, "lower", 0.05, 0.45, 0.03, main=False),
+            Claim("all unknown", "after 24 epochs on unknown facts alone less of the known is left than after 24 on known ones",
+                  "x0-e24", "x100-e24", TEST, "lower", 0.05, 0.45, 0.03, main=False),
             Claim("lost at early stop", "with early stopping half unknown facts cost accuracy, too", "x0-early", "x50-early", TEST,
                   "lower", 0.05, 0.4, 0.03, paper="nearly neutral", main=False))
 
