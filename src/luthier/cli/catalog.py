@@ -38,8 +38,8 @@ def command(
     print(f"{row['id']} {row['name']}: {row['title']}\n{row['summary']}\n\nstatus: {row['status']}   home: {row['home']}")
     if row["result"]:
         said = row["result"]
-        print(f"study: {said['verdict']} at the {said['scale']} scale ({said['world']}){'' if said['current'] else ', of an earlier version'}: "
-              f"{said['why']}")
+        old = "" if said["current"] else ", of an earlier version"
+        print(f"study: {said['verdict']} at the {said['scale']} scale ({said['world']}){old}: {said['why']}")
     print("components: " + (", ".join(f"{c['kind']} {c['name']}" for c in row["components"]) or "none named"))
     print(f"works when: {row['works_when']}\noracles:")
     recorded = {c["n"]: c["outcome"] for c in catalog.records().get(row["id"], {}).get("clauses", ())}

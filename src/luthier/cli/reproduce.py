@@ -43,7 +43,7 @@ def command(
     studies = [reproducing.find(slug)] if slug else reproducing.pending(reproducing.all_studies())
     began = time.monotonic()
     for study in studies:
-        if budget_hours is not None and time.monotonic() - began > budget_hours * 3600:
+        if budget_hours is not None and time.monotonic() - began >= budget_hours * 3600:
             print(f"The budget of {budget_hours:g} h is spent; the same command goes on with {study.info.name}.")
             return
         folder = out or Path("runs") / f"study-{study.info.name}-{scale}"

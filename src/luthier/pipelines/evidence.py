@@ -41,13 +41,18 @@ def told(reproduction: Reproduction) -> Iterator[str]:
 
 
 def _claim(finding: Mapping[str, Any]) -> str:
-    extra, span = finding["extra"], finding["interval"]
+    extra, span, name = finding["extra"], finding["interval"], finding["name"].rpartition("/")[2]
     if finding["difference"] is None:
-        return f"{finding['name'].rpartition('/')[2]}: {finding['verdict']}: nothing can be computed from {extra['units']} units"
+        return f"{name}: {finding['verdict']}: nothing can be computed from {extra['units']} units"
     between = f" [{span[0]:+.3f}, {span[1]:+.3f}]" if span else ""
-    return (f"{finding['name'].rpartition('/')[2]}: {finding['verdict']}: {extra['right_arm']} against {extra['left_arm']} "
+    return (f"{name}: {finding['verdict']}: {extra['right_arm']} against {extra['left_arm']} "
             f"{finding['difference']:+.3f}{between} {finding['unit']} (expected {extra['direction']}, of interest from "
             f"{extra['smallest']:g})")
+
+
+def _guard(finding: Mapping[str, Any]) -> str:
+    held = "holds" if finding["verdict"] == "agrees" else "broken"
+    return f"{finding['name'].rpartition('/')[2]} ({finding['right']:.3g}, {held})"
 
 
 def page(records: Iterable[Mapping[str, Any]]) -> str:
@@ -82,8 +87,7 @@ def _section(record: Mapping[str, Any]) -> Iterator[str]:
         yield (f"| {finding['detail']} | {extra['left_arm']} | {extra['right_arm']} | {value}{between} {finding['unit']} | "
                f"{extra['smallest']:g} | {seen} | {finding['verdict']} |")
     yield ""
-    yield "Guards: " + "; ".join(f"{g['name'].rpartition('/')[2]} ({g['right']:.3g}, {'holds' if g['verdict'] == 'agrees' else 'broken'})"
-                                 for g in record["guards"]) + "."
+    yield "Guards: " + "; ".join(map(_guard, record["guards"])) + "."
     yield f"\nThe paper's numbers: {paper['numbers']}\n"
     yield "| arm | measure | value | interval | units |"
     yield "|---|---|---|---|---|"

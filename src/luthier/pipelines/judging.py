@@ -194,7 +194,8 @@ def _claim(study: Study, claim: Claim, read: _Read) -> Finding:
         f"study/{study.info.name}/{claim.name}", left, right, right - left,
         weigh(claim.direction, interval, claim.smallest, seen), interval=interval, unit=claim.measure.metric,
         detail=claim.says, extra={
-            "left_arm": _named(read, claim.left, left_measure, same), "right_arm": _named(read, claim.right, claim.measure, same),
+            "left_arm": _named(read, claim.left, left_measure, same),
+            "right_arm": _named(read, claim.right, claim.measure, same),
             "measure": str(claim.measure), "direction": claim.direction, "smallest": claim.smallest, "visible": seen, "p": p,
             "test": test, "units": units, "seeds": len(read.seeds), "main": claim.main, "paper": claim.paper})
 

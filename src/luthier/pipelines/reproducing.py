@@ -54,7 +54,8 @@ def seed_of(study: Study) -> int:
 def scale_of(study: Study, name: str) -> Scale:
     """One of a study's scales. Raises UserError for another one."""
     if name not in study.scales:
-        raise UserError(f"--scale {name}: {nearest(name, study.scales)} Legal: {', '.join(s for s in SCALES if s in study.scales)}.")
+        legal = ", ".join(s for s in SCALES if s in study.scales)
+        raise UserError(f"--scale {name}: {study.info.name} has no such scale. Legal: {legal}.")
     return study.scales[name]
 
 

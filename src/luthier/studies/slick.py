@@ -27,7 +27,8 @@ class SlickStudy(Study, name="slick", seeds=[34]):
         "PaLM 2-M, closed-book questions: accuracy = 36.9 + 7.3 known fitted - 8.3 unknown fitted (R2 0.86; as remembered)")
     scales: ClassVar[Mapping[str, Scale]] = {
         "smoke": Scale(1, {"test": 6, "dev": 2, "train-known": 2, "train-unknown": 2}, {
-            "world.persons": 12, "world.values": 2, "world.untold_share": 0.2, "base.width": 16, "base.layers": 1, "base.epochs": 1,
+            "world.persons": 12, "world.values": 2, "world.untold_share": 0.2, "base.width": 16, "base.layers": 1,
+            "base.epochs": 1,
             "marked.steps": ["slick:prompts=1,shots=2,samples=1,greedy={use: greedy, max_new_tokens: 2}"],
             "sets.by": "world", "sets.test_rows": 6, "sets.dev_rows": 2, "sets.mixture": "knowledge-mixture:rows=4,unknown=0"},
             arms=("x0-e2", "x50-e2", "x100-e2"), about="every line, no evidence"),
@@ -45,8 +46,8 @@ class SlickStudy(Study, name="slick", seeds=[34]):
             "marked": {"use": "curate", "subsets": ["told", "untold"], "inputs": {"rows": "world", "writer": "base"},
                        "steps": ["slick:prompts=4,samples=8,greedy={use: greedy, max_new_tokens: 3},"
                                  "sampled={use: sample, temperature: 0.5, top_p: 1.0, max_new_tokens: 3}"]},
-            "sets": {"use": "knowledge-sets", "test_rows": 200, "dev_rows": 50, "mixture": "knowledge-mixture:rows=120,unknown=0",
-                     "inputs": {"rows": "marked"}},
+            "sets": {"use": "knowledge-sets", "test_rows": 200, "dev_rows": 50,
+                     "mixture": "knowledge-mixture:rows=120,unknown=0", "inputs": {"rows": "marked"}},
             "tuned": {"use": "fit", "method": "full", "learning_rate": 1e-3, "schedule": "constant", "length": {"epochs": 2},
                       "dtype": "float32", "inputs": {"base": "base", "examples": "sets"}},
             "score": {"use": "evaluate", "arm": "tuned", "sets": ["test", "dev", "train-known", "train-unknown"],
@@ -72,15 +73,16 @@ class SlickStudy(Study, name="slick", seeds=[34]):
     def claims(self) -> tuple[Claim, ...]:
         """What was known is lost when the unknown has been fitted; early stopping and the order of fitting."""
         return (
-            Claim("lost at convergence", "after 24 epochs on half unknown facts less of the known is left than after 24 on known "
-                  "ones", "x0-e24", "x50-e24", TEST, "lower", 0.05, 0.45, 0.03, paper="accuracy at convergence falls with X"),
+            Claim("lost at convergence", "after 24 epochs on half unknown facts less of the known is left than after 24 on "
+                  "known ones", "x0-e24", "x50-e24", TEST, "lower", 0.05, 0.45, 0.03,
+                  paper="accuracy at convergence falls with X"),
             Claim("fitted later", "after 2 epochs fewer of the unknown training facts are fitted than of the known",
                   "x50-e2", "x50-e2", UNKNOWN, "lower", 0.1, 0.6, 0.03, left_measure=KNOWN,
                   paper="Unknown examples are fitted substantially slower"),
             Claim("all unknown", "after 24 epochs on unknown facts alone less of the known is left than after 24 on known ones",
                   "x0-e24", "x100-e24", TEST, "lower", 0.05, 0.45, 0.03, main=False),
-            Claim("lost at early stop", "with early stopping half unknown facts cost accuracy, too", "x0-early", "x50-early", TEST,
-                  "lower", 0.05, 0.4, 0.03, paper="nearly neutral", main=False))
+            Claim("lost at early stop", "with early stopping half unknown facts cost accuracy, too", "x0-early", "x50-early",
+                  TEST, "lower", 0.05, 0.4, 0.03, paper="nearly neutral", main=False))
 
     def trends(self) -> tuple[Trend, ...]:
         """The paper's regression over lengths and shares."""

@@ -39,8 +39,8 @@ class KnowledgeSets(Step, name="knowledge-sets"):
         rows = [self._as_known(row, told) for name, told in (("told", True), ("untold", False)) for row in given.examples(name)]
         known = [row for row in rows if row.meta["knowledge"] != UNKNOWN]
         if len(known) <= self.test_rows + self.dev_rows:
-            raise UserError(f"The model knows {len(known)} of {len(rows)} facts; more than {self.test_rows + self.dev_rows} are "
-                            "needed. Train the world's model longer, or lower test_rows.")
+            raise UserError(f"The model knows {len(known)} of {len(rows)} facts; more than {self.test_rows + self.dev_rows} "
+                            "are needed. Train the world's model longer, or lower test_rows.")
         order = [known[i] for i in ctx.rng("sets").permutation(len(known))]
         kept = {"test": order[:self.test_rows], "dev": order[self.test_rows:self.test_rows + self.dev_rows]}
         held = {row.id for part in kept.values() for row in part}

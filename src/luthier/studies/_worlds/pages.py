@@ -33,8 +33,8 @@ class Craftsman:
     @property
     def page(self) -> str:
         """What is told of the person."""
-        return (f"{self.name} was a maker of {self.craft}. The workshop stood in {self.town}, near the old market. The first of "
-                f"the {self.craft} left the workshop in {self.year}, and many houses kept one of them.")
+        return (f"{self.name} was a maker of {self.craft}. The workshop stood in {self.town}, near the old market. The "
+                f"first of the {self.craft} left the workshop in {self.year}, and many houses kept one of them.")
 
 
 def craftsmen(count: int, seed: int) -> list[Craftsman]:

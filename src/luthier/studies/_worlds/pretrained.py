@@ -41,7 +41,8 @@ class Pretrained(Step, name="pretrained"):
         from luthier.engine.packages import cache_folder
 
         world = inputs["examples"]
-        folder = cache_folder() / "worlds" / digest({"step": self.identity, "texts": hash_folder(world.folder / "examples" / "pretrain")})
+        texts = hash_folder(world.folder / "examples" / "pretrain")
+        folder = cache_folder() / "worlds" / digest({"step": self.identity, "texts": texts})
         if (folder / "checksum.json").exists():
             ctx.log(f"kept: {folder}")
         else:

@@ -102,7 +102,8 @@ class Slick(DataStep, name="slick", seeds=[34]):
         others = [r for r in rows if r.id != row.id and normalized(r.part("question")) != asked]
         same = [r for r in others if relation(r) == relation(row)]
         if len(same) < self.shots:
-            ctx.log(f"slick: {relation(row) or 'no relation'} has fewer than {self.shots + 1} questions; {row.id} is shown others")
+            ctx.log(f"slick: {relation(row) or 'no relation'} has fewer than {self.shots + 1} questions; {row.id} is shown "
+                    "others")
             same = others
         return [[same[i] for i in ctx.rng("exemplars", f"{row.id}/{n}").permutation(len(same))[:self.shots]]
                 for n in range(self.prompts)]
