@@ -116,10 +116,12 @@ class Slick(DataStep, name="slick", seeds=[34]):
     def _right(self, rows: Sequence[Example], prompts: Sequence[Sequence[list[int]]], times: int, decoder: Decoder,
                render: Render, ctx: Ctx) -> list[int]:
         """How many answers to each row are right, of `times` from each of its prompts."""
+        if not rows:
+            return []
         asked = [prompt for of_row in prompts for prompt in of_row for _ in range(times)]
         made = ctx.engine.generate(ctx.roles["writer"], asked, decoder, rng=ctx.rng.within(f"slick/{decoder.info.name}"),
                                    stop="newline", stop_ids=render.stop_ids, journal=ctx.journal, progress=ctx.progress)
-        share = len(made) // max(1, len(rows))
+        share = len(made) // len(rows)
         return [sum(_equals(row, g.text) for g in made[n * share:(n + 1) * share]) for n, row in enumerate(rows)]
 
 
