@@ -25,6 +25,7 @@ WORDS = "module class object list dict name scope block import yield".split()
 
 # Values for components that can't be built from their defaults. A field may also carry `examples` of its own.
 ARGUMENTS: dict[tuple[str, str], dict[str, Any]] = {
+    ("data_step", "slick"): {"prompts": 2, "samples": 2},
     ("method", "peft"): {"type": "IA3"},
     ("step", "base"): {"model": "pico"},
     ("step", "given"): {"kind": "examples"},

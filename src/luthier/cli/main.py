@@ -22,6 +22,7 @@ COMMANDS = {
     "doctor": "what is wrong here, and the one command that mends it",
     "list": "the components, by kind",
     "schema": "JSON schema of recipes or of one component",
+    "reproduce": "whether a published claim holds here: its study, run and judged",
     "catalog": "the 210 published techniques and what stands behind each",
 }
 INTERRUPTED = 130

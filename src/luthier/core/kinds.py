@@ -18,6 +18,7 @@ from luthier.core.example import Dropped, Example, Passage
 from luthier.core.finding import Finding
 from luthier.core.rng import Rng
 from luthier.core.step import Ctx, FitCtx, Step
+from luthier.core.study import Choice, Claim, Guard, Paper, Scale, Trend
 
 if TYPE_CHECKING:
     import torch
@@ -387,15 +388,39 @@ class Environment(Component, kind="environment"):
 
 
 class Study(Component, kind="study"):
-    """A published claim as an experiment: arms (recipe edits), data, measures, guards and the claim."""
+    """A published claim as an experiment: a recipe, its arms, and what is claimed of their records (`core/study.py`).
+
+    `world` says where the evidence comes from: models and data made for studies ("synthetic world only"), or real ones.
+    Judging is the runner's: no study can be lenient with itself.
+    """
+
+    paper: ClassVar[Paper]
+    world: ClassVar[str] = "synthetic world only"
+    scales: ClassVar[Mapping[str, Scale]]
+
+    @abstractmethod
+    def recipe(self) -> dict[str, Any]:
+        """The recipe that all arms are edits of, as text, at the default scale."""
 
     @abstractmethod
     def arms(self) -> dict[str, dict[str, Any]]:
-        """Recipe edits by arm."""
+        """Recipe edits by arm; a mapping with `steps` is a whole recipe."""
 
     @abstractmethod
-    def verdict(self, findings: Sequence[Finding]) -> Finding:
-        """What the measured findings say of the claim."""
+    def claims(self) -> tuple[Claim, ...]:
+        """What is claimed; the main claims first."""
+
+    def guards(self) -> tuple[Guard, ...]:
+        """What must hold for the result to count."""
+        return ()
+
+    def choices(self) -> tuple[Choice, ...]:
+        """Arms that stand for several; a later one may be near an earlier one."""
+        return ()
+
+    def trends(self) -> tuple[Trend, ...]:
+        """Claims about all arms together."""
+        return ()
 
 
 class DroppedRow(Exception):

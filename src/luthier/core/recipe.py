@@ -9,8 +9,11 @@
       base:      {use: base, model: gemma3-270m}
       documents: {use: ingest, inputs: {base: base}, paths: [docs]}
 
-Each step is a component of kind `step`; `inputs` wires the names it reads to the names of other steps. Unknown keys
-are errors with the nearest legal key; `fill` shows every default; a variant is an edit, never a copy.
+Each step is a component of kind `step`; `inputs` wires the names it reads to the names of other steps, and `seed`, where
+a step has one, stands in place of the recipe's. Unknown keys are errors with the nearest legal key; `fill` shows every
+default; a variant is an edit, never a copy.
+
+Variants of one step stand side by side as NAME@VARIANT: what follows the @ tells them apart, and changes no draw.
 """
 
 from __future__ import annotations
@@ -33,11 +36,17 @@ KEYS = ("name", "about", "seed", "steps")
 
 @dataclass(frozen=True)
 class Node:
-    """One step of a recipe: its name, the component and the wiring of its inputs."""
+    """One step of a recipe: its name, the component, the wiring of its inputs, and its own seed if it has one."""
 
     name: str
     step: Step
     inputs: dict[str, str]
+    seed: int | None = None
+
+    @property
+    def scope(self) -> str:
+        """The name under which it draws: that of its variants, too, so that they differ by what was changed alone."""
+        return self.name.partition("@")[0]
 
 
 class Recipe:
@@ -52,8 +61,7 @@ class Recipe:
         self.name = str(text.get("name", "recipe"))
         self.about = str(text.get("about", ""))
         self.seed = text.get("seed", 0)
-        if not isinstance(self.seed, int) or isinstance(self.seed, bool):
-            raise UserError(f"seed = {self.seed!r} is not a whole number.")
+        _whole(self.seed, "seed")
         self.text = text
         self.nodes = self._sorted({str(n): self._node(str(n), values) for n, values in text["steps"].items()})
 
@@ -65,6 +73,7 @@ class Recipe:
         if not isinstance(wiring, dict):
             raise UserError(f"The inputs of step '{name}' are not a mapping from input to step; found {wiring!r}.")
         wiring = {str(k): v for k, v in wiring.items()}
+        seed = values.pop("seed", None)
         try:
             step = build("step", values)
         except UserError as error:
@@ -77,7 +86,11 @@ class Recipe:
         for wanted in declared:
             if wanted != "*" and not wanted.endswith("?") and wanted not in wiring:
                 raise UserError(f"Step '{name}' ({step.info.name}) needs the input '{wanted}': inputs: {{{wanted}: STEP}}.")
-        return Node(name, step, {k: str(v) for k, v in wiring.items()})
+        if seed is not None:
+            _whole(seed, f"{name}.seed")
+            if not type(step).seeded:
+                raise UserError(f"Step '{name}' ({step.info.name}) draws nothing: it has no seed. Leave out {name}.seed.")
+        return Node(name, step, {k: str(v) for k, v in wiring.items()}, seed)
 
     def _sorted(self, nodes: dict[str, Node]) -> list[Node]:
         for node in nodes.values():
@@ -100,14 +113,14 @@ class Recipe:
 
     @property
     def identity(self) -> str:
-        """Digest of the seed, the wiring and every step's identity."""
-        steps = {n.name: [n.step.identity, n.inputs] for n in self.nodes}
+        """Digest of the seeds, the wiring and every step's identity."""
+        steps = {n.name: [n.step.identity, n.inputs, *([] if n.seed is None else [n.seed])] for n in self.nodes}
         return digest({"seed": self.seed, "steps": steps})
 
     def edit(self, **changes: Any) -> Recipe:
         """A recipe with values set by path: `edit(**{"fit.length": {"epochs": 2}})`.
 
-        A path is STEP.FIELD, or `seed`; a component inside a field is reached by a further name (`fit.method.rank`).
+        A path is STEP.FIELD, STEP.seed, or `seed`; a component inside a field is reached by a further name (`fit.method.rank`).
         """
         text = copy.deepcopy(self.text)
         for path, value in changes.items():
@@ -124,7 +137,7 @@ class Recipe:
         if first not in text["steps"]:
             raise UserError(f"'{path}': no step '{first}'. {nearest(first, text['steps'])}")
         place: Any = text["steps"][first]
-        if rest[0] not in ("use", "inputs"):
+        if rest[0] not in ("use", "inputs", "seed"):
             fields = find("step", place["use"]).model_fields
             if rest[0] not in fields:
                 raise UserError(f"'{path}': step '{first}' has no '{rest[0]}'. {nearest(rest[0], fields)}")
@@ -144,7 +157,8 @@ class Recipe:
 
     def fill(self) -> dict[str, Any]:
         """The recipe with every default written out, for reading."""
-        steps = {n.name: {**n.step.to_dict(), **({"inputs": n.inputs} if n.inputs else {})} for n in self.nodes}
+        steps = {n.name: {**n.step.to_dict(), **({"inputs": n.inputs} if n.inputs else {}),
+                          **({} if n.seed is None else {"seed": n.seed})} for n in self.nodes}
         return {"name": self.name, "about": self.about, "seed": self.seed, "steps": steps}
 
     def to_yaml(self) -> str:
@@ -162,6 +176,11 @@ def _at(place: Any, name: str, path: str) -> Any:
         legal = [str(i) for i in range(len(place))] if isinstance(place, list) else []
         raise UserError(f"'{path}': there is no '{name}'. {nearest(name, legal)}")
     return None
+
+
+def _whole(seed: Any, where: str) -> None:
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise UserError(f"{where} = {seed!r} is not a whole number.")
 
 
 def _put(place: Any, name: str, value: Any) -> None:
@@ -203,6 +222,7 @@ def recipe_schema() -> dict[str, Any]:
             schema["properties"] = {
                 "use": {"const": row["name"]},
                 "inputs": {"type": "object", "additionalProperties": {"type": "string"}},
+                "seed": {"type": "integer"},
                 **schema.get("properties", {}),
             }
             schema["required"] = ["use", *schema.get("required", [])]

@@ -75,6 +75,8 @@ class Step(Component, kind="step"):
     inputs: ClassVar[dict[str, str]] = {}
     output: ClassVar[str] = "records"
     seeded: ClassVar[bool] = True
+    # Whether it trains: what comes of it, and of all that reads it, depends on the chance of one training.
+    trains: ClassVar[bool] = False
     # Whether all ranks of a distributed run work on it; the others wait for the first one.
     distributed: ClassVar[bool] = False
 

@@ -1,7 +1,7 @@
 """The step executor: runs a recipe's steps, each as soon as its inputs are there.
 
 A step works in a private folder `steps/.NAME.work` and is renamed to `steps/NAME` when it has finished. Its key is
-its identity, the seed and the identities of its inputs; a finished step with the same key is not run again, an
+its identity, its seed and the identities of its inputs; a finished step with the same key is not run again, an
 unfinished one finds its journal and its checkpoints where it left them, and one that failed keeps `failure.json`.
 
 Everything here is the same wherever steps run. A `Backend` says only how a prepared folder is worked on: `Here` in
@@ -213,8 +213,9 @@ class _Graph:
         self.waiting.remove(node)
         self.watcher.started(node.name, self.total - len(self.waiting), self.total)
         inputs = {wanted: self.done[source] for wanted, source in node.inputs.items()}
+        seed = self.seed if node.seed is None else node.seed
         key = digest({"step": node.step.identity, "content": node.step.content(),
-                      "seed": self.seed if type(node.step).seeded else None,
+                      "seed": seed if type(node.step).seeded else None,
                       "inputs": {n: a.identity for n, a in inputs.items()}})
         work, final = self.root / f".{node.name}.work", self.root / node.name
         kept = finished(final, key)
@@ -225,7 +226,7 @@ class _Graph:
             self.done[node.name] = kept
             self.watcher.finished(node.name, 0.0, True)
             return True
-        prepare(node, inputs, key, self.seed, work, self.engine.decisions)
+        prepare(node, inputs, key, seed, work, self.engine.decisions)
         self.running[node.name] = (work, time.monotonic())
         self.backend.start(Job(node.name, work, self._say(node.name), self.watcher.progress(node.name),
                                type(node.step).distributed))

@@ -40,8 +40,16 @@ def require_mb(needed: float, what: str) -> None:
 
 
 def peak_mb() -> float:
-    """Highest resident memory of this process so far, in megabytes."""
+    """Highest resident memory of this process, in megabytes: since `forget_peak` where the system knows that, else so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+def forget_peak() -> None:
+    """Count the peak from now on, so that a step is not charged for one before it (Linux; elsewhere nothing happens)."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return
 
 
 # Parameters of glibc's allocator (malloc.h): what is given back at once, and what never comes from the heap.

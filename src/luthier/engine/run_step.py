@@ -58,7 +58,7 @@ def prepare(node: Node, inputs: Mapping[str, Artifact], key: str, seed: int, wor
     work.mkdir(parents=True, exist_ok=True)
     write_json(path, {
         "key": key, "started": kept.get("started", now()), "seconds": kept.get("seconds", 0.0), "name": node.name,
-        "seed": seed, "step": node.step.to_dict(), "module": type(node.step).__module__,
+        "scope": node.scope, "seed": seed, "step": node.step.to_dict(), "module": type(node.step).__module__,
         "inputs": {name: str(artifact.folder.absolute()) for name, artifact in inputs.items()},
         "decisions": dict(decisions)})
 
@@ -71,7 +71,7 @@ def open_step(work: Path, engine: Engine, log: Callable[[str], None] = lambda te
     step: Step = build("step", state["step"])
     inputs = {name: open_artifact(Path(folder)) for name, folder in state["inputs"].items()}
     return step, inputs, Ctx(
-        rng=Rng(state["seed"]).within(state["name"]), folder=work, journal=journal(work / "journal.jsonl"), engine=engine,
+        rng=Rng(state["seed"]).within(state["scope"]), folder=work, journal=journal(work / "journal.jsonl"), engine=engine,
         log=log, progress=progress, stream=lambda name: inputs[name.partition(".")[0]].examples(name.partition(".")[2]))
 
 

@@ -37,6 +37,7 @@ class Fit(Step, name="fit"):
     inputs: ClassVar[dict[str, str]] = {"base": "model", "*": "examples|model|adapter|delta"}
     output: ClassVar[str] = "adapter|delta|model"
     distributed: ClassVar[bool] = True
+    trains: ClassVar[bool] = True
     tasks: tuple[TaskSpec, ...] = Field(named(({"data": "examples.train"},)), description="what is learned, from which data")
     method: Slot[Method] = Field(named("lora"), description="which weights move")
     regularizers: tuple[Slot[Regularizer], ...] = Field((), description="what is added to the objective")
@@ -109,7 +110,7 @@ class Fit(Step, name="fit"):
 
         from luthier.engine import distributed, fused, guards, new_tokens, sharding
         from luthier.engine.frozen import Frozen
-        from luthier.engine.memory import require_mb
+        from luthier.engine.memory import forget_peak, require_mb
         from luthier.engine.quantized import check_method
         from luthier.engine.roles import Roles
         from luthier.engine.step_plans import foretold
@@ -117,6 +118,7 @@ class Fit(Step, name="fit"):
 
         engine = ctx.engine
         engine.forget()
+        forget_peak()
         ctx.journal.do("plan", lambda: foretold(self, inputs, ctx))
         base = inputs["base"]
         dtype = engine.dtype(base, training=True) if self.dtype == "auto" else getattr(torch, self.dtype)

@@ -21,6 +21,7 @@ class Repeat(Step, name="repeat"):
 
     inputs: ClassVar[dict[str, str]] = {"*": "documents|examples|index|adapter|delta|model|records"}
     output: ClassVar[str] = "documents|examples|index|adapter|delta|model|records"
+    trains: ClassVar[bool] = True  # mostly: chains and self-training
     steps: dict[str, Any] = Field(description="the steps of one round, as in a recipe; they may read this step's inputs")
     carry: dict[str, str] = Field(description="input name -> step whose artifact takes its place in the next round")
     result: str = Field(description="the step whose artifact of the last round is left")
