@@ -103,8 +103,8 @@ class InstructionRobustness(Audit, name="instruction-robustness", seeds=[81]):
         name = "audit/instruction-robustness"
         failed = {role: _mean([a is None for row in said[role] for a in row]) for role in ROLES}
         if failed["after"] > 0.5:
-            return audited(f"{name}/parsed", failed["before"], failed["after"], 0.5, (failed["after"], failed["after"]),
-                           unit="of answers", evidence=MATRIX, title="answers that name no option or several",
+            return audited(f"{name}/parsed", None, failed["after"], 0.5, (failed["after"], failed["after"]), unit="of answers",
+                           evidence=MATRIX, title="answers that name no option or several", base=failed["before"],
                            detail="more than half can't be read: nothing is said of the others. Try answer: likelihood")
         sums = {role: summary(phrasings, items, said[role], self.none) for role in ROLES}
         own = sums["after"]
