@@ -120,7 +120,7 @@ class Answering:
     """An endpoint that answers from a list and keeps what it was asked."""
 
     def __init__(self, answers):
-        self.answers, self.asked = answers, []
+        self.answers, self.asked, self.url = answers, [], "stub"
 
     def ask(self, prompts, journal, progress):
         self.asked += prompts
@@ -145,6 +145,8 @@ def test_a_judge_says_yes_or_no_or_is_not_read(make_ctx, monkeypatch):
 
 
 def test_a_judge_sends_nothing_without_consent(make_ctx):
+    with pytest.raises(UserError, match="judge needs a model that judges"):
+        build("metric", "judge").score([question("q", "?", "x")], [Prediction("q", text="y")], make_ctx("m"))
     judge = build("metric", {"use": "judge", "endpoint": {"url": "http://localhost:1/v1", "model": "m"}})
     with pytest.raises(UserError, match="Nothing was sent"):
         judge.score([question("q", "?", "x")], [Prediction("q", text="y")], make_ctx("m"))

@@ -84,7 +84,7 @@ def test_the_part_is_the_sum_over_learned_positions(detach, pico, moved):
     for model in (load_base(pico), moved):
         objective, batch, parts, _ = said(model, f"phrasing-consistency:detach_reference={detach},lam=0.3", rows())
         told = []
-        for side in ("reference", "paraphrase"):
+        for side in ("input", "paraphrase"):
             scores = []
             for ids, mask, targets in zip(batch[side].ids, batch[side].mask, batch[side].targets, strict=True):
                 n = int(mask.sum())
@@ -106,7 +106,7 @@ def test_both_sides_carry_gradients_unless_one_is_detached(detach, flows, pico):
     given = [replace(question("q", "module", "a class"), meta={"paraphrases": ["object"]})]
     _, batch, parts, _ = said(model, f"phrasing-consistency:detach_reference={detach}", given)
     parts["consistency"].backward()
-    only = set(batch["reference"].ids[0].tolist()) - set(batch["paraphrase"].ids[0].tolist())
+    only = set(batch["input"].ids[0].tolist()) - set(batch["paraphrase"].ids[0].tolist())
     tied = model.module.config.tie_word_embeddings
     moved = any(bool(table.grad[i].abs().sum() > 0) for i in only)
     assert moved == flows or tied

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from luthier.core.errors import UserError
 from luthier.core.example import Example
 from luthier.core.kinds import Metric, Prediction
 from luthier.core.step import Ctx
@@ -31,6 +32,8 @@ class Judge(Metric, name="judge", seeds=[49]):
     def score(self, examples: Sequence[Example], predictions: Sequence[Prediction], ctx: Ctx) -> list[dict[str, Any]]:
         """`value` 1.0, 0.0 or None, with what the judge `said`. Raises UserError without address or consent."""
         found = list(pairs(examples, predictions))
+        if not self.endpoint.url:
+            raise UserError("judge needs a model that judges: --metric 'judge:{endpoint: {url: ADDRESS/v1, model: NAME}}'.")
         asked = [(e, p) for e, p in found if (gold_answers(e) if self.about == "correctness" else p.shown)]
         made = self.endpoint.ask([self._prompt(e, p) for e, p in asked], ctx.journal, ctx.progress) if asked else []
         said = {e.id: text for (e, _), text in zip(asked, made, strict=True)}

@@ -87,7 +87,7 @@ class Rquge(Metric, name="rquge", seeds=[106]):
             outputs = heads[0](features).shape[-1] if heads else 0
             if outputs != 1:
                 raise UserError(f"{folder} has a head of {outputs} outputs; a scorer has one: "
-                                "tasks: [{objective: span-scorer, head: score}].")
+                                "tasks: [{objective: span-scorer, head: linear}].")
         return model
 
     def _answers(self, asked: Sequence[Example], given: Mapping[str, str], ctx: Ctx) -> dict[str, str]:

@@ -49,7 +49,7 @@ class PhrasingConsistency(Objective, name="phrasing-consistency", seeds=[163]):
         return [self.encode(example, render, rng)]  # two phrasings of one row can't be divided alike
 
     def encode(self, example: Example, render: Render, rng: Rng) -> Features:
-        """`reference` and `paraphrase`, tokens with the same learned answer."""
+        """`input`, the reference, and `paraphrase`, tokens with the same learned answer."""
         texts = example.meta.get("paraphrases") or ()
         if not texts:
             raise DroppedRow(Dropped(example.id, "no paraphrases", "meta.paraphrases is empty: put the data step "
@@ -58,18 +58,18 @@ class PhrasingConsistency(Objective, name="phrasing-consistency", seeds=[163]):
         reference, paraphrase = render.tokens(example), render.tokens(reworded(example, other))
         if _learned(reference) != _learned(paraphrase):
             raise DroppedRow(Dropped(example.id, "other tokens", "the answer has other tokens after the paraphrase"))
-        return {"reference": reference, "paraphrase": paraphrase}
+        return {"input": reference, "paraphrase": paraphrase}
 
     def coefficients(self) -> dict[str, float]:
         return {"nll": 1 - self.lam, "consistency": self.lam}
 
     def count(self, batch: Mapping[str, Any]) -> dict[str, float]:
-        learned = batch["reference"].learned
-        return {"nll": learned, "consistency": learned if self.match == "logits" else len(batch["reference"])}
+        learned = batch["input"].learned
+        return {"nll": learned, "consistency": learned if self.match == "logits" else len(batch["input"])}
 
     def loss(self, run: Forward, batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         layers = self.match == "hidden"
-        reference = run("policy", batch["reference"], layers=layers)
+        reference = run("policy", batch["input"], layers=layers)
         parts = {"nll": reference.nll().sum()}
         if self.lam == 0:
             return {**parts, "consistency": parts["nll"].new_zeros(())}

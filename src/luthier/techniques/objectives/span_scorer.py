@@ -1,9 +1,9 @@
 """span-scorer: learn how right an answer is: sum over rows of (head(pooled(text)) - rating)², ratings from 1 to 5.
 
 The text of a row is "{question} <q> {reference} <r> {answer} <c> {passage}", each field normalised as SQuAD does (lower
-case, no punctuation, no articles, single spaces); pooled [rows, width] goes through a head of one output (`score`). What it
-gives is not clipped. Rows: `question`, `passage`, the reference as answer, `meta["candidate"]` the answer that was rated, and
-the rating as label.
+case, no punctuation, no articles, single spaces); pooled [rows, width] goes through a head of one output (`linear`
+without labels). What it gives is not clipped. Rows: `question`, `passage`, the reference as answer, `meta["candidate"]`
+the answer that was rated, and the rating as label or `meta["rating"]`.
 
 When it helps: a scorer for the metric rquge, or answers that people rated. Source: Mohammadshahi et al. 2023, "RQUGE:
 reference-free metric for evaluating question generation by answering the question", section 3 (seed 106).
@@ -41,10 +41,10 @@ class SpanScorer(Objective, name="span-scorer", seeds=[106]):
     learns_to_stop: ClassVar[bool] = False
 
     def encode(self, example: Example, render: Render, rng: Rng) -> Features:
-        """`input` and `rating`; without a label the row is for asking, and its rating means nothing."""
+        """`input` and `rating`; without a rating the row is for asking, and its rating means nothing."""
         if "candidate" not in example.meta:
             raise DroppedRow(Dropped(example.id, "no candidate", "a rated answer is needed: meta.candidate"))
-        rating = LEAST if example.label is None else _rating(example)
+        rating = _rating(example) if "rating" in example.meta or example.label is not None else LEAST
         return {"input": render.text(written(example)), "rating": rating}
 
     def count(self, batch: Mapping[str, Any]) -> dict[str, float]:
@@ -55,10 +55,10 @@ class SpanScorer(Objective, name="span-scorer", seeds=[106]):
         import torch
 
         if run.task not in run.models["policy"].heads:
-            raise UserError("span-scorer needs a head of one output: tasks: [{objective: span-scorer, head: score}].")
+            raise UserError("span-scorer needs a head of one output: tasks: [{objective: span-scorer, head: linear}].")
         said = run.head(run("policy", batch["input"]).pooled()).float()
         if said.shape[-1] != 1:
-            raise UserError(f"span-scorer needs a head of one output; this one has {said.shape[-1]}. Take head: score.")
+            raise UserError(f"span-scorer needs a head of one output; this one has {said.shape[-1]}. Take head: linear.")
         error = said[:, 0] - torch.as_tensor(batch["rating"], dtype=torch.float32, device=said.device)
         run.measure(absolute_error=error.abs())
         return {"squared_error": error.square().sum()}
@@ -78,10 +78,11 @@ def squad_normal(text: str) -> str:
 
 
 def _rating(example: Example) -> float:
+    given = example.meta.get("rating", example.label)
     try:
-        value = float(str(example.label))
+        value = float(str(given))
     except ValueError:
         value = float("nan")
     if not LEAST <= value <= MOST:
-        raise DroppedRow(Dropped(example.id, "no rating", f"{example.label!r} is no number from 1 to 5"))
+        raise DroppedRow(Dropped(example.id, "no rating", f"{given!r} is no number from 1 to 5"))
     return value
