@@ -51,8 +51,8 @@ def scorer(engine, pico_encoder, tmp_path_factory):
     run = tmp_path_factory.mktemp("scorer")
     examples = write_examples(new_ctx(run / "rows", engine).folder, {"train": rows})
     inputs = {"base": pico_encoder, "examples": examples}
-    fit = short_fit("encoder", tasks=({"data": "examples.train", "objective": "span-scorer", "head": "linear:dropout=0"},), method="full",
-                    length={"steps": 40})
+    fit = short_fit("encoder", tasks=({"data": "examples.train", "objective": "span-scorer", "head": "linear:dropout=0"},),
+                    method="full", length={"steps": 40})
     tuned = fit.run(inputs, new_ctx(run / "tuned", engine, inputs))
     (run / tuned.meta["base"]["step"]).symlink_to(pico_encoder.folder)
     write_json(run / "note.json", {})

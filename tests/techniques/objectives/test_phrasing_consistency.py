@@ -115,7 +115,7 @@ def test_both_sides_carry_gradients_unless_one_is_detached(detach, flows, pico):
 def test_rows_that_can_not_be_matched_are_dropped_by_name(pico):
     objective, render = build("objective", "phrasing-consistency"), renderer(load_base(pico))
     with pytest.raises(DroppedRow) as caught:
-        objective.encode(examples(1)[0], render, Rng(0))
+        objective.encode(replace(examples(1)[0], meta={}), render, Rng(0))
     assert caught.value.dropped.reason == "no paraphrases" and "rephrase-instructions" in caught.value.dropped.detail
     assert len(objective.rows(rows(1)[0], render, Rng(0))) == 1
 
