@@ -27,7 +27,7 @@ class InstructionRobustnessStudy(Study, name="instruction-robustness", seeds=[81
         "answering.", "no number is remembered; six models from Alpaca to T0++")
     scales: ClassVar[Mapping[str, Scale]] = {
         "smoke": Scale(1, {name: 2 if name in SETS[:2] else 1 for name in SETS}, {
-            "facts.persons": 12, "facts.values": 4, "base.width": 16, "base.layers": 1, "base.epochs": 1, "rows.train_rows": 8,
+            "facts.persons": 12, "facts.values": 6, "base.width": 16, "base.layers": 1, "base.epochs": 1, "rows.train_rows": 8,
             "rows.test_facts": 1, "rows.least_mentions": 1, "tuned.length": {"steps": 1}},
             arms=("base", "three", "twelve"), about="every line, no evidence"),
         "default": Scale(3, {name: 60 if name in SETS[:2] else 30 for name in SETS}),

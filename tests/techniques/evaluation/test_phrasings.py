@@ -288,3 +288,27 @@ def test_a_run_is_asked_in_its_own_words_and_in_general_ones(engine, pico, make_
     assert finding.name == "audit/phrasing/held-out rows" and len(finding.extra["distances"]) == 7
     (none,) = build("audit", "phrasing").measure(make_ctx("bare"), Subject(engine, pico))
     assert none.verdict == "not applicable" and "Name tasks" in none.detail
+
+
+def test_answers_without_options_are_weighed_by_their_tokens(engine, pico, make_ctx):
+    """The mean log-probability of the answer and its end, from all scores of the whole model, under each wording."""
+    from luthier.techniques.evaluation._banks import GENERAL
+
+    rows = [question(f"q{n}", f"What is the {w}?", "a class of the module") for n, w in enumerate(("list", "block", "name"))]
+    examples = write_examples(make_ctx("rows").folder, {"test": rows})
+    ctx = make_ctx("audit")
+    (finding,) = build("audit", "phrasing").measure(ctx, Subject(engine, pico, examples=examples))
+    model = load_base(pico)
+    render, wanted = renderer(model), []
+    for template in GENERAL:
+        told = []
+        for row in rows:
+            asked = question(row.id, template.replace("{input}", row.part("question")), row.answer)
+            tokens = render.tokens(asked)
+            with torch.no_grad():
+                scores = model.module(input_ids=torch.tensor([tokens.ids])).logits[0].double().log_softmax(-1)
+            places = [k for k, learned in enumerate(tokens.targets) if learned]
+            told.append(np.mean([float(scores[k - 1, tokens.ids[k]]) for k in places]))
+        wanted.append(np.mean(told))
+    assert (finding.left, finding.right) == pytest.approx((wanted[0], np.mean(wanted[1:])), abs=1e-3)
+    assert len(read_lines(ctx.folder / "answers.jsonl")) == 8 and finding.name == "audit/phrasing/answers"

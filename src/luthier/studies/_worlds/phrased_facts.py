@@ -13,6 +13,7 @@ under the first three wordings of tuning, and under the six others; a cluster is
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import ClassVar
 
 from pydantic import Field
@@ -30,8 +31,8 @@ OBSERVED: Mapping[str, tuple[str, ...]] = {
            "{q} What do you say?", "Now this one: {q}", "Do you know this? {q}", "{q} Give the answer.", "One more: {q}",
            "Here is a question. {q}"),
     "re": ("{s} What is this about?", "Read: {s} Which kind of fact is it?", "{s} Name the relation.", "Say what {s} tells.",
-           "{s} This is about what?", "Which relation? {s}", "Sort this sentence: {s}", "{s} Its kind?", "The kind of this: {s}",
-           "{s} Choose the relation.", "What does this tell? {s}", "Label it. {s}"),
+           "{s} This is about what?", "Which relation? {s}", "Sort this sentence: {s}", "{s} Its kind?",
+           "The kind of this: {s}", "{s} Choose the relation.", "What does this tell? {s}", "Label it. {s}"),
 }
 UNOBSERVED: Mapping[str, tuple[str, ...]] = {
     "qa": ("Somebody wants to know the following: {q}", "{q} Think of what you have read and reply.",
@@ -58,7 +59,8 @@ class PhrasedFacts(Step, name="phrased-facts"):
     def run(self, inputs: Mapping[str, Artifact], ctx: Ctx) -> Artifact:
         """Raises UserError where too few facts are known well."""
         draw = Rng(self.seed).within("phrased-facts")
-        known = [e for e in inputs["facts"].examples("told") if e.meta["mentions"] >= self.least_mentions]
+        told = list(inputs["facts"].examples("told"))
+        known = [e for e in told if e.meta["mentions"] >= self.least_mentions]
         known = [known[i] for i in draw("facts").permutation(len(known))]
         test = known[:self.test_facts]
         away = {e.source for e in test}
@@ -66,13 +68,19 @@ class PhrasedFacts(Step, name="phrased-facts"):
         if len(test) < self.test_facts or not train:
             raise UserError(f"phrased-facts: {len(known)} facts were told {self.least_mentions} times or more: too few for "
                             f"{self.test_facts} test facts and others to train on. Raise persons.")
-        values = {r: sorted({e.answer for e in known if e.meta["relation"] == r}) for r in RELATIONS}
+        values = {r: sorted({e.answer for e in told if e.meta["relation"] == r}) for r in RELATIONS}
+        few = [r for r, found in values.items() if len(found) < 4]
+        if few:
+            raise UserError(f"phrased-facts: {few[0]} has {len(values[few[0]])} values, and four options are asked. "
+                            "Raise values.")
         rows = [self._row(task, train[n % len(train)], n, draw) for n in range(self.train_rows // 2) for task in ("qa", "re")]
         found = {f"{task}-{name}": [_choice(task, fact, wording, values, draw) for fact in test
                                     for wording in wordings]
                  for task in ("qa", "re")
                  for name, wordings in (("observed", OBSERVED[task][:3]), ("unobserved", UNOBSERVED[task]))}
-        both = {name: [*found[f"qa-{name}"], *found[f"re-{name}"]] for name in ("observed", "unobserved")}
+        # An id stands in one subset alone: records are known by it.
+        both = {name: [replace(e, id=f"both/{e.id}") for task in ("qa", "re") for e in found[f"{task}-{name}"]]
+                for name in ("observed", "unobserved")}
         return write_examples(ctx.folder, {"train": rows, **both, **found})
 
     def _row(self, task: str, fact: Example, number: int, draw: Rng) -> Example:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,6 +103,13 @@ def default_bank(rows: Sequence[Example], count: int) -> list[tuple[str, list[Ph
     items = items_of(rows, count)
     named = [Phrasing(f"general-{n}" if n else "own", "unobserved" if n else "observed", t) for n, t in enumerate(GENERAL)]
     return [("held-out rows", named, items)] if len(items) >= 2 else []
+
+
+def reworded(row: Example, template: str) -> Example:
+    """A row whose question stands in a template."""
+    return replace(row, turns=tuple(
+        t if t.target else replace(t, parts=tuple(replace(p, value=template.replace("{input}", p.value))
+                                                  if p.name == "question" else p for p in t.parts)) for t in row.turns))
 
 
 def nearest(model: Model, observed: Sequence[str], unobserved: Sequence[str], losses: Sequence[float]

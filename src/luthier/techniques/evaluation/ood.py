@@ -104,7 +104,7 @@ class Ood(Audit, name="ood", seeds=[151]):
         return findings
 
     def _scores(self, ctx: Ctx, subject: Subject, role: Role, bank: list[str], labels: list[str] | None, known: list[str],
-                strange: list[str]) -> tuple[tuple[Any, Any], dict[str, float]]:
+                strange: list[str]) -> tuple[tuple[Any, Any], dict[str, Any]]:
         """Scores of both sides of the probe, and the angles."""
         model = subject.model(role)
         vectors, logits = represent(model, [*known, *strange], self.pool, self.max_tokens)

@@ -12,7 +12,8 @@ last layer's states at the end of the bare phrasing. Tasks are averaged with equ
         - {id: o1, kind: observed, template: "Review: {input}\\nSentiment:"}
         - {id: u1, kind: unobserved, template: "{input}\\nIs this {options}?"}
 
-Without it the held-out rows of the run are asked in their own words and in seven others that any question bears.
+Without it the held-out rows of the run are asked in their own words (observed) and in seven others that any question bears.
+Rows with an answer but without options are weighed by the mean log-probability of the answer's tokens, in nats.
 
 When it helps: a model that users will ask in words of their own. Source: Sun, Shaib & Wallace 2023, "Evaluating the
 zero-shot robustness of instruction-tuned language models" (seed 163).
@@ -26,6 +27,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from luthier.core.errors import UserError
+from luthier.core.example import Example
 from luthier.core.files import write_lines
 from luthier.core.finding import Finding, audited, not_applicable
 from luthier.core.kinds import Audit
@@ -33,7 +35,7 @@ from luthier.core.step import Ctx
 from luthier.engine.statistics import paired
 from luthier.engine.subjects import ROLES, Role, Subject
 from luthier.techniques.evaluation._agreement import spread
-from luthier.techniques.evaluation._banks import content, default_bank, nearest, read_bank
+from luthier.techniques.evaluation._banks import GENERAL, content, default_bank, nearest, read_bank, reworded
 from luthier.techniques.evaluation._phrasings import Item, Phrasing, check, preferred
 
 MATRIX = "answers.jsonl"
@@ -48,6 +50,7 @@ class PhrasingSensitivity(Audit, name="phrasing", seeds=[163]):
     items: int = Field(30, ge=2, description="items of each task that are asked, under every phrasing")
     by: Literal["sum", "token"] = Field("token", description="options are weighed by log-probability, whole or a token")
     max_drop: float = Field(0.1, gt=0, description="most that unobserved phrasings may lie below the observed ones")
+    max_nats: float = Field(0.5, gt=0, description="most that the mean log-probability of answers may fall, in nats a token")
     level: float = Field(0.95, gt=0.5, lt=1, description="level of the intervals")
 
     def check(self) -> None:
@@ -65,8 +68,10 @@ class PhrasingSensitivity(Audit, name="phrasing", seeds=[163]):
             return [not_applicable("audit/phrasing", "an encoder or a classifier reads no instruction")]
         tasks = read_bank(self.tasks, self.items) if self.tasks else default_bank(subject.held_out(), self.items)
         if not tasks:
-            return [not_applicable("audit/phrasing", "no held-out row has options or labels. Name tasks: "
-                                                     "--audit phrasing:tasks=FILE.yaml")]
+            rows = [e for e in subject.held_out() if e.answer and e.part("question")][:self.items]
+            return [self._answers(ctx, subject, rows)] if len(rows) > 1 else [not_applicable(
+                "audit/phrasing", "no held-out row has options, labels or an answer. Name tasks: --audit "
+                                  "phrasing:tasks=FILE.yaml")]
         lines: list[dict[str, Any]] = []
         findings, differences = [], []
         for name, phrasings, items in tasks:
@@ -92,7 +97,7 @@ class PhrasingSensitivity(Audit, name="phrasing", seeds=[163]):
         means = {role: [_mean(row) for row in found[role]] for role in ROLES}
         items = range(len(found["after"][0]))
         sides = [[_mean([found["after"][n][i] for n in groups[kind]]) for i in items] for kind in ("observed", "unobserved")]
-        result = paired(*sides, list(items), level=self.level)
+        result = paired(sides[0], sides[1], list(items), level=self.level)
         after = means["after"]
         valid = [n for kind in ("observed", "unobserved") for n in groups[kind]]
         worst = min(valid, key=after.__getitem__)
@@ -113,13 +118,34 @@ class PhrasingSensitivity(Audit, name="phrasing", seeds=[163]):
                               f"{after[worst]:.3g}", **extra)
         return [drop], list(zip(*sides, strict=True))
 
+    def _answers(self, ctx: Ctx, subject: Subject, rows: Sequence[Example]) -> Finding:
+        """Mean log-probability of the rows' answers in their own words and in others."""
+        asked = [reworded(row, template) for template in GENERAL for row in rows]
+        found: dict[Role, list[list[float]]] = {}
+        for role in ROLES:
+            told = [_mean(t) for t in subject.answer_scores(ctx, role, asked)]
+            found[role] = [told[k:k + len(rows)] for k in range(0, len(told), len(rows))]
+        write_lines(ctx.folder / MATRIX, ({"task": "answers", "template": template, **{role: found[role][k] for role in ROLES}}
+                                          for k, template in enumerate(GENERAL)))
+        own, others = found["after"][0], [_mean(column) for column in zip(*found["after"][1:], strict=True)]
+        means = [_mean(row) for row in found["after"]]
+        worst = min(range(1, len(GENERAL)), key=means.__getitem__)
+        result = paired(own, others, [row.cluster or row.id for row in rows], level=self.level)
+        return audited("audit/phrasing/answers", _mean(own), _mean(others), self.max_nats,
+                       None if result.low is None or result.high is None else (result.low, result.high), worse="down",
+                       unit="nats a token", evidence=MATRIX, title="log-probability of answers: own words -> others",
+                       detail=f"{len(GENERAL)} wordings x {len(rows)} rows; worst: {GENERAL[worst]!r}, {means[worst]:.3g}",
+                       spread=spread(means), base={"observed": _mean(found["before"][0]),
+                                                   "unobserved": _mean([_mean(r) for r in found["before"][1:]])},
+                       needed=result.needed, test=result.test, level=self.level)
+
     def _all(self, differences: Sequence[Sequence[tuple[float, float]]]) -> Finding:
         """All tasks with equal weight, whatever their number of items."""
         total = sum(map(len, differences))
         weights = [total / (len(differences) * len(d)) for d in differences for _ in d]
         flat = [pair for d in differences for pair in d]
         sides = [[w * pair[side] for w, pair in zip(weights, flat, strict=True)] for side in (0, 1)]
-        result = paired(*sides, list(range(total)), level=self.level)
+        result = paired(sides[0], sides[1], list(range(total)), level=self.level)
         return audited("audit/phrasing", _mean(sides[0]), _mean(sides[1]), self.max_drop,
                        None if result.low is None or result.high is None else (result.low, result.high), worse="down",
                        unit="of items right", evidence=MATRIX, title="all tasks: observed -> unobserved phrasings",

@@ -57,4 +57,4 @@ class SpectrumOfChange(Audit, name="spectrum", seeds=[171]):
         return {"name": name, "shape": list(delta.shape), "energy_rank": rank, "share": rank / full,
                 "numeric_rank": numeric_rank(delta, float(torch.linalg.matrix_norm(after, 2))),
                 "effective_rank": effective_rank(values), "norm": float(values.double().norm()),
-                "gaussian_share": gaussian_share(*delta.shape, energy=self.energy)}
+                "gaussian_share": gaussian_share(delta.shape[0], delta.shape[1], self.energy)}
