@@ -84,9 +84,11 @@ class PhrasedFacts(Step, name="phrased-facts"):
         return write_examples(ctx.folder, {"train": rows, **both, **found})
 
     def _row(self, task: str, fact: Example, number: int, draw: Rng) -> Example:
-        """A training row in one of the wordings that tuning sees."""
-        wording = OBSERVED[task][int(draw(f"wording/{task}", number).integers(self.templates))]
-        return question(f"train/{task}/{number}", _worded(task, fact, wording), _right(task, fact), source=fact.source)
+        """A training row in one of the wordings that tuning sees, with the others as its paraphrases."""
+        seen = OBSERVED[task][:self.templates]
+        wording = seen[int(draw(f"wording/{task}", number).integers(len(seen)))]
+        return question(f"train/{task}/{number}", _worded(task, fact, wording), _right(task, fact), source=fact.source,
+                        meta={"paraphrases": [_worded(task, fact, w) for w in seen if w != wording]})
 
 
 def _worded(task: str, fact: Example, wording: str) -> str:
