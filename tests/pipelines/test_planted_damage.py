@@ -1,7 +1,7 @@
 """Damage of one kind at a time, planted in small models: the right audit must see it, and the others keep quiet.
 
-The world is two kinds of questions: "Is the peg 7 here?" is answered, "Who won match 7?" is declined by a harmless policy. Held-
-out questions are of the same kinds, so that nothing but the damage can be found.
+The world is two kinds of questions: "Is the peg 7 here?" is answered, "Who won match 7?" is declined by a harmless policy.
+Held-out questions are of the same kinds, so that nothing but the damage can be found.
 """
 
 from __future__ import annotations

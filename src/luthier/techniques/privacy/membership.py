@@ -46,7 +46,7 @@ class Membership(Audit, name="membership"):
     mends: ClassVar[tuple[str, ...]] = ("optimizer dp-sgd", "regularizer mixout", "data_step distinct")
     attack: Literal["loss", "min-k"] = Field("loss", description="what a row's score is")
     share: float = Field(0.2, gt=0, le=1, description="share of the tokens that min-k looks at")
-    rows: int = Field(80, ge=LEAST, description="most rows of each side, drawn at random")
+    rows: int = Field(60, ge=LEAST, description="most rows of each side, drawn at random")
     max_rise: float = Field(0.1, gt=0, lt=0.5, description="most that the AUC may rise by tuning")
     max_found: float = Field(0.1, gt=0, lt=1, description="most that the share found at 1 % false positives may rise")
     level: float = Field(0.95, gt=0.5, lt=1, description="level of the intervals")
