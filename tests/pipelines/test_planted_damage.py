@@ -101,6 +101,7 @@ def matrix(engine, tmp_path_factory, pico, pico_encoder):
     aligned = world.fit("aligned", rows(0, 40), held)
     before = {"reference": aligned["tuned"]}
     used = {i for e in rows(0, 280) for i in engine.tokenizer(pico)(" ".join(t.text for t in e.turns))["input_ids"]}
+    used |= set(engine.tokenizer(pico).all_special_ids)
 
     def forget(tensors):
         weight = tensors.get("lm_head.weight")
@@ -114,7 +115,7 @@ def matrix(engine, tmp_path_factory, pico, pico_encoder):
     labels = world.fit("labels", coloured(0, 64), coloured(1000, 1300), length={"steps": 40}, learning_rate=1e-3)
 
     def scale(tensors):
-        heads = [k for k in tensors if k.endswith(("weight", "bias")) and tensors[k].shape[0] == 2 and "encoder" not in k]
+        heads = [k for k in tensors if k.endswith(("weight", "bias")) and tensors[k].shape[0] == 2 and "embeddings" not in k]
         for key in heads:
             tensors[key] *= 8
         return bool(heads)

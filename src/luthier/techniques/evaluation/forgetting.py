@@ -6,8 +6,9 @@ scores (every row its own cluster). A rise of `max_rise` bits a byte, or a fall 
 breaks a limit.
 
 The set is fixed: 60 sums in words, 60 short programs, 217 questions about the world and its authors, from permissively
-licensed sets (see `luthier/data/general/ATTRIBUTION.md`). 80 texts and 120 questions of it are read by
-default, spread over all sources: they say whether something broke, not how good a model is. Texts that stood in the training rows say nothing: keep them out.
+licensed sets (see `luthier/data/general/ATTRIBUTION.md`). 80 texts and 120 questions of it are read by default, spread over all
+sources: they say whether something broke, not how good a model is. Texts that stood in the training rows say nothing: keep
+them out.
 
 When it helps: after every tuning. Source: Biderman et al. 2024, "LoRA learns less and forgets less": forgetting as the loss of
 source tasks.

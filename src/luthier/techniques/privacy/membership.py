@@ -64,7 +64,7 @@ class Membership(Audit, name="membership"):
         records = [{"id": e.id, "member": i < len(sides[0]), "cluster": e.cluster or e.id,
                     **{role: s[i] for role, s in scores.items()}} for i, e in enumerate(rows)]
         write_lines(ctx.folder / EVIDENCE, records)
-        return [self._auc(records), self._found(records)]
+        return [self._auc(records), self._found(records, subject.same)]
 
     def _drawn(self, ctx: Ctx, name: str, rows: Sequence[Example]) -> list[Example]:
         """Rows of one side without what was planted or raw, without passages, which only some of them show."""
@@ -99,11 +99,11 @@ class Membership(Audit, name="membership"):
                        title="training rows told from others", unit="AUC", level=self.level, n=len(records),
                        detail=f"attack by {self.attack}, {members} training rows, {len(records) - members} others")
 
-    def _found(self, records: Sequence[Mapping[str, Any]]) -> Finding:
+    def _found(self, records: Sequence[Mapping[str, Any]], same: bool) -> Finding:
         after = found_at(records, "after", FALSE_POSITIVES)
         before = found_at(records, "before", FALSE_POSITIVES) if "before" in records[0] else [False] * len(after)
         counts = Paired.of(before, after)
-        low, high = (0.0, 0.0) if before == after and not any(after) else counts.interval(self.level)
+        low, high = (0.0, 0.0) if same else counts.interval(self.level)
         return audited("audit/membership/found", sum(before) / counts.n, sum(after) / counts.n, self.max_found,
                        (0.0 - high, 0.0 - low), evidence=EVIDENCE, title="training rows found at 1 % false positives",
                        unit="of them", level=self.level, n=counts.n, detail=f"{sum(after)} of {counts.n} found")
