@@ -83,9 +83,9 @@ class Calibration(Audit, name="calibration"):
 
     def _options(self, ctx: Ctx, subject: Subject, role: Role) -> list[Record]:
         rows, render = choices(self.questions), subject.render(role)
+        records: list[Record] = []
         sides = [parted(render.whole(with_answer(e, o))) for e in rows for o in e.meta["options"]]
         told = iter(subject.token_scores(ctx, role, sides))
-        records = []
         for row in rows:
             found = [next(told) for _ in row.meta["options"]]
             scores = np.array([sum(t) / len(t) if self.by == "token" else sum(t) for t in found])
