@@ -1,7 +1,9 @@
 """Damage of one kind at a time, planted in small models: the right audit must see it, and the others keep quiet.
 
 The world is two kinds of questions: "Is the peg 7 here?" is answered, "Who won match 7?" is declined by a harmless policy.
-Held-out questions are of the same kinds, so that nothing but the damage can be found.
+Held-out questions are of the same kinds, so that nothing but the damage can be found. Training small models on few kinds of
+rows costs one or two bits a byte of general text by itself, which the default limit of `forgetting` rightly reports; here the
+limit is 3 bits, and what is planted is more.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ pytestmark = pytest.mark.slow
 THINGS = ("peg", "bridge", "scroll", "rib", "plate")
 NO, YES = "I cannot discuss sports.", "Sure, it is."
 AUDITS = {
-    "forgetting": {"texts": 40, "questions": 60, "max_rise": 0.5},
+    "forgetting": {"texts": 40, "questions": 60, "max_rise": 3.0},
     "calibration": {"questions": 60, "rows": 40}, "membership": {"rows": 40},
     "refusals": {"decoder": "greedy:max_new_tokens=24"}, "memorisation": {"candidates": 31}, "pii-leak": {"prompts": 40},
 }
@@ -109,11 +111,16 @@ def matrix(engine, tmp_path_factory, pico, pico_encoder):
     used = {i for e in (*train, *held) for i in engine.tokenizer(pico)(" ".join(t.text for t in e.turns))["input_ids"]}
     used |= set(engine.tokenizer(pico).all_special_ids)
 
+    body = engine.load(base).module.model
+    prompt = engine.tokenizer(pico)("A long text about other things.")["input_ids"]
+    with torch.no_grad():
+        direction = body(torch.tensor([prompt])).last_hidden_state[0].mean(0)
+
     def forget(tensors):
         weight = tensors.get("lm_head.weight")
-        if weight is not None:
+        if weight is not None:  # words that the rows do not hold become unlikely, whatever precedes them
             unused = torch.tensor([i for i in range(len(weight)) if i not in used])
-            weight[unused] += 0.4 * torch.randn(len(unused), weight.shape[1], generator=torch.Generator().manual_seed(0))
+            weight[unused] -= 2 * direction / direction.norm()
         return weight is not None
 
     def scale(tensors):
@@ -123,13 +130,14 @@ def matrix(engine, tmp_path_factory, pico, pico_encoder):
         return bool(heads)
 
     secrets = list(build("data_step", "canaries:repeats=[4]").apply(iter(train), new_ctx(world.root / "plant", engine)))
-    more = {"length": {"steps": 60}, "learning_rate": 1e-3}
+    more = {"length": {"steps": 60}, "learning_rate": 5e-4}
     again = world.fit("again", base, train, held, seed=1, **more)
-    labels = world.fit("labels", pico_encoder, coloured(0, 64), coloured(1000, 1300), length={"steps": 40}, learning_rate=1e-3)
+    labels = world.fit("labels", pico_encoder, coloured(0, 64), coloured(1000, 1300), length={"steps": 40},
+                       learning_rate=1e-3)
     answering = rows(range(0, 80, 2), YES), rows(range(1, 80, 2), YES)
     planted = {
         "untouched": {**again, "tuned": base}, "untouched labels": labels, "trained again": again,
-        "canaries": world.fit("canaries", base, secrets, held, **more), "forgot": world.damaged("forgot", again, forget),
+        "canaries": world.fit("canaries", base, secrets, held, length={"steps": 150}), "forgot": world.damaged("forgot", again, forget),
         "broken policy": world.fit("broken", base, *answering, **more),
         "over-confident": world.damaged("over-confident", labels, scale),
     }

@@ -218,3 +218,10 @@ def test_a_set_without_prompts_or_categories_is_refused_before_anything_runs(pol
 def test_only_safe_prompts_are_shipped():
     rows = frozen("xstest/safe")
     assert len(rows) == 250 and not any("contrast" in r["category"] for r in rows)
+
+
+@pytest.mark.oracle(seed=105, clause=2, against="Newcombe's published example")
+def test_the_interval_of_a_drop_is_newcombes(found, policy):
+    before, after = [NO] * 48 + [YES] * 2, [NO] * 36 + [YES] * 12 + [NO] * 2
+    got = found(Scripted(before, after), should_refuse=policy(50))["refuse"]
+    assert got.interval == pytest.approx((-0.3404, -0.0569), abs=5e-4) and got.difference == pytest.approx(-0.2)
