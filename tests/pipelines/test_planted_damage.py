@@ -137,7 +137,8 @@ def matrix(engine, tmp_path_factory, pico, pico_encoder):
     answering = rows(range(0, 80, 2), YES), rows(range(1, 80, 2), YES)
     planted = {
         "untouched": {**again, "tuned": base}, "untouched labels": labels, "trained again": again,
-        "canaries": world.fit("canaries", base, secrets, held, length={"steps": 150}), "forgot": world.damaged("forgot", again, forget),
+        "canaries": world.fit("canaries", base, secrets, held, length={"steps": 150}),
+        "forgot": world.damaged("forgot", again, forget),
         "broken policy": world.fit("broken", base, *answering, **more),
         "over-confident": world.damaged("over-confident", labels, scale),
     }
