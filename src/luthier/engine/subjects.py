@@ -69,12 +69,21 @@ class Subject:
 
     def model(self, role: Role) -> Model:
         """The model of a role, frozen and in evaluation mode, with the template that both are asked with."""
+        import torch
+
+        from luthier.engine.forward import packs, vocabulary_of
+
         source = self._source(role)
         rests = self.base if "base" in source.meta else None
         self._make_room(source)
         model = self.engine.load(rests, source) if rests is not None else self.engine.load(source)
         template = self._source("after").meta.get("template", {})
-        return model if role == "after" or not template or model.heads else replace(model, template=template)
+        if role == "after" or not template or model.heads:
+            return model
+        with torch.no_grad():  # what is found by trying is found once, for the model that is kept
+            packs(model)
+            vocabulary_of(model)
+        return replace(model, template=template)
 
     def render(self, role: Role, rows: Sequence[Example] = ()) -> Render:
         """How examples become tokens for a role."""

@@ -137,7 +137,8 @@ def sentence(finding: Finding) -> str:
     if finding.interval:
         told += f" [{_number(finding.interval[0], sign=True)}, {_number(finding.interval[1], sign=True)}]"
     if finding.tolerance is not None:
-        told += f", limit {_number(finding.tolerance)} {extra.get('worse', 'up')}"
+        sign = "" if finding.left is None else "-" if extra.get("worse") == "down" else "+"
+        told += f", limit {sign}{_number(finding.tolerance)}"
     told += f": {finding.verdict.upper()}"
     if finding.verdict == "undecided" and extra.get("needed"):
         told += f" (about {extra['needed']} more {extra.get('needed_unit', 'questions')})"

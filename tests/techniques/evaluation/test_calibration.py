@@ -79,7 +79,9 @@ def test_a_label_model_fails_only_when_its_whole_interval_does(tmp_path, confide
     assert first.right == pytest.approx(abs(confidence - round(right * n) / n))
     low, high = first.interval
     assert low <= first.right <= high
-    assert second.name.endswith("abstention") and first.extra["plot"]["diagonal"] and (tmp_path / "labels.jsonl").exists()
+    assert (second.left, second.right) == pytest.approx((1 - right, 1 - right)), "all are equally sure"
+    assert second.name.endswith("abstention") and second.verdict == "pass"
+    assert first.extra["plot"]["diagonal"] and (tmp_path / "labels.jsonl").exists()
 
 
 class Options:

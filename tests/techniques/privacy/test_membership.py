@@ -48,7 +48,7 @@ def test_scores_by_hand():
 class Known:
     """Models that give members so many nats more than others."""
 
-    labels = encoder = False
+    labels = encoder = same = False
 
     def __init__(self, before, after, n=60):
         self.gain, self.n = {"before": before, "after": after}, n

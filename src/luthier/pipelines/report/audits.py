@@ -8,7 +8,7 @@ from typing import Any
 from luthier.core.finding import Finding
 from luthier.pipelines.auditing import audits_of, broken
 from luthier.pipelines.report.facts import Facts
-from luthier.pipelines.report.markup import ABSENT, Html, el, join, number, places_for, span, table
+from luthier.pipelines.report.markup import ABSENT, MINUS, Html, el, join, number, places_for, span, table
 from luthier.pipelines.report.plots import Scale, ticks
 from luthier.pipelines.report.words import chip
 
@@ -41,8 +41,8 @@ def _row(f: Finding) -> list[Any]:
     about = join((_title(f), el("small", " ", f.detail, " ", el("code", f.evidence) if f.evidence else None, class_="quiet")))
     interval = span(*f.interval, places_for(f.difference, *f.interval), sign=True) if f.interval else ABSENT
     mends = join((el("code", m) for m in f.extra.get("mends") or ()), ", ") if f.verdict == "fail" else ABSENT
-    limit = join((number(f.tolerance), " ", f.extra.get("worse"), f" ({f.unit})" if f.unit else None)) \
-        if f.tolerance is not None else ABSENT
+    sign = "" if f.left is None else MINUS if f.extra.get("worse") == "down" else "+"
+    limit = join((sign, number(f.tolerance), f" {f.unit}" if f.unit else None)) if f.tolerance is not None else ABSENT
     change = number(f.difference, places_for(f.difference), sign=True) if f.left is not None else ABSENT
     return [about, chip(f.verdict), _value(f.left), _value(f.right), change, interval, limit, mends]
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from luthier.core.artifact import Artifact, seal
-from luthier.core.component import Slot
+from luthier.core.component import Slot, named
 from luthier.core.files import write_json, write_lines
 from luthier.core.finding import Finding, not_applicable
 from luthier.core.kinds import Audit as AuditKind
@@ -24,7 +24,7 @@ class Audit(Step, name="audit"):
     inputs: ClassVar[dict[str, str]] = {"base?": "model", "tuned?": "adapter|delta|model",
                                         "reference?": "adapter|delta|model", "examples?": "examples"}
     output: ClassVar[str] = "records"
-    audit: Slot[AuditKind] = Field(description="what is looked for (luthier list audit)")
+    audit: Slot[AuditKind] = Field(named("forgetting"), description="what is looked for (luthier list audit)")
 
     def check(self) -> None:
         """Refuse what the audit itself refuses."""

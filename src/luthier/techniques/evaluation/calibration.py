@@ -10,10 +10,11 @@ With n answers of confidence c_i in [0, 1] that are right (y_i = 1) or not, and 
 of equal confidences the errors are spread evenly. Models that write are asked the general questions with options (confidence:
 the soft-max over the options of their log-probability, or of its mean a token) and, in a run, the held-out questions
 (confidence: the probability of the answer they write, exp of its summed log-probability; right where `right` says so). Label
-models are asked the held-out rows (confidence: the highest probability); they have no before, and their ECE must lie above the
-limit with the whole interval to fail. Intervals are the house's for paired scores, clusters kept together: of AURC from its
-cluster jackknife values, of the ECE from the answers' own shares s_b (y_i - c_i), s_b the sign of the bin's gap, whose mean it
-is. An ECE is never 0, even of perfect calibration: few rows make it larger.
+models are asked the held-out rows (confidence: the highest probability); they have no before: their ECE must lie above the
+limit with the whole interval to fail, and their AURC is compared with their error rate, the area of an order by chance.
+Intervals are the house's for paired scores, clusters kept together: of AURC from its cluster jackknife values, of the ECE from
+the answers' own shares s_b (y_i - c_i), s_b the sign of the bin's gap, whose mean it is. An ECE is never 0, even of perfect
+calibration: few rows make it larger.
 
 When it helps: wherever a score decides what is shown, asked again, or done. Sources: Guo et al. 2017, "On calibration of modern
 neural networks" (ECE); Geifman & El-Yaniv 2017, "Selective classification" (risk and coverage).
@@ -83,9 +84,9 @@ class Calibration(Audit, name="calibration"):
 
     def _options(self, ctx: Ctx, subject: Subject, role: Role) -> list[Record]:
         rows, render = choices(self.questions), subject.render(role)
+        records: list[Record] = []
         sides = [parted(render.whole(with_answer(e, o))) for e in rows for o in e.meta["options"]]
         told = iter(subject.token_scores(ctx, role, sides))
-        records = []
         for row in rows:
             found = [next(told) for _ in row.meta["options"]]
             scores = np.array([sum(t) / len(t) if self.by == "token" else sum(t) for t in found])
@@ -118,10 +119,15 @@ class Calibration(Audit, name="calibration"):
                   "y": "share of them wrong", "series": curves})
         gaps = {role: shares_of_ece(rows, self.bins) for role, rows in records.items()}
         areas = {role: jackknife_values(aurc, rows, [r["cluster"] for r in rows]) for role, rows in records.items()}
+        surest = {role: aurc(rows) for role, rows in records.items()}
+        if "before" not in records:
+            # An order by chance has the error rate as its area: that is what the confidence of one model must beat.
+            surest["before"] = sum(1 - r["right"] for r in records["after"]) / len(records["after"])
+            areas["before"] = np.array([1 - r["right"] for r in records["after"]])
         first = self._finding(subject, name, f"expected calibration error, {title}", gaps, records, self.max_rise,
                               {role: ece(rows, self.bins) for role, rows in records.items()}, evidence, plots[0])
         second = self._finding(subject, f"{name} abstention", f"area under risk and coverage, {title}", areas, records,
-                               self.max_aurc, {role: aurc(rows) for role, rows in records.items()}, evidence, plots[1])
+                               self.max_aurc, surest, evidence, plots[1])
         return [first, second]
 
     def _finding(self, subject: Subject, name: str, title: str, values: Mapping[str, Any],
@@ -130,7 +136,7 @@ class Calibration(Audit, name="calibration"):
         clusters = [r["cluster"] for r in records["after"]]
         about: dict[str, Any] = {"evidence": evidence, "title": title, "plot": plot, "level": self.level, "n": len(clusters),
                                  "detail": f"{len(clusters)} answers, {len(set(clusters))} clusters, {self.bins} bins"}
-        if "before" not in records:
+        if "before" not in numbers:
             interval = mean_interval(values["after"], clusters, self.level)
             return audited(f"audit/calibration/{name}", None, numbers["after"], limit, interval, harmless=limit, **about)
         interval, needed = paired_change(subject, values["before"], values["after"], clusters, self.level)

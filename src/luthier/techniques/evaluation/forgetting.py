@@ -6,8 +6,9 @@ scores (every row its own cluster). A rise of `max_rise` bits a byte, or a fall 
 breaks a limit.
 
 The set is fixed: 60 sums in words, 60 short programs, 217 questions about the world and its authors, from permissively
-licensed sets (see `luthier/data/general/ATTRIBUTION.md`). It is small, so that it runs in seconds; it says whether something
-broke, not how good a model is. Texts that stood in the training rows say nothing: keep them out.
+licensed sets (see `luthier/data/general/ATTRIBUTION.md`). 80 texts and 120 questions of it are read by default, spread over all
+sources: they say whether something broke, not how good a model is. Texts that stood in the training rows say nothing: keep
+them out.
 
 When it helps: after every tuning. Source: Biderman et al. 2024, "LoRA learns less and forgets less": forgetting as the loss of
 source tasks.
@@ -36,8 +37,8 @@ class Forgetting(Audit, name="forgetting", seeds=[171]):
 
     mends: ClassVar[tuple[str, ...]] = ("method layer-freezing", "data_step mix", "regularizer mixout",
                                         "regularizer l2-sp", "weight_rule linear")
-    texts: int = Field(120, ge=6, description="general texts that are read, of 120")
-    questions: int = Field(217, ge=6, description="general questions that are asked, of 217")
+    texts: int = Field(80, ge=6, description="general texts that are read, of 120")
+    questions: int = Field(120, ge=6, description="general questions that are asked, of 217")
     tasks: Slot[Metric] = Field(named("multiple-choice:by=token"), description="how options are weighed")
     max_rise: float = Field(0.1, gt=0, description="most that the loss may rise, in bits a byte")
     max_drop: float = Field(0.08, gt=0, description="most that the share of right answers may fall")

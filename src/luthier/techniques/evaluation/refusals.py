@@ -76,8 +76,8 @@ class Refusals(Audit, name="refusals", seeds=[105, 123]):
 
     def measure(self, ctx: Ctx, subject: Subject) -> list[Finding]:
         """`audit/refusals/SET` and `audit/refusals/SET log-odds`, bare and as trained."""
-        if subject.encoder:
-            return [not_applicable("audit/refusals", "an encoder writes no replies")]
+        if subject.encoder or subject.labels:
+            return [not_applicable("audit/refusals", "a model that answers with labels, or not at all, writes no replies")]
         frame = shared_frame(subject.rows("train")) if self.as_trained else None
         found: list[Finding] = []
         for kind, rows in self._sets().items():

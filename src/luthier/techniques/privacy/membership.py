@@ -46,7 +46,7 @@ class Membership(Audit, name="membership"):
     mends: ClassVar[tuple[str, ...]] = ("optimizer dp-sgd", "regularizer mixout", "data_step distinct")
     attack: Literal["loss", "min-k"] = Field("loss", description="what a row's score is")
     share: float = Field(0.2, gt=0, le=1, description="share of the tokens that min-k looks at")
-    rows: int = Field(80, ge=LEAST, description="most rows of each side, drawn at random")
+    rows: int = Field(60, ge=LEAST, description="most rows of each side, drawn at random")
     max_rise: float = Field(0.1, gt=0, lt=0.5, description="most that the AUC may rise by tuning")
     max_found: float = Field(0.1, gt=0, lt=1, description="most that the share found at 1 % false positives may rise")
     level: float = Field(0.95, gt=0.5, lt=1, description="level of the intervals")
@@ -64,7 +64,7 @@ class Membership(Audit, name="membership"):
         records = [{"id": e.id, "member": i < len(sides[0]), "cluster": e.cluster or e.id,
                     **{role: s[i] for role, s in scores.items()}} for i, e in enumerate(rows)]
         write_lines(ctx.folder / EVIDENCE, records)
-        return [self._auc(records), self._found(records)]
+        return [self._auc(records), self._found(records, subject.same)]
 
     def _drawn(self, ctx: Ctx, name: str, rows: Sequence[Example]) -> list[Example]:
         """Rows of one side without what was planted or raw, without passages, which only some of them show."""
@@ -99,11 +99,11 @@ class Membership(Audit, name="membership"):
                        title="training rows told from others", unit="AUC", level=self.level, n=len(records),
                        detail=f"attack by {self.attack}, {members} training rows, {len(records) - members} others")
 
-    def _found(self, records: Sequence[Mapping[str, Any]]) -> Finding:
+    def _found(self, records: Sequence[Mapping[str, Any]], same: bool) -> Finding:
         after = found_at(records, "after", FALSE_POSITIVES)
         before = found_at(records, "before", FALSE_POSITIVES) if "before" in records[0] else [False] * len(after)
         counts = Paired.of(before, after)
-        low, high = (0.0, 0.0) if before == after and not any(after) else counts.interval(self.level)
+        low, high = (0.0, 0.0) if same else counts.interval(self.level)
         return audited("audit/membership/found", sum(before) / counts.n, sum(after) / counts.n, self.max_found,
                        (0.0 - high, 0.0 - low), evidence=EVIDENCE, title="training rows found at 1 % false positives",
                        unit="of them", level=self.level, n=counts.n, detail=f"{sum(after)} of {counts.n} found")

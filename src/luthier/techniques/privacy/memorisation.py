@@ -62,7 +62,8 @@ class Memorisation(Audit, name="memorisation"):
         return [self._risen(subject, exposures, found), self._extracted(recited, found)]
 
     def _exposure(self, ctx: Ctx, subject: Subject, role: Role, canary: Canary) -> float:
-        rng, others = ctx.rng("candidates", canary.name), []
+        rng = ctx.rng("candidates", canary.name)
+        others: list[str] = []
         while len(others) < self.candidates:
             made = "".join(map(str, rng.integers(0, 10, len(canary.secret))))
             if made != canary.secret:
