@@ -64,7 +64,7 @@ class LoraLearnsLess(Study, name="lora-learns-less", seeds=[171]):
 
     def guards(self) -> tuple[Guard, ...]:
         """The domains are what they are said to be: the old one is known, the new one is not, and can be learned."""
-        return (Guard("the base knows the source: at most 2 bits a byte", SOURCE, ("base",), most=2.0),
+        return (Guard("the base knows the source: at most 0.8 bits a byte", SOURCE, ("base",), most=0.8),
                 Guard("the target is new to the base: at least 4 bits a byte", TARGET, ("base",), least=4.0),
                 Guard("full fine-tuning learns it: at most 2 bits a byte", TARGET, ("full-0.001",), most=2.0))
 
