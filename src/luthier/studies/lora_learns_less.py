@@ -77,10 +77,10 @@ class LoraLearnsLess(Study, name="lora-learns-less", seeds=[171]):
         """Learns less, forgets less; the larger rank; forgetting at equal loss."""
         return (
             Claim("learns less", "LoRA of rank 4 needs more bits for the target than full fine-tuning", "full", "lora4", TARGET,
-                  "higher", 0.02, 0.1, 0.02, paper="HumanEval 0.263 against 0.175 to 0.224"),
+                  "higher", 0.05, 0.1, 0.015, paper="HumanEval 0.263 against 0.175 to 0.224"),
             Claim("forgets less", "LoRA of rank 4 needs fewer bits for the source than full fine-tuning", "full", "lora4",
-                  SOURCE, "lower", 0.05, 0.8, 0.1, paper="source accuracy falls less under LoRA"),
-            Claim("rank", "rank 32 learns more of the target than rank 4", "lora4", "lora32", TARGET, "lower", 0.02, 0.1, 0.02,
+                  SOURCE, "lower", 0.1, 0.3, 0.03, paper="source accuracy falls less under LoRA"),
+            Claim("rank", "rank 32 learns more of the target than rank 4", "lora4", "lora32", TARGET, "lower", 0.05, 0.1, 0.015,
                   main=False),
             Claim("forgets less at equal loss", "LoRA forgets less than full fine-tuning that has learned about as much",
-                  "full at the loss of lora4", "lora4", SOURCE, "lower", 0.05, 0.8, 0.1, main=False))
+                  "full at the loss of lora4", "lora4", SOURCE, "lower", 0.1, 0.3, 0.03, main=False))

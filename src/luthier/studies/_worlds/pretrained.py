@@ -36,7 +36,7 @@ class Pretrained(Step, name="pretrained"):
     width: int = Field(128, ge=16, description="size of the hidden states")
     layers: int = Field(4, ge=1, description="layers")
     vocabulary: int = Field(2048, ge=300, description="most tokens of the vocabulary")
-    epochs: float = Field(24, gt=0, description="passes over the texts")
+    epochs: float = Field(12, gt=0, description="passes over the texts")
     learning_rate: float = Field(3e-3, gt=0, description="peak learning rate")
     batch_rows: int = Field(32, ge=1, description="texts in an optimizer step")
 
