@@ -175,10 +175,10 @@ def _chosen(choices: Sequence[Choice], read: _Read) -> dict[str, str]:
         means = {arm: read.mean(arm, choice.by) for arm in among}
         if choice.near:
             goal = read.mean(chosen.get(choice.near, choice.near), choice.by)
-            chosen[choice.name] = min(among, key=lambda arm, means=means, goal=goal: abs(means[arm] - goal))  # type: ignore[misc]
+            lacks = {arm: abs(mean - goal) for arm, mean in means.items()}
         else:
-            sign = -1 if choice.best == "highest" else 1
-            chosen[choice.name] = min(among, key=lambda arm, means=means, sign=sign: sign * means[arm])  # type: ignore[misc]
+            lacks = {arm: -mean if choice.best == "highest" else mean for arm, mean in means.items()}
+        chosen[choice.name] = min(lacks, key=lacks.__getitem__)
     return chosen
 
 
@@ -208,7 +208,7 @@ def _named(read: _Read, arm: str, measure: Measure, same: bool) -> str:
 def _paired(claim: Claim, read: _Read) -> tuple[Interval | None, float | None, int, str]:
     """The same questions on both sides."""
     if len(read.seeds) >= statistics.FEWEST_SEEDS:
-        parts = []
+        parts: list[tuple[list[float], list[str]]] = []
         for one, two in zip(read.values(claim.left, claim.measure), read.values(claim.right, claim.measure), strict=True):
             shared = [q for q in one if q in two]
             parts.append(([two[q][1] - one[q][1] for q in shared], [one[q][0] for q in shared]))
@@ -236,7 +236,9 @@ def _apart(claim: Claim, left_measure: Measure, read: _Read) -> tuple[Interval |
 
 def _trend(study: Study, trend: Trend, read: _Read) -> Finding:
     names = list(trend.terms)
-    y, x, runs = [], [], []
+    y: list[float] = []
+    x: list[list[float]] = []
+    runs: list[str] = []
     for arm in (a for a in read.arms if a in trend.runs):
         responses = read.values(arm, trend.response)
         for place, seed in enumerate(read.seeds):
@@ -246,7 +248,11 @@ def _trend(study: Study, trend: Trend, read: _Read) -> Finding:
             y.append(fmean(v for _, v in responses[place].values()))
             x.append([1.0, *(sum(sums[n]) / total for n in names)])
             runs.append(f"{trend.runs[arm]}/{seed}")
-    at, interval, p, coefficient, explained = 1 + names.index(trend.term), None, None, None, None
+    interval: Interval | None = None
+    p: float | None = None
+    coefficient: float | None = None
+    explained: float | None = None
+    at = 1 + names.index(trend.term)
     if len(set(runs)) >= statistics.FEWEST_SEEDS and len(y) > len(names) + 1 and \
             np.linalg.matrix_rank(np.array(x)) == len(names) + 1:
         fit = regression.least_squares(y, x, runs)

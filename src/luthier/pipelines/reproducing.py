@@ -112,7 +112,7 @@ def stated(study: Study, scale_name: str) -> Stated:
               *(f"{g.says} ({', '.join(a for a in g.arms if a in grid.arms)})" for g in study.guards()
                 if set(g.arms) & set(grid.arms))]
     return Stated(study.info.name, scale_name, scale.seeds, tuple(grid.arms), dict(scale.units), tuple(guards), seen,
-                  {c.name: c.smallest for c in (*asked, *trends)})
+                  {c.name: c.smallest for c in asked} | {t.name: t.smallest for t in trends})
 
 
 def _least(claim: Claim, scale: Scale) -> int:
@@ -158,8 +158,9 @@ class Reproduction:
 def fingerprint(study: Study, scale_name: str) -> str:
     """Digest of what is run and of what is claimed, at one scale."""
     grid = grid_of(study, scale_name)
+    said: list[Any] = [*study.claims(), *study.trends(), *study.choices(), *study.guards()]
     return digest({"arms": {n: r.fill() for n, r in grid.variants.items()}, "seeds": list(grid.seeds),
-                   "claims": [asdict(c) for c in (*study.claims(), *study.trends(), *study.choices(), *study.guards())]})
+                   "claims": [asdict(one) for one in said]})
 
 
 def reproduce(study: Study, scale_name: str, folder: Path, *, watcher: Watcher | None = None, fresh: bool = False,

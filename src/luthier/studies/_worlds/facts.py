@@ -5,13 +5,15 @@ Each person has one value for each of four relations. A share of the facts is ne
 same relation that are asked and answered in a row. So a model that learns these texts knows facts well, a little or not at
 all, and can be asked with solved examples. Wordings of statements and questions are disjoint.
 
-Subsets: `pretrain` (texts), `told` and `untold` (questions with answers; `task` is the relation), `statements` (texts that
-restate told facts in a wording of their own).
+Subsets: `pretrain` (texts), `asked` (each question of the texts again by itself, as often as they ask it), `told` and
+`untold` (each fact once as a question with its answer), `statements` (texts that restate told facts in a wording of their
+own).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -38,7 +40,7 @@ class FactsWorld(Step, name="facts-world"):
 
     output: ClassVar[str] = "examples"
     seeded: ClassVar[bool] = False
-    persons: int = Field(180, ge=4, description="persons; each has four facts")
+    persons: int = Field(140, ge=4, description="persons; each has four facts")
     values: int = Field(24, ge=2, description="values of each relation, one word each")
     untold_share: float = Field(0.33, ge=0, lt=1, description="share of facts that are never told")
     most_mentions: int = Field(20, ge=1, description="how often the best known facts are told")
@@ -51,13 +53,14 @@ class FactsWorld(Step, name="facts-world"):
         counts = draw("mentions").random(len(facts))
         told = draw("told").permutation(len(facts))[: round(len(facts) * (1 - self.untold_share))]
         mentions = {int(i): 1 + int((self.most_mentions - 1) * counts[i] ** 2) for i in told}
-        texts = self._texts(facts, mentions, draw)
+        texts, order = self._texts(facts, mentions, draw)
+        again = [replace(_asked(facts[i]), id=f"asked/{n}") for n, i in enumerate(order)]
         asked = {"told": [_asked(facts[i], n=mentions[i]) for i in sorted(mentions)],
                  "untold": [_asked(fact) for i, fact in enumerate(facts) if i not in mentions]}
         restated = [_text(f"statement/{i}", RELATIONS[facts[i][1]][2].format(p=facts[i][0], v=facts[i][2]))
                     for i in sorted(mentions)]
         ctx.log(f"{len(facts)} facts, {len(mentions)} told in {sum(mentions.values())} mentions")
-        return write_examples(ctx.folder, {"pretrain": texts, **asked, "statements": restated})
+        return write_examples(ctx.folder, {"pretrain": texts, "asked": again, **asked, "statements": restated})
 
     def _facts(self, draw: Rng) -> list[tuple[str, str, str]]:
         """(person, relation, value), each person under each relation once."""
@@ -74,9 +77,11 @@ class FactsWorld(Step, name="facts-world"):
         return [(name, relation, values[relation][chosen[i, j]])
                 for i, name in enumerate(names) for j, relation in enumerate(RELATIONS)]
 
-    def _texts(self, facts: list[tuple[str, str, str]], mentions: Mapping[int, int], draw: Rng) -> list[Example]:
-        """Statements one by one, and blocks of questions of one relation."""
+    def _texts(self, facts: list[tuple[str, str, str]], mentions: Mapping[int, int], draw: Rng
+               ) -> tuple[list[Example], list[int]]:
+        """Statements one by one and blocks of questions of one relation; and the facts that are asked, in order."""
         said: list[str] = []
+        all_asked: list[int] = []
         waiting: dict[str, list[int]] = {r: [] for r in RELATIONS}
         for i, count in mentions.items():
             kinds = draw("kinds", i).random(count)
@@ -88,10 +93,11 @@ class FactsWorld(Step, name="facts-world"):
                     said.append(RELATIONS[facts[i][1]][1][wording].format(p=facts[i][0], v=facts[i][2]))
         for relation, asked in waiting.items():
             order = [asked[j] for j in draw("blocks", relation).permutation(len(asked))]
+            all_asked += order
             for start in range(0, len(order), BLOCK):
                 said.append("\n\n".join(f"Question: {RELATIONS[relation][0].format(p=facts[i][0])}\nAnswer: {facts[i][2]}"
                                         for i in order[start:start + BLOCK]))
-        return [_text(f"pretrain/{n}", text) for n, text in enumerate(said)]
+        return [_text(f"pretrain/{n}", text) for n, text in enumerate(said)], all_asked
 
 
 def _asked(fact: tuple[str, str, str], n: int = 0) -> Example:

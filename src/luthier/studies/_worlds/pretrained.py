@@ -1,5 +1,8 @@
 """pretrained: a tiny Llama that has learned the texts of a world, by the house's own training; made once and kept.
 
+All tokens of the subset `pretrain` are learned and, where the world has it, the answers of `asked`: names of persons can't be
+foretold, and a loss over answers alone has less of that noise.
+
 The tokenizer is a byte-level BPE of the world's own texts, large enough that each of its words is one token. The model is
 kept in the cache under a digest of its settings and of its texts, so that studies and their arms share it.
 """
@@ -20,11 +23,12 @@ from luthier.core.files import write_json
 from luthier.core.identity import digest, hash_folder
 from luthier.core.step import Ctx, Step
 
+TAUGHT = {"pretrain": "pretrain", "asked": "supervised"}
 LICENSE = "Weights made by Luthier from invented texts; no rights are claimed.\n"
 
 
 class Pretrained(Step, name="pretrained"):
-    """A tiny Llama trained on the subset `pretrain` of a world."""
+    """A tiny Llama trained on the texts and questions of a world."""
 
     inputs: ClassVar[dict[str, str]] = {"examples": "examples"}
     output: ClassVar[str] = "model"
@@ -32,7 +36,7 @@ class Pretrained(Step, name="pretrained"):
     width: int = Field(128, ge=16, description="size of the hidden states")
     layers: int = Field(4, ge=1, description="layers")
     vocabulary: int = Field(2048, ge=300, description="most tokens of the vocabulary")
-    epochs: float = Field(20, gt=0, description="passes over the texts")
+    epochs: float = Field(12, gt=0, description="passes over the texts")
     learning_rate: float = Field(3e-3, gt=0, description="peak learning rate")
     batch_rows: int = Field(32, ge=1, description="texts in an optimizer step")
 
@@ -41,7 +45,7 @@ class Pretrained(Step, name="pretrained"):
         from luthier.engine.packages import cache_folder
 
         world = inputs["examples"]
-        texts = hash_folder(world.folder / "examples" / "pretrain")
+        texts = {name: hash_folder(world.folder / "examples" / name) for name in TAUGHT if name in world.subsets}
         folder = cache_folder() / "worlds" / digest({"step": self.identity, "texts": texts})
         if (folder / "checksum.json").exists():
             ctx.log(f"kept: {folder}")
@@ -57,7 +61,9 @@ class Pretrained(Step, name="pretrained"):
         shutil.rmtree(blank, ignore_errors=True)  # of an attempt that was killed
         self._blank(world, blank)
         start = seal("model", blank, name="tiny-llama", note="random weights", path=str(blank), architecture="decoder")
-        fit = {"use": "fit", "tasks": [{"data": "examples.pretrain", "objective": "pretrain"}], "method": "full",
+        tasks = [{"data": f"examples.{name}", "objective": objective}
+                 for name, objective in TAUGHT.items() if name in world.subsets]
+        fit = {"use": "fit", "tasks": tasks, "method": "full",
                "length": {"epochs": self.epochs}, "learning_rate": self.learning_rate, "batch_rows": self.batch_rows,
                "schedule": "cosine", "dtype": "float32", "max_tokens_per_example": 256}
         trained = ctx.engine.fit(fit, {"base": start, "examples": world}, ctx)
