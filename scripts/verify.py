@@ -75,12 +75,12 @@ def oracle_files() -> dict[str, set[int]]:
 
 def components_of(seed: int) -> list[dict[str, Any]]:
     """The lines of the index that name the seed."""
-    return [r for r in index.rows() if seed in r["seeds"]]
+    return [r for r in index.rows() if seed in r["seeds"] and r["kind"] != catalog.STUDY]
 
 
 def all_seeds() -> list[int]:
     """The seeds that a component names."""
-    return sorted({seed for r in index.rows() for seed in r["seeds"]})
+    return sorted({seed for r in index.rows() if r["kind"] != catalog.STUDY for seed in r["seeds"]})
 
 
 def changed_since(commit: str) -> list[str]:

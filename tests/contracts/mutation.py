@@ -107,7 +107,7 @@ def declared(components: Iterable[dict[str, Any]]) -> list[Mutant]:
 def lacking(components: Iterable[dict[str, Any]], mutants: Iterable[Mutant], least: int = 2) -> list[str]:
     """The components with seeds that have fewer mutants than they must."""
     named = [m.component for m in mutants]
-    titles = [f"{r['kind']} {r['name']}" for r in components if r["seeds"]]
+    titles = [f"{r['kind']} {r['name']}" for r in components if r["seeds"] and r["kind"] != "study"]
     return [title for title in titles if named.count(title) < least]
 
 

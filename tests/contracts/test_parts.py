@@ -127,7 +127,11 @@ def test_a_metric_leaves_one_record_a_row_and_reduces_them(row, engine, bases, m
     ctx = make_ctx("metric", roles=roles)
     said = [Prediction(e.id, text=e.answer, label=str(e.label), probabilities={"thing": 0.5, "word": 0.5}, tokens=3,
                        passages=(f"p{i}",), log_probability=-1.0) for i, e in enumerate(asked)]
-    records = metric.score(asked, said, ctx)
+    try:
+        records = metric.score(asked, said, ctx)
+    except UserError as refused:
+        assert row["name"] in str(refused) and "needs" in str(refused)
+        pytest.skip(f"needs more than its rows: {refused}")
     assert [r["id"] for r in records] == [e.id for e in asked]
     assert all(r["value"] is None or math.isfinite(r["value"]) for r in records)
     assert same_or_nan(metric.reduce(records), metric.reduce(list(reversed(records))))

@@ -25,7 +25,9 @@ WORDS = "module class object list dict name scope block import yield".split()
 
 # Values for components that can't be built from their defaults. A field may also carry `examples` of its own.
 ARGUMENTS: dict[tuple[str, str], dict[str, Any]] = {
+    ("data_step", "slick"): {"prompts": 2, "samples": 2},
     ("method", "peft"): {"type": "IA3"},
+    ("data_step", "rerank"): {"metric": "f1"},
     ("step", "base"): {"model": "pico"},
     ("step", "given"): {"kind": "examples"},
     ("step", "repeat"): {"steps": {"fit": {"use": "fit", "inputs": {"base": "base", "examples": "examples"}}},
@@ -76,6 +78,7 @@ def examples(count: int = 8) -> list[Example]:
         made.append(question(f"q{i}", f"What is a {word}{' in the language' * (i % 3)}?", f"a {word} of the {word}",
                              passage=f"A {word} is a {word} of the {word}.", label=("thing", "word")[i % 2],
                              source=f"s{i // 2}", cluster=f"c{i // 2}", references=(f"the {word}",),
+                             meta={"paraphrases": [f"Say what a {word} is."], "candidate": f"a {word}", "rating": 1 + i % 5},
                              rejected=Turn("assistant", (Part(f"no {word}{' at all' * (i % 2)}"),), target=True)))
     return made
 

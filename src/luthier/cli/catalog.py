@@ -26,7 +26,7 @@ def command(
             print(json.dumps(found, ensure_ascii=False))
             return
         for row in found:
-            print(f"{row['id']:>3} {row['status']:<8} {row['slug']:<28} {row['kind']:<12} {row['summary']}")
+            print(f"{row['id']:>3} {row['status']:<12} {row['slug']:<28} {row['kind']:<12} {row['summary']}")
         counts = Counter(r["status"] for r in found if r["status"] != "-")
         told = ", ".join(f"{n} {status}" for status, n in sorted(counts.items())) or "none is recorded to run"
         print(f"\n{len(found)} techniques: {told}. luthier catalog SLUG shows one.")
@@ -36,6 +36,10 @@ def command(
         print(json.dumps(row, ensure_ascii=False, indent=1))
         return
     print(f"{row['id']} {row['name']}: {row['title']}\n{row['summary']}\n\nstatus: {row['status']}   home: {row['home']}")
+    if row["result"]:
+        said = row["result"]
+        old = "" if said["current"] else ", of an earlier version"
+        print(f"study: {said['verdict']} at the {said['scale']} scale ({said['world']}){old}: {said['why']}")
     print("components: " + (", ".join(f"{c['kind']} {c['name']}" for c in row["components"]) or "none named"))
     print(f"works when: {row['works_when']}\noracles:")
     recorded = {c["n"]: c["outcome"] for c in catalog.records().get(row["id"], {}).get("clauses", ())}

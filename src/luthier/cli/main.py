@@ -15,6 +15,7 @@ COMMANDS = {
     "tune": "examples in, a tuned model with its evidence out",
     "compare": "several ways to tune, judged on equal rows and budget",
     "evaluate": "score a tuned model on more rows",
+    "audit": "what tuning broke: forgetting, calibration, refusals, leaks",
     "ask": "ask a run, with cited passages",
     "chat": "question after question, with citations",
     "export": "the tuned model as an adapter or as full weights, with receipts",
@@ -23,6 +24,7 @@ COMMANDS = {
     "doctor": "what is wrong here, and the one command that mends it",
     "list": "the components, by kind",
     "schema": "JSON schema of recipes or of one component",
+    "reproduce": "whether a published claim holds here: its study, run and judged",
     "catalog": "the 210 published techniques and what stands behind each",
 }
 INTERRUPTED = 130

@@ -5,8 +5,12 @@ components, oracles, status, result`. `components` are the parts expected to rea
 claims, `{"n": 1, "text": "..."}`, to which the oracle tests point. What stands behind a seed is not written there: it is
 recorded in `status/NNN.json` by the script that runs the tests, and holds for the versions and clauses it names:
 
+    studied   verified, and the study of its claim is recorded (`core/recorded.py`)
     verified  every clause of the oracle passed          runs   a component is registered, its contract suite green
     stale     a component or a clause changed since      -      nothing recorded, or not green
+    underpowered   verified, and the recorded study was too small to see a difference of interest
+
+`result` is the recorded verdict on the published claim, negative ones included, with its scale and version.
 """
 
 from __future__ import annotations
@@ -18,8 +22,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from luthier.core import recorded
 from luthier.core.errors import UserError
 
+STUDY = "study"  # the kind that judges a claim; what realises it are the other kinds
 Component = tuple[str, str, int, Iterable[int]]  # kind, name, version, ids of the seeds it realises
 
 
@@ -62,12 +68,21 @@ def statuses(components: Iterable[Component]) -> dict[int, str]:
 def rows(components: Iterable[Component] = ()) -> list[dict[str, Any]]:
     """Every seed, by id, with its status for these components."""
     versions: dict[int, dict[str, int]] = {}
+    studies: dict[int, int] = {}
     for kind, name, version, seeds in components:
         for seed in seeds:
-            versions.setdefault(seed, {})[f"{kind} {name}"] = version
+            if kind == STUDY:
+                studies[seed] = version
+            else:
+                versions.setdefault(seed, {})[f"{kind} {name}"] = version
     out = [json.loads(line) for line in _text().splitlines()]
     for seed in out:
-        seed["status"] = state(seed, versions.get(seed["id"], {}), records().get(seed["id"]))
+        status = state(seed, versions.get(seed["id"], {}), records().get(seed["id"]))
+        found = recorded.records().get(seed["id"])
+        seed["status"] = recorded.studied(status, studies.get(seed["id"]), found)
+        if found is not None and seed["id"] in studies:
+            seed["result"] = {k: found[k] for k in ("verdict", "why", "scale", "version", "world")} | {
+                "current": found["version"] == studies[seed["id"]]}
     return out
 
 

@@ -18,6 +18,7 @@ from luthier.core.example import Dropped, Example, Passage
 from luthier.core.finding import Finding
 from luthier.core.rng import Rng
 from luthier.core.step import Ctx, FitCtx, Step
+from luthier.core.study import Choice, Claim, Guard, Paper, Scale, Trend
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from luthier.engine.forward import Forward
     from luthier.engine.models import Model
     from luthier.engine.rendering import Render
+    from luthier.engine.subjects import Subject
 
 __all__ = [
     "Audit", "Body", "DataStep", "Decoder", "Environment", "Features", "Head", "Hook", "Method", "Metric",
@@ -287,13 +289,32 @@ class Metric(Component, kind="metric"):
 
 
 class Audit(Component, kind="audit"):
-    """A look for damage in a run, a pair of models or data."""
+    """A look for damage in a run, a pair of models or data. It measures and never trains.
 
-    roles: ClassVar[tuple[str, ...]] = ()
+    `roles`: the models it asks, `before` (the base) and `after` (the tuned model); `subjects`: what it can look at (a run
+    has training rows beside the pair). Its limits are fields of its own, named `max_…` or `min_…`. `mends`: components,
+    as "kind name", that repair what it finds. `battery`: whether it belongs to those that run when none is named.
+    """
+
+    roles: ClassVar[tuple[str, ...]] = ("before", "after")
+    subjects: ClassVar[tuple[Literal["run", "pair", "data"], ...]] = ("run", "pair")
+    mends: ClassVar[tuple[str, ...]] = ()
+    battery: ClassVar[bool] = True
+    hard: bool = Field(False, description="whether a broken limit ends the command with exit code 3")
+
+    def check(self) -> None:
+        """Look at what can be refused before any model is loaded (files, sizes). Raises UserError."""
+
+    def content(self) -> dict[str, Any]:
+        """Hashes of outside files that it reads; part of the key of its step."""
+        return {}
 
     @abstractmethod
-    def measure(self, ctx: Ctx, subject: Any) -> list[Finding]:
-        """What was found."""
+    def measure(self, ctx: Ctx, subject: Subject) -> list[Finding]:
+        """What was found: findings made by `core.finding.audited`, or `not_applicable` with the reason.
+
+        Names are `audit/NAME/…`; the compared numbers stand in a file of `ctx.folder` that `evidence` names.
+        """
 
 
 class Head(Component, kind="head"):
@@ -367,15 +388,39 @@ class Environment(Component, kind="environment"):
 
 
 class Study(Component, kind="study"):
-    """A published claim as an experiment: arms (recipe edits), data, measures, guards and the claim."""
+    """A published claim as an experiment: a recipe, its arms, and what is claimed of their records (`core/study.py`).
+
+    `world` says where the evidence comes from: models and data made for studies ("synthetic world only"), or real ones.
+    Judging is the runner's: no study can be lenient with itself.
+    """
+
+    paper: ClassVar[Paper]
+    world: ClassVar[str] = "synthetic world only"
+    scales: ClassVar[Mapping[str, Scale]]
+
+    @abstractmethod
+    def recipe(self) -> dict[str, Any]:
+        """The recipe that all arms are edits of, as text, at the default scale."""
 
     @abstractmethod
     def arms(self) -> dict[str, dict[str, Any]]:
-        """Recipe edits by arm."""
+        """Recipe edits by arm; a mapping with `steps` is a whole recipe."""
 
     @abstractmethod
-    def verdict(self, findings: Sequence[Finding]) -> Finding:
-        """What the measured findings say of the claim."""
+    def claims(self) -> tuple[Claim, ...]:
+        """What is claimed; the main claims first."""
+
+    def guards(self) -> tuple[Guard, ...]:
+        """What must hold for the result to count."""
+        return ()
+
+    def choices(self) -> tuple[Choice, ...]:
+        """Arms that stand for several; a later one may be near an earlier one."""
+        return ()
+
+    def trends(self) -> tuple[Trend, ...]:
+        """Claims about all arms together."""
+        return ()
 
 
 class DroppedRow(Exception):

@@ -47,7 +47,9 @@ def _load_adapter(model: Model, folder: Path) -> None:
     wrapped = get_peft_model(model.module, config, autocast_adapter_dtype=False)
     state = load_file(folder / "adapter_model.safetensors")
     result = set_peft_model_state_dict(wrapped, state)
-    lost = [k for k in getattr(result, "unexpected_keys", [])]
+    # A learned prompt is loaded apart, by PEFT itself, and then reported as a tensor that the model does not have.
+    apart = {"prompt_embeddings"} if config.is_prompt_learning else set()
+    lost = [k for k in getattr(result, "unexpected_keys", []) if k not in apart]
     if lost:
         raise UserError(f"The adapter in {folder} does not fit {model.name}: {len(lost)} tensors have no place "
                         f"(first: {lost[0]}).")
@@ -111,7 +113,7 @@ def load_heads(model: Model, artifact: Artifact) -> None:
     tensors = load_file(artifact.folder / HEADS_FILE)
     model.labels = artifact.meta["labels"]
     for task, spec in artifact.meta["heads"].items():
-        head = build("head", spec).build(model, model.labels[task])
+        head = build("head", spec).build(model, model.labels.get(task, []))
         head.load_state_dict({n.removeprefix(f"{task}."): t for n, t in tensors.items() if n.startswith(f"{task}.")})
         model.heads[task] = head.to(model.device).eval().requires_grad_(False)
 

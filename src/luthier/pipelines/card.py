@@ -17,6 +17,7 @@ from luthier.core.files import read_json, write_atomic
 from luthier.core.finding import Finding
 from luthier.core.run import Run
 from luthier.pipelines.advice import advise
+from luthier.pipelines.auditing import audits_of, sentence
 
 FILE = "README.md"
 
@@ -45,7 +46,7 @@ def card(run: Run, tuned: Artifact, form: str, receipts: Sequence[Finding]) -> s
         del front["model-index"]
     head = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
     parts = [f"# {tuned.folder.name}: {base['name']} tuned by Luthier", _about(run, tuned), _data(run), _evidence(table),
-             _advice(run), _receipts(run, receipts), _loading(tuned, form), _limits(table, arm)]
+             _audits(run), _advice(run), _receipts(run, receipts), _loading(tuned, form), _limits(table, arm)]
     return f"---\n{head}---\n\n" + "\n\n".join(p for p in parts if p) + "\n"
 
 
@@ -110,6 +111,11 @@ def _evidence(table: list[dict[str, Any]]) -> str:
 def _advice(run: Run) -> str:
     told = [f"- {a.text}" for a in advise(run)]
     return "## Advice\n\n" + "\n".join(told) if told else ""
+
+
+def _audits(run: Run) -> str:
+    told = [f"- {sentence(f)}" for f in audits_of(run)]
+    return "## Audits\n\nBefore -> after tuning.\n\n" + "\n".join(told) if told else ""
 
 
 def _receipts(run: Run, own: Sequence[Finding]) -> str:

@@ -326,12 +326,9 @@ def evaluate(source: Run, data: str) -> Recipe:
     metrics = ["accuracy"] if labels else ["bits-per-byte"] if texts else ["preference-accuracy"] if pairs else \
         ["exact-match", "f1", "stops"]
     place = str(source.folder.resolve() / "steps")
-    base_model = source.step("base").meta
-    name = base_model["name"] if base_model["name"] in _packaged() else \
-        f"{base_model['hub']}@{base_model['revision']}" if "hub" in base_model else base_model["path"]
     asked = sets or ["test"]
     steps: dict[str, Any] = {
-        "base": {"use": "base", "model": name, "quantize": base_model.get("quantize", "none")},
+        "base": base_step(source),
         "rows": rows,
         "trained": {"use": "existing", "path": f"{place}/split", "kind": "examples"},
         "tuned": {"use": "existing", "path": f"{place}/tuned", "kind": source.step("tuned").kind},
@@ -373,6 +370,14 @@ def _tested(data: str) -> tuple[dict[str, Any], str, list[str]]:
         raise UserError(f"{data} comes divided into {', '.join(subsets)}: none of it is there to be tested on. Give a file of "
                         "rows, or divide anew: luthier data split.")
     return step, found, sets
+
+
+def base_step(source: Run) -> dict[str, Any]:
+    """The step that finds a run's base again."""
+    base = source.step("base").meta
+    name = base["name"] if base["name"] in _packaged() else \
+        f"{base['hub']}@{base['revision']}" if "hub" in base else base["path"]
+    return {"use": "base", "model": name, "quantize": base.get("quantize", "none")}
 
 
 def _packaged() -> frozenset[str]:

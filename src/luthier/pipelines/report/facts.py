@@ -21,7 +21,8 @@ from luthier.pipelines.report.words import arm_order, metric_order, set_order
 
 COMPARISON = "compare/"
 RETRIEVER = "retriever/"
-NO_RECEIPT = (COMPARISON, GAIN, RETRIEVER)
+AUDIT = "audit/"
+NO_RECEIPT = (COMPARISON, GAIN, RETRIEVER, AUDIT)
 _OPENED = re.compile(r"^(\S+) (?:\[(.+?)\] )?test opened: (.+)$")
 
 
@@ -103,6 +104,11 @@ class Facts:
     def gains(self) -> list[Finding]:
         """Format, knowledge and brevity gains of the trained arms."""
         return [f for f in self.findings if f.name.startswith(GAIN)]
+
+    @cached_property
+    def audits(self) -> list[Finding]:
+        """Findings of this run's own audits; those of `RUN/audit` are a run of their own."""
+        return [f for f in self.findings if f.name.startswith(AUDIT)]
 
     @cached_property
     def table(self) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
-from luthier.pipelines.report import answers, cases, gained, grounds, questions, retriever, work
+from luthier.pipelines.report import answers, audits, cases, gained, grounds, questions, retriever, work
 from luthier.pipelines.report.facts import Facts
 from luthier.pipelines.report.markup import (
     Html,
@@ -43,6 +43,7 @@ SECTIONS = (
     Section("comparisons", "Paired comparisons", answers.comparisons, "no arms were compared"),
     Section("gains", "Knowledge and format", gained.gains, "no trained arm was compared with the base on unseen sections"),
     Section("retriever", "Choice of the retriever", retriever.retriever, "no retriever was tuned (--tune-retriever)"),
+    Section("audits", "Audits", audits.audits, "nothing was audited (luthier audit RUN)"),
     Section("cost", "Cost", work.cost, "nothing was trained or evaluated"),
     Section("learning", "Learning curve", work.learning, "no step recorded a loss"),
     Section("examples", "Questions and answers", cases.cases, "no arm was evaluated"),
@@ -106,7 +107,7 @@ def _notices(facts: Facts) -> Html:
         told.append(join((el("strong", "This run is not finished."), " Missing: ",
                           join((el("code", n) for n in facts.unfinished), ", "), ". The same command resumes it.")))
     loud = el("div", *(el("p", t) for t in told), class_="alarm", role="note") if told else None
-    bare = None if facts.comparisons or facts.unfinished else el("p", _UNCOMPARED, class_="note", role="note")
+    bare = None if facts.comparisons or facts.unfinished or facts.audits else el("p", _UNCOMPARED, class_="note", role="note")
     return join((loud, bare))
 
 

@@ -68,7 +68,7 @@ _METRIC_WORDS = {
 }
 _MARKS = {
     "better": "▲", "worse": "▼", "no difference": "=", "undecided": "?", "agrees": "✓", "differs": "✗",
-    "not applicable": "–",
+    "not applicable": "–", "pass": "✓", "fail": "✗",
 }
 
 

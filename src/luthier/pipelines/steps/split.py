@@ -63,7 +63,8 @@ class Split(Step, name="split"):
         if not test:
             ledger += self._capped(subsets, ctx)
         ctx.roles = {**ctx.roles, **_roles(inputs, unseen, ctx)}
-        ledger += self._augmented(subsets, ctx)
+        unused, added = self._augmented(subsets, ctx)
+        ledger += unused
         for name in ("train", "dev"):
             if not subsets[name]:
                 raise UserError(f"No row is left for {name}. Add documents, or change split.unseen_share and dev_share.")
@@ -71,7 +72,7 @@ class Split(Step, name="split"):
         lost = [r for r in subsets.get("known", ()) if r.cluster not in trained]
         ledger += [Dropped(r.id, "known question about a section without training rows", r.cluster) for r in lost]
         subsets = {n: [r for r in rows if n != "known" or r.cluster in trained] for n, rows in subsets.items()}
-        made = self._unanswered(subsets, ctx)
+        made = added + self._unanswered(subsets, ctx)
         overlap = _overlap(subsets)
         ctx.log(", ".join(f"{len(r)} {n}" for n, r in subsets.items()) + f"; {len(ledger)} left out")
         copy_licenses([Path(a.folder) for a in inputs.values()], ctx.folder)
@@ -79,20 +80,28 @@ class Split(Step, name="split"):
         return write_examples(ctx.folder, subsets, ledger, overlap=overlap, made=made, **({"labels": labels} if labels else {}),
                               read=len(rows) + sum(map(len, test.values())))
 
-    def _augmented(self, subsets: dict[str, list[Example]], ctx: Ctx) -> list[Dropped]:
-        """Change the training rows, and a copy of the dev rows by which training is watched; what training loses."""
+    def _augmented(self, subsets: dict[str, list[Example]], ctx: Ctx) -> tuple[list[Dropped], int]:
+        """Change the training rows, and a copy of the dev rows by which training is watched.
+
+        Returns what training loses, and how many rows it gains by steps that give more; those see no dev rows.
+        """
         if not self.augment:
-            return []
+            return [], 0
         ledger: list[Dropped] = []
+        added = 0
         for name, source in (("train", "train"), ("validation", "dev")):
             rows = subsets[source]
             for step in self.augment:
+                more = type(step).gives == "more"
+                if more and name == "validation":
+                    continue
                 made = list(step.apply(iter(rows), ctx))
+                added += len(made) - len(rows) if more else 0
                 rows = [r for r in made if isinstance(r, Example)]
                 if name == "train":
                     ledger += [r for r in made if isinstance(r, Dropped)]
             subsets[name] = rows
-        return ledger
+        return ledger, added
 
     def _unanswered(self, subsets: dict[str, list[Example]], ctx: Ctx) -> int:
         """Add questions without an answer to the set `unanswerable`; how many were made."""

@@ -22,7 +22,7 @@ from luthier.core.step import Ctx
 from luthier.techniques.evaluation._shared import bag, gold_answers, pairs
 
 
-class F1(Metric, name="f1"):
+class F1(Metric, name="f1", seeds=[49]):
     """Mean word overlap with the nearest acceptable answer, by SQuAD's definition."""
 
     def score(self, examples: Sequence[Example], predictions: Sequence[Prediction], ctx: Ctx) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Linear head: labels = W dropout(pooled) + b."""
+"""Linear head: labels = W dropout(pooled) + b; one number where there are no labels, such as a rating."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class LinearHead(Head, name="linear"):
     def build(self, body: Model, labels: Sequence[str]) -> torch.nn.Module:
         from torch import nn
 
-        return nn.Sequential(nn.Dropout(self.dropout), nn.Linear(body.width, len(labels)))
+        return nn.Sequential(nn.Dropout(self.dropout), nn.Linear(body.width, len(labels) or 1))
 
     def predict(self, outputs: torch.Tensor) -> torch.Tensor:
-        return outputs.float().softmax(-1)
+        return outputs.float().softmax(-1) if outputs.shape[-1] > 1 else outputs.float()

@@ -1,0 +1,1 @@
+"""Published claims as runnable experiments, one file a paper."""

@@ -1,0 +1,1 @@
+"""Privacy: what of the training data can be got out of a model."""
