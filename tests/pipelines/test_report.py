@@ -448,7 +448,7 @@ def test_half_finished_run_says_what_is_missing(tmp_path: Path) -> None:
     assert "failed" in notice.get_text() and "disk full" in notice.get_text()
     assert [c.get_text() for c in notice.find_all("code")] == ["evaluate-tuned", "compare"]
     assert [t["data-missing"] for t in page.select("[data-missing]")] == [
-        "answer", "advice", "comparisons", "gains", "retriever", "learning", "questions"]
+        "answer", "advice", "comparisons", "gains", "retriever", "audits", "learning", "questions"]
     scores = read_lines(made.folder / "steps" / "evaluate-base" / "scores.jsonl")
     f1 = [s["value"] for s in scores if s["metric"] == "f1" and s["set"] == "known"]
     assert sum(f1) / len(f1) in values(part(page, "scores").find("table", attrs={"data-set": "known"}))
@@ -459,7 +459,7 @@ def test_an_empty_run_and_odd_values(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     write_json(folder / "run.json", {"name": HOSTILE, "state": "started", "openings": 2, "started": "yesterday"})
     page = parsed(Run(folder))
-    assert len(page.select("[data-missing]")) == 13 and "2 openings" in words(page)
+    assert len(page.select("[data-missing]")) == 14 and "2 openings" in words(page)
     made = Synthetic(folder, openings=["once"])
     curve_rows = [{"step": 1, "loss": float("nan")}]
     made.step("tuned", "fit", "adapter", {"curve.jsonl": curve_rows}, fit={"seconds": float("inf")})
