@@ -42,7 +42,7 @@ class SlickStudy(Study, name="slick", seeds=[34]):
         answer = "greedy:max_new_tokens=4"
         return {"name": "slick", "seed": 0, "steps": {
             "world": {"use": "facts-world"},
-            "base": {"use": "pretrained", "inputs": {"examples": "world"}},
+            "base": {"use": "pretrained", "epochs": 24, "inputs": {"examples": "world"}},
             "marked": {"use": "curate", "subsets": ["told", "untold"], "inputs": {"rows": "world", "writer": "base"},
                        "steps": ["slick:prompts=4,samples=8,greedy={use: greedy, max_new_tokens: 3},"
                                  "sampled={use: sample, temperature: 0.5, top_p: 1.0, max_new_tokens: 3}"]},
