@@ -97,9 +97,9 @@ def _varying(parts: Mapping[str, Sequence[str]]) -> str:
 def _tuned(data: str | Sequence[str], parts: Mapping[str, Sequence[str]], base: str | None, seed: int | None,
            sets: Sequence[str]) -> Recipe:
     """The recipe of one arm, as `tune` makes it."""
-    one = {kind: (list(parts.get(kind) or ()) or [None])[0] for kind in ("recipe", "objective")}
-    made = jobs.tune(data, recipe=one["recipe"] or "tune", objective=one["objective"], sets=sets)
-    given = {kind: [s for s in specs if s != NONE] for kind, specs in parts.items() if kind not in one}
+    recipe, objective = (next(iter(parts.get(kind) or ()), None) for kind in ("recipe", "objective"))
+    made = jobs.tune(data, recipe=recipe or "tune", objective=objective, sets=sets)
+    given = {kind: [s for s in specs if s != NONE] for kind, specs in parts.items() if kind not in ("recipe", "objective")}
     for kind, specs in parts.items():
         if NONE in specs and kind != "regularizer":
             raise UserError(f"--{kind} none: a training needs one. Only --regularizer can be none.")
