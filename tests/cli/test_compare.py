@@ -80,6 +80,12 @@ def test_bad_input_is_refused_before_anything_runs(luthier: Luthier, arguments: 
     assert not Path("runs").exists()
 
 
+def test_an_arm_that_finds_nothing_to_train_is_refused_before_another_is_trained(luthier: Luthier) -> None:
+    rows = write_rows(Path("rows.jsonl"), question_rows(12))
+    refused(luthier("compare", rows, "--base", "pico", *TWO), "Arm 'bitfit': bitfit has nothing to train: pico has no bias")
+    assert not Path("runs").exists()
+
+
 def test_documents_are_no_rows(luthier: Luthier) -> None:
     write_manual(Path("docs"))
     refused(luthier("compare", "docs", "--base", "pico", *TWO), "docs")
