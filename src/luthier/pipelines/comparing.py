@@ -134,7 +134,7 @@ def _with_rate(recipe: Recipe, rate: str) -> Recipe:
         text.pop("seed", None)
         search = f"{node.name}@rate"
         steps[search] = {"use": "sweep", "trials": int(rest or TRIALS), "fit": text, "inputs": inputs}
-        steps[node.name] = {**steps[node.name], "inputs": {**inputs, "learning_rate": search}}
+        steps[node.name] = {**steps[node.name], "inputs": {**inputs, "rate": search}}
     made = Recipe({**recipe.text, "steps": steps})
     for node in made.nodes:
         if node.step.info.name == "sweep":
