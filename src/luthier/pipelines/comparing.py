@@ -25,6 +25,7 @@ from luthier.core.rng import Rng
 from luthier.core.run import Run
 from luthier.core.step import FitCtx
 from luthier.engine import statistics
+from luthier.engine.executor import check_executor
 from luthier.engine.steps.base import Base
 from luthier.engine.steps.fit import Fit
 from luthier.pipelines import jobs, verdicts
@@ -177,6 +178,7 @@ def compare(comparison: Comparison, folder: Path, **options: Any) -> dict[str, A
         write_atomic(path, report.page(told))
         return path
 
+    check_executor(options.get("executor", "local"))
     if not (folder / "comparison.json").exists():
         refuse_untrainable(comparison.grid)
     jobs.run(comparison.grid.recipe(), folder, report=write, with_card=False, **options)
