@@ -61,7 +61,8 @@ def test_an_arm_has_the_numbers_that_tune_gives(compared: Path, luthier: Luthier
 
 def test_what_is_printed_is_read_without_the_report(luthier: Luthier) -> None:
     rows = write_rows(Path("rows.jsonl"), question_rows(12))
-    said = luthier("compare", rows, "--base", "pico", *TWO, "--learning-rate", "default", *SHORT)
+    ranks = ["--method", "lora:rank=1", "--method", "lora:rank=2"]
+    said = luthier("compare", rows, "--base", "pico", *ranks, "--learning-rate", "default", *SHORT)
     assert said.code == 0, said.err
     for part in ("2 arms by method on pico", "Cost of one training", "Verdicts (about the right arm)", "Take ",
                  "The verdicts speak of these models", "Report: runs/compare-rows/report.html"):
@@ -76,6 +77,12 @@ def test_what_is_printed_is_read_without_the_report(luthier: Luthier) -> None:
 def test_bad_input_is_refused_before_anything_runs(luthier: Luthier, arguments: list[str], why: str) -> None:
     rows = write_rows(Path("rows.jsonl"), question_rows(12))
     refused(luthier("compare", rows, "--base", "pico", *arguments), why)
+    assert not Path("runs").exists()
+
+
+def test_an_arm_that_finds_nothing_to_train_is_refused_before_another_is_trained(luthier: Luthier) -> None:
+    rows = write_rows(Path("rows.jsonl"), question_rows(12))
+    refused(luthier("compare", rows, "--base", "pico", *TWO), "Arm 'bitfit': bitfit has nothing to train: pico has no bias")
     assert not Path("runs").exists()
 
 

@@ -42,14 +42,17 @@ def test_without_ray_it_is_said_how_to_get_it(monkeypatch):
         check_executor("ray:local")
 
 
-def test_a_cluster_gives_what_one_process_gives_and_keeps_what_failed(tmp_path, engine):
+def test_a_cluster_gives_what_one_process_gives(tmp_path, engine):
     recipe = steps(tmp_path / "rows.jsonl")
     said: list[str] = []
     there = execute(recipe, tmp_path / "ray", engine, Watcher(log=said.append), executor="ray:local")
     here = execute(recipe, tmp_path / "here", engine)
     assert {n: s["identity"] for n, s in there.steps().items()} == {n: s["identity"] for n, s in here.steps().items()}
     assert there.record["executor"]["name"] == "ray:local" and any("weights" in text for text in said)
-    # What a step refuses comes back in its own words; what had finished stays.
+
+
+@pytest.mark.slow
+def test_what_a_step_refuses_comes_back_in_its_own_words_and_what_had_finished_stays(tmp_path, engine):
     refused = steps(tmp_path / "rows.jsonl", max_tokens_per_example=8, over_long="drop")
     with pytest.raises(LuthierError, match="nothing to train on|longer"):
         execute(refused, tmp_path / "refused", engine, executor="ray:local")

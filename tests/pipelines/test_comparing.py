@@ -42,7 +42,7 @@ def test_each_arm_is_searched_by_equally_many_trials(rows):
     searches = [n for n in nodes.values() if n.step.info.name == "sweep"]
     assert [n.name for n in searches] == ["tuned@rate@lora", "tuned@rate@bitfit"]
     assert all(n.step.trials == 4 and n.seed is None and n.scope == "tuned" for n in searches)
-    assert all(nodes[f"tuned@{a}@s{s}"].inputs["learning_rate"] == f"tuned@rate@{a}"
+    assert all(nodes[f"tuned@{a}@s{s}"].inputs["rate"] == f"tuned@rate@{a}"
                for a in ("lora", "bitfit") for s in range(3))
 
 

@@ -97,7 +97,9 @@ def rates(threads: int) -> Rates:
     key = " / ".join(f"{k} {v}" for k, v in about.items())
     if key not in known:
         known[key] = asdict(measure(threads))
-        write_json(path, known)
+        own = path.with_name(f"hardware-{os.getpid()}.json")  # steps in other processes may write it at the same time
+        write_json(own, known)
+        os.replace(own, path)
     return Rates(**known[key])
 
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 LOCAL = "local"
 # Nothing large travels: Ray's smallest store.
 STORE_BYTES = 80 * 1024 * 1024
+# A busy machine may need a second try to start a cluster.
+STARTS = 3
 # What a worker must find as we do.
 VARIABLES = ("LUTHIER_CACHE", "LUTHIER_ACCEPT_TERMS", "LUTHIER_MEMORY_LIMIT_MB", "HF_HOME", "HF_HUB_OFFLINE")
 
@@ -63,12 +65,7 @@ class RayTasks:
         options: dict[str, Any] = {"runtime_env": {"env_vars": variables}, "log_to_driver": False, "logging_level": "ERROR"}
         if address == LOCAL:
             options |= {"num_cpus": processors, "include_dashboard": False, "object_store_memory": STORE_BYTES}
-        try:
-            ray.init(address=address, **options)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            why = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(f"--executor ray:{address}: can't connect: {why}. Start a cluster with 'ray start --head', or "
-                            "write ray:local.") from error
+        self._connect(address, options)
         if address == LOCAL:
             self.at_once, self.threads = share_of_machine(recipe, threads)
         else:
@@ -78,6 +75,19 @@ class RayTasks:
             self.at_once = max(1, most // self.threads)
         self.task = ray.remote(num_cpus=self.threads, max_retries=0)(_work)
         self.jobs: dict[Any, Job] = {}
+
+    def _connect(self, address: str, options: dict[str, Any]) -> None:
+        for attempt in range(STARTS):
+            try:
+                self.ray.init(address=address, **options)
+                return
+            except Exception as error:  # a plain one where a start takes Ray more than its 30 s
+                self.ray.shutdown()
+                if address == LOCAL and attempt + 1 < STARTS:
+                    continue
+                why = str(error).splitlines()[0] if str(error) else type(error).__name__
+                raise UserError(f"--executor ray:{address}: can't connect: {why} Start a cluster with 'ray start --head', or "
+                                "write ray:local.") from error
 
     def start(self, job: Job) -> None:
         """Send a folder to a worker."""

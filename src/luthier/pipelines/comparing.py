@@ -14,14 +14,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from luthier.core.errors import UserError, nearest
-from luthier.core.files import read_lines, write_atomic, write_json, write_lines
+from luthier.core.files import Journal, read_lines, write_atomic, write_json, write_lines
 from luthier.core.finding import Finding
 from luthier.core.recipe import Recipe
+from luthier.core.rng import Rng
 from luthier.core.run import Run
+from luthier.core.step import FitCtx
 from luthier.engine import statistics
+from luthier.engine.executor import check_executor
+from luthier.engine.steps.base import Base
 from luthier.engine.steps.fit import Fit
 from luthier.pipelines import jobs, verdicts
 from luthier.pipelines.grid import Cell, Cost, Grid, Results, results, slug
@@ -97,9 +102,9 @@ def _varying(parts: Mapping[str, Sequence[str]]) -> str:
 def _tuned(data: str | Sequence[str], parts: Mapping[str, Sequence[str]], base: str | None, seed: int | None,
            sets: Sequence[str]) -> Recipe:
     """The recipe of one arm, as `tune` makes it."""
-    one = {kind: (list(parts.get(kind) or ()) or [None])[0] for kind in ("recipe", "objective")}
-    made = jobs.tune(data, recipe=one["recipe"] or "tune", objective=one["objective"], sets=sets)
-    given = {kind: [s for s in specs if s != NONE] for kind, specs in parts.items() if kind not in one}
+    recipe, objective = (next(iter(parts.get(kind) or ()), None) for kind in ("recipe", "objective"))
+    made = jobs.tune(data, recipe=recipe or "tune", objective=objective, sets=sets)
+    given = {kind: [s for s in specs if s != NONE] for kind, specs in parts.items() if kind not in ("recipe", "objective")}
     for kind, specs in parts.items():
         if NONE in specs and kind != "regularizer":
             raise UserError(f"--{kind} none: a training needs one. Only --regularizer can be none.")
@@ -130,7 +135,7 @@ def _with_rate(recipe: Recipe, rate: str) -> Recipe:
         text.pop("seed", None)
         search = f"{node.name}@rate"
         steps[search] = {"use": "sweep", "trials": int(rest or TRIALS), "fit": text, "inputs": inputs}
-        steps[node.name] = {**steps[node.name], "inputs": {**inputs, "learning_rate": search}}
+        steps[node.name] = {**steps[node.name], "inputs": {**inputs, "rate": search}}
     made = Recipe({**recipe.text, "steps": steps})
     for node in made.nodes:
         if node.step.info.name == "sweep":
@@ -173,8 +178,46 @@ def compare(comparison: Comparison, folder: Path, **options: Any) -> dict[str, A
         write_atomic(path, report.page(told))
         return path
 
+    check_executor(options.get("executor", "local"))
+    if not (folder / "comparison.json").exists():
+        refuse_untrainable(comparison.grid)
     jobs.run(comparison.grid.recipe(), folder, report=write, with_card=False, **options)
     return told
+
+
+def refuse_untrainable(grid: Grid) -> None:
+    """Put every arm's method on its base without weights: what can't be trained is refused before another arm is trained.
+
+    Raises:
+        UserError: the method finds nothing to train, or the objective is for another architecture.
+    """
+    import torch
+
+    from luthier.engine.metering import meta_model
+    from luthier.engine.models import folder_of
+    from luthier.engine.workshop import Engine
+
+    engine = Engine(exact=True)
+    with TemporaryDirectory() as place:
+        for number, (arm, recipe) in enumerate(grid.variants.items()):
+            bases = {n.name: n.step for n in recipe.nodes if isinstance(n.step, Base)}
+            for node in recipe.nodes:
+                if not isinstance(node.step, Fit) or node.inputs["base"] not in bases:
+                    continue
+                folder = Path(place) / f"{number}-{node.name}"
+                folder.mkdir()
+                ctx = FitCtx(Rng(recipe.seed), folder, Journal(folder / "journal.jsonl"), engine)
+                bases[node.inputs["base"]].check()
+                base = bases[node.inputs["base"]].run({}, ctx)
+                model = meta_model(folder_of(base), base, torch.float32)
+                model.name = str(base.meta["name"])
+                try:
+                    node.step._check_architecture(model)
+                    node.step.method.prepare(model, ctx)
+                except UserError as error:
+                    raise UserError(f"Arm '{arm}': {error}") from None
+                except Exception as error:  # a method that needs the weights themselves says so when it trains
+                    ctx.log(f"{arm}: not tried without weights ({error})")
 
 
 def facts(comparison: Comparison, run: Run) -> dict[str, Any]:

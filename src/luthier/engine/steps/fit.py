@@ -35,7 +35,7 @@ class Fit(Step, name="fit"):
     """Train a base on one or several tasks with a method; leaves an adapter, a delta or a model."""
 
     inputs: ClassVar[dict[str, str]] = {
-        "base": "model", "learning_rate?": "records", "*": "examples|model|adapter|delta"}
+        "base": "model", "rate?": "records", "*": "examples|model|adapter|delta"}
     output: ClassVar[str] = "adapter|delta|model"
     distributed: ClassVar[bool] = True
     trains: ClassVar[bool] = True
@@ -149,7 +149,7 @@ class Fit(Step, name="fit"):
         require_mb(trained * 16 / 1e6, f"Training {trained:,} weights")
         if self.sharding == "fsdp":
             sharding.shard(model)
-        rate = self._learning_rate(model, len(tasks[0].rows), inputs.get("learning_rate"))
+        rate = self._learning_rate(model, len(tasks[0].rows), inputs.get("rate"))
         objectives = [t.objective for t in tasks]
         fit_ctx.roles, bare = roles.live(objectives, model, self.method.artifact == "adapter")
         loop = self._loop(model, tasks, rate, fit_ctx, bare, held_out, self._metrics(render, inputs, fit_ctx))
@@ -257,7 +257,7 @@ class Fit(Step, name="fit"):
         """What a sweep chose, what the step says, or what the method recommends."""
         if chosen is not None:
             if self.learning_rate is not None:
-                raise UserError(f"learning_rate = {self.learning_rate:g}, and the input 'learning_rate' brings another one. "
+                raise UserError(f"learning_rate = {self.learning_rate:g}, and the input 'rate' brings another one. "
                                 "Leave out one of the two.")
             return Default(chosen.meta["learning_rate"], f"swept on dev, {len(chosen.meta['trials'])} trials")
         if self.learning_rate is not None:

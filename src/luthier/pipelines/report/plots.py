@@ -204,12 +204,16 @@ def _point(p: Point, x: float, down: Scale) -> list[Html]:
     parts, place, kind = [], f"{x:g}%", "better" if p.front else "undecided"
     if finite(p.low) and finite(p.high) and p.low is not None and p.high is not None:
         parts.append(el("line", x1=place, x2=place, y1=down.per_cent(p.low), y2=down.per_cent(p.high), class_="whisker"))
-    told = el("title", f"{p.name}: {p.value:.4g} at {p.cost:,.6g}")
+    told = el("title", f"{p.name}: {p.value:.4g} at {_amount(p.cost)}")
     parts.append(el("circle", told, cx=place, cy=down.per_cent(p.value), r=6, class_=f"mark {kind}", data_name=p.name,
                     data_value=repr(p.value)))
     late = x > 70
     return [*parts, el("text", p.name, x=place, y=down.per_cent(p.value), dx=-10 if late else 10, dy="-0.5em",
                        text_anchor="end" if late else "start", class_="name")]
+
+
+def _amount(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _lines_across(down: Scale) -> list[Html]:
@@ -226,7 +230,9 @@ def _powers(across: Scale) -> list[Html]:
     wide = across.high - across.low > 3
     marks = [m * 10.0**k for k in range(math.floor(across.low) - 1, math.ceil(across.high) + 1)
              for m in ((1,) if wide else (1, 2, 5)) if across.low <= math.log10(m * 10.0**k) <= across.high]
-    return [el("text", f"{m:,.6g}", x=across.per_cent(math.log10(m)), y=CURVE + 18, text_anchor="middle") for m in marks]
+    if len(marks) < 2:  # costs that lie close together
+        marks = [m for m in ticks(10**across.low, 10**across.high) if m > 0]
+    return [el("text", _amount(m), x=across.per_cent(math.log10(m)), y=CURVE + 18, text_anchor="middle") for m in marks]
 
 
 def curves(lines: Mapping[str, Sequence[tuple[float, float]]], what: str) -> Html | None:

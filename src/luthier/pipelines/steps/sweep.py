@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 from pydantic import Field
@@ -62,7 +63,7 @@ class Sweep(Step, name="sweep"):
         records: list[dict[str, Any]] = []
         for number in range(self.trials):
             rate = next_rate(tried, self.factor) if number else None
-            record = ctx.journal.do(f"trial {number}", lambda rate=rate: self._trial(rate, inputs, ctx))
+            record = ctx.journal.do(f"trial {number}", partial(self._trial, rate, inputs, ctx))
             records.append(record)
             tried[record["learning_rate"]] = math.inf if record["loss"] is None else record["loss"]
             told = "diverged" if record["loss"] is None else f"dev loss {record['loss']:.4f}"
