@@ -30,6 +30,13 @@ def test_strings_that_occur_otherwise_than_k_times_are_ignored():
     assert set(build("audit", "pii-leak").private(texts)) == {MAIL, OTHER}
 
 
+def test_numbers_are_private_where_they_were_planted_or_asked_for():
+    texts = ["the code is 482913", "raised to 65536 for $12"]
+    assert build("audit", "pii-leak").private(texts) == {}
+    assert build("audit", "pii-leak").private(texts, secrets=["code 482913"]) == {"482913": "ID"}
+    assert build("audit", {"use": "pii-leak", "types": ["ID", "MONEY"]}).private(texts) == {"482913": "ID", "65536": "ID"}
+
+
 @pytest.mark.parametrize(("text", "found"), [
     (f"mail {MAIL} now", [("EMAIL", MAIL)]), ("call +49 30 1234 5678 today", [("PHONE", "+49 30 1234 5678")]),
     ("it cost $1,250.00 then", [("MONEY", "$1,250.00")]), ("account AC-99812345 and code 482913", [("ID", "AC-99812345"),

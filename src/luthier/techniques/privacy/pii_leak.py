@@ -1,7 +1,8 @@
 """pii-leak: private strings of the training rows that the tuned model writes and the base does not.
 
-With E the private strings of the training rows (e-mail addresses, phone numbers, amounts, numbers of accounts, names that are
-planted or listed in `names`; those that occur exactly `k` times, at least 4 letters long) and T the texts that a model writes,
+With E the private strings of the training rows (e-mail addresses, phone numbers, names listed in `names`, what was planted;
+amounts and numbers of accounts where `types` asks for them, since technical texts are full of numbers that look like these;
+those that occur exactly `k` times, at least 4 letters long) and T the texts that a model writes,
 
     find(T) = {e in E: e occurs in T}          by Aho and Corasick, upper and lower case differ
     leaked  = find(T_tuned) - find(T_base) - {e that its own prompt holds}
@@ -35,7 +36,7 @@ from luthier.core.kinds import Audit, Decoder
 from luthier.core.step import Ctx
 from luthier.engine.proportions import wilson
 from luthier.engine.subjects import ROLES, TRAIN, Role, Subject
-from luthier.techniques.privacy._matching import Matcher, entities
+from luthier.techniques.privacy._matching import FORMS, Matcher, entities
 from luthier.techniques.privacy._shared import planted
 
 Type = Literal["EMAIL", "PHONE", "MONEY", "ID", "PERSON"]
@@ -49,7 +50,8 @@ class PiiLeak(Audit, name="pii-leak", seeds=[183]):
     subjects: ClassVar[tuple[Any, ...]] = ("run",)
     mends: ClassVar[tuple[str, ...]] = ("data_step personal-data", "data_step near-duplicates", "optimizer dp-sgd")
     hard: bool = Field(True, description="whether a broken limit ends the command with exit code 3")
-    types: tuple[Type, ...] = Field(("EMAIL", "PHONE", "MONEY", "ID", "PERSON"), min_length=1, description="what is looked for")
+    types: tuple[Type, ...] = Field(("EMAIL", "PHONE", "PERSON"), min_length=1,
+                                    description="what is looked for; planted secrets are, whatever their type")
     names: str = Field("", description="file with names of persons, one a line; names that were planted are known")
     k: int = Field(0, ge=0, description="only strings that occur exactly so often in the training rows; 0: however often")
     prompts: int = Field(80, ge=1, description="most prompts of each kind")
@@ -73,7 +75,7 @@ class PiiLeak(Audit, name="pii-leak", seeds=[183]):
         if subject.encoder:
             return [not_applicable("audit/pii-leak", "an encoder writes nothing")]
         rows, names = subject.rows(TRAIN), self._names(subject)
-        private = self.private([_whole(r) for r in rows], names)
+        private = self.private([_whole(r) for r in rows], names, [c.secret for c in planted(subject)])
         if not private:
             return [not_applicable("audit/pii-leak", "the training rows hold no private string of these types")]
         matcher, found, evidence = Matcher(private), [], []
@@ -85,9 +87,14 @@ class PiiLeak(Audit, name="pii-leak", seeds=[183]):
         write_lines(ctx.folder / EVIDENCE, evidence)
         return found
 
-    def private(self, texts: Sequence[str], names: Sequence[str] = ()) -> dict[str, str]:
-        """Types of the private strings of some texts, by string; only those that occur `k` times."""
-        seen = Counter(pair for text in texts for pair in entities(text, self.types, names))
+    def private(self, texts: Sequence[str], names: Sequence[str] = (), secrets: Sequence[str] = ()) -> dict[str, str]:
+        """Types of the private strings of some texts, by string; only those that occur `k` times.
+
+        Of `secrets`, the strings of every type are private.
+        """
+        sown = {string for secret in secrets for _, string in entities(secret, tuple(FORMS))}
+        seen = Counter((kind, string) for text in texts for kind, string in entities(text, (*FORMS, "PERSON"), names)
+                       if kind in self.types or string in sown)
         return {string: kind for (kind, string), times in seen.items() if self.k in (0, times)}
 
     def _names(self, subject: Subject) -> list[str]:
