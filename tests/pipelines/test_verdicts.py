@@ -84,7 +84,7 @@ def test_one_metric_is_one_family_and_references_are_another():
 
 
 def test_what_does_not_survive_holm_is_undecided_and_says_what_it_would_take():
-    arms = {name: random_scores(i, mean=0.25 * (name == "d")) for i, name in enumerate("abcd")}
+    arms = {name: random_scores(i, mean=0.5 * (name == "d")) for i, name in enumerate("abcd")}
     findings = verdicts(arms, {"f1": True})
     lost = [f for f in findings if f.extra["p"] < 0.05 < f.extra["p_holm"]]
     assert lost and all(f.verdict == "undecided" and f.extra["needed"] > 0 for f in lost)

@@ -26,9 +26,9 @@ SETS = ("known", "unseen", "unanswerable", "dev")
 # What is measured, by what it is about: groups and metrics in the order in which they are read.
 GROUPS = {
     "Answers": ("f1", "exact-match", "accuracy", "multiple-choice", "preference-accuracy", "bits-per-byte", "perplexity",
-                "rouge-l", "similarity"),
+                "rouge-l", "similarity", "recall-em", "token-recall", "judge", "rquge"),
     "Finding passages": ("recall", "ndcg", "mrr"),
-    "Citing": ("citation-precision", "citation-recall", "groundedness"),
+    "Citing": ("citation-precision", "citation-recall", "groundedness", "k-precision", "k-precision-pp"),
     "Knowing when not to answer": ("abstains", "over-abstains", "abstention"),
     "Form": ("stops", "succinctness"),
 }
