@@ -54,6 +54,11 @@ def test_list_names_every_kind_and_component(luthier: Luthier) -> None:
     assert luthier("list", "data-step").out == luthier("list", "data_step").out
 
 
+def test_list_takes_a_kind_in_the_plural(luthier: Luthier) -> None:
+    assert luthier("list", "methods").out == luthier("list", "method").out
+    assert luthier("list", "data-steps").out == luthier("list", "data-step").out
+
+
 def test_list_base_names_the_packaged_models_and_their_terms(luthier: Luthier) -> None:
     shown = luthier("list", "base").out
     assert "pico" in shown and "--accept-terms gemma" in shown and "hub id" in shown

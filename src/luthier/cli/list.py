@@ -26,6 +26,7 @@ def command(
     if kind is not None:
         wanted = kind.replace("-", "_")
         kinds = {r["kind"] for r in found}
+        wanted = {f"{k}s": k for k in kinds}.get(wanted, wanted)  # `list methods` says the same
         if wanted not in kinds:
             shown = {k.replace("_", "-") for k in kinds} | {"base"}
             raise UserError(f"There is no kind '{kind}'. {nearest(kind.replace('_', '-'), shown)}")
