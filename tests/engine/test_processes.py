@@ -149,8 +149,8 @@ def test_the_machine_is_shared_once_and_for_all(monkeypatch):
 
 
 @pytest.mark.parametrize("text, words", [
-    ("ray:here:6379", "can't be sent to Ray yet. There is: local .* and processes"), ("proceses", "Did you mean 'processes'"),
-    ("processes:0", "write local, processes or processes:N"), ("local:2", "write local"), ("processes:", None)])
+    ("ray:127.0.0.1:1", "can't be reached: .*ray:local|Ray is not installed"), ("proceses", "Did you mean 'processes'"),
+    ("processes:0", "write local, processes, processes:N or ray:ADDRESS"), ("local:2", "write local"), ("processes:", None)])
 def test_an_executor_that_is_none_is_refused(tmp_path, text, words):
     from luthier.engine.executor import check_executor
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from luthier.engine.workshop import Engine
 
 LOCAL = "local"
+REACHED_SECONDS = 5.0
 # Nothing large travels: Ray's smallest store.
 STORE_BYTES = 80 * 1024 * 1024
 # A busy machine may need a second try to start a cluster.
@@ -36,13 +38,21 @@ def check(address: str) -> None:
     """Refuse what can't be connected to, before anything runs.
 
     Raises:
-        UserError: no address, or Ray is not installed.
+        UserError: no address, nobody answers at it, or Ray is not installed.
     """
     if not address:
         raise UserError("--executor ray needs an address: ray:local for a cluster of this machine's processors, else "
                         "ray:auto, ray:HOST:PORT or ray:ray://HOST:PORT.")
     if importlib.util.find_spec("ray") is None:
         raise UserError("--executor ray: Ray is not installed. Install it: pip install 'luthier[ray]'")
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon:
+        return
+    try:  # Ray itself waits for minutes
+        socket.create_connection((host, int(port)), REACHED_SECONDS).close()
+    except (OSError, ValueError) as error:
+        raise UserError(f"--executor ray:{address} can't be reached: {error}. Start a cluster with 'ray start --head', or "
+                        "write ray:local.") from error
 
 
 class RayTasks:
