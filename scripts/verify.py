@@ -364,8 +364,7 @@ def judge(outcomes: Sequence[Outcome], killed: Sequence[dict[str, Any]]) -> int:
     for word, names in (("failed", failed), ("survives", alive), ("has fewer than two mutants", bare)):
         for name in names:
             print(f"{word}: {name}")
-    print(f"{len(outcomes)} tests, {len(failed)} failed; {len(killed)} mutants, {len(alive)} survive. "
-          "There are no smoke studies yet.")
+    print(f"{len(outcomes)} tests, {len(failed)} failed; {len(killed)} mutants, {len(alive)} survive.")
     return 1 if failed or alive or bare else 0
 
 

@@ -199,7 +199,7 @@ def test_too_few_rows_are_refused(luthier: Luthier) -> None:
     (["data", "select", "rows.jsonl", "--out", "made", "--data-step", "headings"],
      ["'headings' can't curate examples", "examples from passages", "luthier data synthesize"]),
     (["data", "curate", "rows.jsonl", "--out", "made", "--data-step", "read-pdf"], ["'read-pdf' can't curate", "from files"]),
-    (["list", "methods"], ["no kind 'methods'", "Did you mean 'method'?"]),
+    (["list", "metods"], ["no kind 'metods'", "Did you mean 'method'?"]),
     (["schema", "method", "lorra"], ["Did you mean 'lora'?"]),
     (["catalog", "lorra"], ["lorra", "lora"]),
     (["tune", "rows.jsonl", "--recipe", "tun"], ["no recipe 'tun'", "Did you mean 'tune'?"]),
