@@ -110,7 +110,10 @@ def source_files(step: Any, folder: Any) -> list[SourceFile]:
     """One good file of a reader's own suffix."""
     text = {".jsonl": '{"question": "What is a module?", "answer": "a file", '
                       '"query": "module", "doc_id": "p0", "clicks": 2}\n',
-            ".html": "<html><body><h1>Module</h1><p>A module is a file.</p></body></html>",
+            ".html": '<html><body itemscope itemtype="https://schema.org/FAQPage"><h1>Module</h1><p>A module is a file.</p>'
+                     '<div itemprop="mainEntity" itemscope itemtype="https://schema.org/Question"><h2 itemprop="name">What is '
+                     'a module?</h2><div itemprop="acceptedAnswer" itemscope itemtype="https://schema.org/Answer"><p '
+                     'itemprop="text">A file.</p></div></div></body></html>',
             ".json": '[{"question": "What is a module?", "answer": "a file"}]',
             ".csv": "question,answer\nWhat is a module?,a file\n"}
     suffix = getattr(type(step), "suffixes", None) or (".jsonl",)

@@ -145,7 +145,7 @@ def foretold(fit: Fit, inputs: Mapping[str, Artifact], ctx: Ctx) -> dict[str, An
     except (RuntimeError, NotImplementedError, TypeError, ValueError, AttributeError) as error:
         # A method that reads weights can't be put on a model that has none.
         return {"note": f"not planned: {type(error).__name__}: {error}"}
-    return {"peak_mb": round(floor + made.peak_mb, 1), "seconds": round(made.seconds, 2), "floor_mb": round(floor, 1),
+    return {"peak_mb": round(floor + made.peak_mb, 1), "seconds": round(made.seconds, 4), "floor_mb": round(floor, 1),
             "memory_mb": {k: round(v, 1) for k, v in made.memory.items()}}
 
 
