@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from luthier.core.kinds import Study
 from luthier.core.study import Claim, Guard, Measure, Paper, Scale, without
 
-SAID = Measure("f1", "known")
+SAID = Measure("recall-em", "known")
 STATED, PAGES = (Measure("bits-per-byte", on, "read") for on in ("statements", "pages"))
 QUESTIONS = {"data": "examples.train", "objective": "supervised"}
 PARAGRAPHS = {"data": "rows.train", "objective": "pretrain"}
@@ -44,10 +44,10 @@ class EnterpriseStudy(Study, name="enterprise", seeds=[126]):
 
     def recipe(self) -> dict[str, Any]:
         """Bulletins, questions about them, a second format, and a model that has learned from both."""
-        told = {"use": "bulletin-questions", "held_states": 0, "unseen": 12}
+        told = {"use": "bulletin-questions", "states": 6, "held_states": 0, "unseen": 6}
         return {"name": "enterprise", "seed": 0, "steps": {
             "base": {"use": "base", "model": "gemma3-270m"},
-            "pages": {"use": "bulletins"},
+            "pages": {"use": "bulletins", "states": 6},
             "asked": dict(told),
             "tests": {**told, "subsets": ["known", "unseen"]},
             "texts": {**told, "subsets": ["statements", "pages"]},
@@ -56,7 +56,7 @@ class EnterpriseStudy(Study, name="enterprise", seeds=[126]):
             "tuned": {"use": "fit", "tasks": [QUESTIONS, PARAGRAPHS], "method": "lora:rank=16,alpha=32", "batch_rows": 4,
                       "learning_rate": 5e-4, "length": {"steps": 60},
                       "inputs": {"base": "base", "examples": "split", "rows": "rows"}},
-            "score": {"use": "evaluate", "arm": "said", "sets": ["known"], "metrics": ["f1", "recall-em"],
+            "score": {"use": "evaluate", "arm": "said", "sets": ["known"], "metrics": ["recall-em", "f1"],
                       "decoder": "greedy:max_new_tokens=12", "stops": ["newline"],
                       "inputs": {"base": "base", "tuned": "tuned", "examples": "split"}},
             "read": {"use": "evaluate", "arm": "read", "sets": ["statements", "pages"], "metrics": ["bits-per-byte"],
@@ -82,7 +82,7 @@ class EnterpriseStudy(Study, name="enterprise", seeds=[126]):
 
     def guards(self) -> tuple[Guard, ...]:
         """The facts are new, and what each format shows is learned."""
-        return (Guard("the facts are new to the base: F1 of at most 0.5", SAID, ("base",), most=0.5),
+        return (Guard("the facts are new to the base: at most 0.25 of its answers hold them", SAID, ("base",), most=0.25),
                 Guard("paragraphs are learned: at most 1 bit a byte", PAGES, ("paragraphs",), most=1.0))
 
     def claims(self) -> tuple[Claim, ...]:
@@ -90,9 +90,9 @@ class EnterpriseStudy(Study, name="enterprise", seeds=[126]):
         return (
             Claim("questions teach more", "after questions the facts as statements need fewer bits than after paragraphs",
                   "paragraphs", "questions", STATED, "lower", 0.05, 0.25, 0.03, paper="questions judged best"),
-            Claim("questions answer better", "after questions answers have a higher F1 than after paragraphs", "paragraphs",
+            Claim("questions answer better", "after questions more answers hold the fact than after paragraphs", "paragraphs",
                   "questions", SAID, "higher", 0.05, 0.4, 0.03, paper="questions judged best", main=False),
             Claim("paragraphs read better", "after paragraphs the sections need fewer bits than after questions", "questions",
                   "paragraphs", PAGES, "lower", 0.05, 0.25, 0.03, main=False),
-            Claim("both answer", "paragraphs beside questions cost no more than 0.05 of F1, and may add to it", "questions",
-                  "both", SAID, "higher", 0.05, 0.4, 0.03, main=False))
+            Claim("both answer", "with paragraphs in half of the rows more answers hold the fact than after questions alone",
+                  "questions", "both", SAID, "higher", 0.05, 0.4, 0.03, paper="mixed formats serve both", main=False))
