@@ -59,8 +59,8 @@ class DomainQa(Study, name="domain-qa", seeds=[1]):
                             "inputs": {"documents": "pages", "encoder": finds}},
             "found": {"use": "evaluate", "arm": "found", "sets": ["test"], "passages": 1, "decoder": "greedy:max_new_tokens=1",
                       "metrics": ["ndcg:k=4", "recall:k=4"], "inputs": {"base": "nobody", **found}},
-            "score": {"use": "evaluate", "arm": "said", "sets": ["answered"], "passages": 3, "decoder": "greedy:max_new_tokens=12",
-                      "stops": ["newline"], "metrics": ["recall-em"], "inputs": {"base": "base", **found}},
+            "score": {"use": "evaluate", "arm": "said", "sets": ["answered"], "passages": 3, "stops": ["newline"],
+                      "decoder": "greedy:max_new_tokens=12", "metrics": ["recall-em"], "inputs": {"base": "base", **found}},
         }}
 
     def arms(self) -> dict[str, dict[str, Any]]:

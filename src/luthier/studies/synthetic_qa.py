@@ -52,7 +52,7 @@ class SyntheticQaStudy(Study, name="synthetic-qa", seeds=[14]):
             "pages": {"use": "bulletins"},
             "index": {"use": "index", "inputs": {"documents": "pages", "encoder": "encoder"}},
             "tests": {**told, "subsets": ["unseen"]},
-            "questions": {"use": "synthesize", "sources": ["cloze"], "filters": [], "most_per_source": 150,
+            "questions": {"use": "synthesize", "sources": ["cloze:per_passage=3"], "filters": [], "most_per_source": 150,
                           "inputs": {"documents": "pages"}},
             "split": {"use": "split", "augment": ["show-passage:share=1"],
                       "inputs": {"questions": "questions", "test": "tests", "documents": "pages"}},

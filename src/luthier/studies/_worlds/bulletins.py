@@ -43,8 +43,8 @@ class Advice:
     @property
     def text(self) -> str:
         """The section below its headings."""
-        return (f"{self.crop.capitalize()} goes into the ground in {self.week}, and {self.rate} of seed are enough for a "
-                f"hectare. After wet days, look for {self.pest} on the leaves.")
+        return (f"The time to sow {self.crop} is {self.week}. For a hectare, {self.rate} of seed are "
+                f"enough. After wet days, look for {self.pest} on the leaves.")
 
 
 def told(states: int, crops: int, seed: int) -> list[Advice]:
