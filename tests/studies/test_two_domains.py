@@ -16,7 +16,8 @@ def facts(make_ctx):
 
 
 def test_traces_are_sums_in_words_of_the_source(facts, make_ctx):
-    made = build("step", "two-domains:train_rows=60,dev_rows=10,test_rows=40,numbers=12").run({"facts": facts}, make_ctx("rows"))
+    step = build("step", "two-domains:train_rows=60,dev_rows=10,test_rows=40,numbers=12")
+    made = step.run({"facts": facts}, make_ctx("rows"))
     rows = {name: [e.turns[0].text for e in made.examples(name)] for name in ("train", "dev", "target", "source")}
     assert {n: len(r) for n, r in rows.items()} == {"train": 60, "dev": 10, "target": 40, "source": 40}
     traces = [*rows["train"], *rows["dev"], *rows["target"]]
