@@ -1,10 +1,10 @@
 """Biderman et al. 2024: LoRA learns less of a new domain than full fine-tuning, and forgets less of the old one.
 
-A tiny Llama that knows an invented world reads arithmetic traces. Full fine-tuning and LoRA of two ranks on all linear
-layers each have three learning rates, the rates of LoRA ten times as high, and stand for themselves at the rate that is
-best on dev. Full fine-tuning moves embeddings and norms, too. Learning is bits per byte of other traces, forgetting bits
-per byte of statements that the model was pretrained on; lower is better in both. A last claim compares forgetting at equal
-learning: the full fine-tuning whose target loss is nearest to LoRA's best.
+A tiny Llama that knows an invented world reads arithmetic traces in words of that world. Full fine-tuning and LoRA of two
+ranks on all linear layers each have three learning rates, the rates of LoRA ten times as high, and stand for themselves at
+the rate that is best on dev. Full fine-tuning moves embeddings and norms, too. Learning is bits per byte of other traces,
+forgetting bits per byte of statements that the model was pretrained on; lower is better in both. A last claim compares
+forgetting at equal learning: the full fine-tuning whose target loss is nearest to LoRA's best.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def _arms(method: str) -> tuple[str, ...]:
     return tuple(f"{method}-{rate:g}" for rate in METHODS[method][1])
 
 
-class LoraLearnsLess(Study, name="lora-learns-less", seeds=[171]):
+class LoraLearnsLess(Study, name="lora-learns-less", seeds=[171], version=2):
     """Does LoRA learn less and forget less than full fine-tuning?"""
 
     paper: ClassVar[Paper] = Paper(
@@ -37,7 +37,7 @@ class LoraLearnsLess(Study, name="lora-learns-less", seeds=[171]):
     scales: ClassVar[Mapping[str, Scale]] = {
         "smoke": Scale(1, {"target": 6, "source": 6, "dev": 2}, {
             "facts.persons": 12, "facts.values": 2, "base.width": 32, "base.layers": 1, "base.epochs": 1, "rows.train_rows": 8,
-            "rows.dev_rows": 2, "rows.test_rows": 6, "rows.lines": 2, "tuned.length": {"steps": 1}},
+            "rows.dev_rows": 2, "rows.test_rows": 6, "rows.lines": 2, "rows.numbers": 4, "tuned.length": {"steps": 1}},
             arms=("base", "full-0.001", "lora4-0.01"), about="every line, no evidence"),
         "default": Scale(3, {"target": 120, "source": 120, "dev": 30}),
         "large": Scale(5, {"target": 300, "source": 300, "dev": 60}, {
