@@ -22,6 +22,7 @@ from luthier.core.finding import Finding
 from luthier.core.rng import Rng
 from luthier.engine import statistics
 from luthier.engine.power import smallest_visible
+from luthier.pipelines.alike import settle
 from luthier.pipelines.grid import Cost, Scores
 from luthier.pipelines.steps.compare_arms import holm_family
 
@@ -50,12 +51,14 @@ class Pair:
         return [(d, self.clusters) for d in (differences if self.method else [differences.mean(axis=0)])]
 
     def test(self, level: float, seed: int, **options: Any) -> statistics.Comparison:
-        """The paired test; options: margin, higher_is_better."""
-        parts = self.parts()
+        """The paired test; options: margin, higher_is_better. Arms that score alike everywhere: see `alike`."""
+        parts, largest = self.parts(), np.abs(self.after - self.before).max(axis=0)
+        nothing = np.zeros(len(largest))
         if self.method:
-            return statistics.hierarchical(parts, level=level, **options)
-        values = parts[0][0]
-        return statistics.paired(np.zeros(len(values)), values, self.clusters, level=level, seed=seed, **options)
+            result = statistics.hierarchical(parts, level=level, **options)
+        else:
+            result = statistics.paired(nothing, parts[0][0], self.clusters, level=level, seed=seed, **options)
+        return replace(settle(replace(result, n=len(nothing)), nothing, largest, level), n=result.n)
 
 
 def verdicts(arms: Mapping[str, Sequence[Scores]], metrics: Mapping[str, bool], *, level: float = 0.95, margin: float = 0.02,
