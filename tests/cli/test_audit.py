@@ -75,3 +75,9 @@ def test_the_battery_is_all_that_applies(luthier: Luthier, own_folder: Path) -> 
     data = write_rows(own_folder / "rows.jsonl", [{"question": "Who?", "answer": "ada@mail.example"}, *question_rows(4)])
     said = luthier("audit", data, "--out", "data", "--exact")
     assert said.code == 0 and "rows with private strings: 0.2 of the rows, limit 0: FAIL" in said.out
+
+
+def test_numbers_that_are_nothing_are_shown_as_nothing() -> None:
+    from luthier.pipelines.auditing import _number
+
+    assert (_number(1.2e-102), _number(-3e-53, sign=True), _number(0.0188, sign=True)) == ("0", "+0", "+0.0188")

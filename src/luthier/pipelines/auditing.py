@@ -16,6 +16,7 @@ from luthier.core.run import Run
 
 FOLDER = "audit"  # of a run's own audits, within the run
 PREFIX = "audit/"
+SMALLEST_SHOWN = 1e-9  # less than this is nothing to a reader
 
 
 def battery(kind: str) -> list[str]:
@@ -150,4 +151,5 @@ def sentence(finding: Finding) -> str:
 def _number(value: Any, sign: bool = False) -> str:
     if not isinstance(value, (int, float)):
         return str(value)
-    return f"{value:+.3g}" if sign else f"{value:.3g}"
+    shown = value if abs(value) >= SMALLEST_SHOWN else 0.0
+    return f"{shown:+.3g}" if sign else f"{shown:.3g}"
