@@ -1,7 +1,5 @@
 """`python -m luthier` is `luthier`."""
 
-import sys
+from luthier.cli.main import process
 
-from luthier.cli.main import main
-
-sys.exit(main())
+process()

@@ -93,3 +93,11 @@ def test_one_process_has_nothing_to_shard(pico, engine, tmp_path):
 
     with pytest.raises(UserError, match="divides weights among several processes, and there is one"):
         pair.full(pico, engine, tmp_path / "loop", sharded=True)
+
+
+def test_a_process_of_a_group_leaves_with_its_code_whatever_still_runs():
+    program = ("import atexit, threading, time; from luthier.engine.distributed import leave; "
+               "atexit.register(print, 'handlers ran'); threading.Thread(target=time.sleep, args=[60]).start(); leave(3)")
+    left = subprocess.run([sys.executable, "-c", program], text=True, capture_output=True, timeout=30,
+                          env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+    assert (left.returncode, left.stdout, left.stderr) == (3, "handlers ran\n", "")

@@ -9,6 +9,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Mapping
+from typing import NoReturn
 
 COMMANDS = {
     "adapt": "documents in, four arms with evidence out",
@@ -50,6 +51,14 @@ def main(argv: list[str] | None = None) -> int:
         print(f"luthier: there is no {what} '{name}'. {tail} See: luthier --help", file=sys.stderr)
         return 2
     return _run(name, arguments[1:])
+
+
+def process() -> NoReturn:
+    """The command of this process, and its end."""
+    code = main()
+    if "RANK" in os.environ and (distributed := sys.modules.get("luthier.engine.distributed")):
+        distributed.leave(code)
+    sys.exit(code)
 
 
 def _run(name: str, arguments: list[str]) -> int:
@@ -118,4 +127,4 @@ def _help() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    process()

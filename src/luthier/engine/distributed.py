@@ -9,6 +9,7 @@ Numbers and decisions travel through gloo; gradients through gloo on a processor
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 import time
@@ -250,7 +251,19 @@ def follow(engine: Engine) -> NoReturn:
             print(f"luthier: rank {torch_distributed.get_rank()}: {text}", file=sys.stderr, flush=True)
             raise SystemExit(getattr(error, "exit_code", 1)) from None
     torch_distributed.destroy_process_group()
-    raise SystemExit(0)
+    leave(0)
+
+
+def leave(code: int) -> NoReturn:
+    """End a process that was in a group, after its exit handlers but without taking the interpreter down.
+
+    torch keeps the mesh of a sharded model for good, and with it gloo's threads, beyond the end of the group. A thread
+    that still runs while the interpreter goes may end the process with an abort, after all its work was done well.
+    """
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code)
 
 
 def _follow_step(work: Path, engine: Engine) -> None:
