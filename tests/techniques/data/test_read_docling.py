@@ -1,5 +1,7 @@
 """read-docling against a stand-in with docling's names, for docling itself is large: what it is asked, what is made of it."""
 
+from pathlib import Path
+
 import pytest
 
 from luthier.core.errors import UserError
@@ -42,6 +44,9 @@ class PdfFormatOption:
 class DocumentConverter:
     def __init__(self, allowed_formats, format_options):
         self.options = format_options[InputFormat.PDF].options
+    def initialize_pipeline(self, kind):
+        if (Path(self.options.artifacts_path) / "no layout model").exists():
+            raise FileNotFoundError("Model 'layout' not found in artifacts_path.")
     def convert(self, source, raises_on_error=True, max_num_pages=0):
         assert isinstance(source, Path) and not raises_on_error and os.environ["HF_HUB_OFFLINE"] == "1"
         said = source.read_text()
@@ -97,6 +102,11 @@ def test_what_is_missing_is_named(ctx, models, monkeypatch):
     file = SourceFile("a.pdf", "a.pdf")
     with pytest.raises(UserError, match="docling-tools models download"):
         next(ReadDocling(models=models + "/none").apply(iter([file]), ctx))
+    (Path(models) / "no layout model").touch()
+    file_there = Path(models) / "a.pdf"
+    file_there.write_text("whole")
+    with pytest.raises(UserError, match=r"Model 'layout' not found .* docling-tools models download"):
+        next(ReadDocling(models=models).apply(iter([SourceFile("a.pdf", str(file_there))]), ctx))
     assert ReadDocling().missing(".pdf") == ""
     monkeypatch.setattr(read_docling, "find_spec", lambda name: None)
     assert ReadDocling().missing(".pdf") == "pip install 'luthier[docling]'"

@@ -30,6 +30,7 @@ from luthier.techniques.data._shared import NotRead, Outline, read_bytes
 _RUNNING = ("page_header", "page_footer")
 _INSTALL = "pip install 'luthier[docling]'"
 _FETCH = "docling-tools models download"
+_UNREADY = "not ready"
 _HOME = Path("~/.cache/docling/models")
 
 
@@ -49,7 +50,7 @@ class ReadDocling(DataStep, name="read-docling"):
         return "" if find_spec("docling") else _INSTALL
 
     def apply(self, rows: Iterator[SourceFile], ctx: Ctx) -> Iterator[Document | Dropped]:
-        """One `Document` or one `Dropped` a file, in order. Raises UserError without docling or without its models."""
+        """One `Document` or one `Dropped` a file, in order. Raises UserError without docling or without a model of its."""
         if self.missing(""):
             raise UserError(f"read-docling needs docling, which is not installed: {_INSTALL}")
         folder = Path(self.models or _HOME).expanduser()
@@ -62,6 +63,8 @@ class ReadDocling(DataStep, name="read-docling"):
                 found = parse_in_child(f"{__name__}:parsed", file.path, self.max_seconds, self.max_memory_megabytes,
                                        models=str(folder), ocr=self.ocr, max_pages=self.max_pages)
             except NotRead as why:
+                if why.reason == _UNREADY:
+                    raise UserError(f"read-docling cannot start with the models at {folder}: {why.detail}") from None
                 yield Dropped(file.id, why.reason, why.detail)
                 continue
             for line in found["log"]:
@@ -123,5 +126,10 @@ def _converter(models: str, ocr: bool) -> Any:
     from docling.document_converter import DocumentConverter, PdfFormatOption
 
     options = PdfPipelineOptions(artifacts_path=models, do_ocr=ocr, enable_remote_services=False)
-    return DocumentConverter(allowed_formats=[InputFormat.PDF],
-                             format_options={InputFormat.PDF: PdfFormatOption(pipeline_options=options)})
+    converter = DocumentConverter(allowed_formats=[InputFormat.PDF],
+                                  format_options={InputFormat.PDF: PdfFormatOption(pipeline_options=options)})
+    try:
+        converter.initialize_pipeline(InputFormat.PDF)
+    except Exception as error:  # a model or an engine that is missing: of every file, not of the one at hand
+        raise NotRead(_UNREADY, f"{type(error).__name__}: {str(error)[:300]} Fetch what is missing: {_FETCH}") from None
+    return converter
