@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from luthier.core.finding import Finding
 from luthier.pipelines.report import compare as report
 from luthier.pipelines.report.plots import Point, curves, front, pareto
+from luthier.pipelines.report.words import outnumbered
 
 
 def finding(left: str, right: str, verdict: str = "undecided", interval: list[float] | None = None, needed: int | None = 40,
@@ -103,3 +105,11 @@ def test_lower_may_be_better_and_points_may_stand_alone():
     assert front([(1, 5.0), (2, 4.0), (3, 4.5)], higher_is_better=False) == [True, True, False]
     assert 'data-name="a"' in pareto([Point("a", 10, 0.5)], "seconds", "f1")
     assert curves({"a": []}, "loss") is None and curves({"a": [(1, 2.0)]}, "loss") is not None
+
+
+@pytest.mark.parametrize(("interval", "verdict", "said"), [
+    ((0.01, 0.03), "undecided", True), ((-0.03, -0.01), "undecided", True), ((-0.01, 0.03), "undecided", False),
+    ((0.01, 0.03), "better", False), (None, "undecided", False)])
+def test_a_difference_lost_among_many_comparisons_says_so(interval, verdict, said):
+    found = Finding.from_dict(finding("lora", "full", verdict, interval))
+    assert ("(Holm)" in (outnumbered(found) or "")) == said

@@ -11,7 +11,7 @@ from luthier.core.finding import Finding
 from luthier.pipelines.report.markup import ABSENT, Html, details, el, escape, join, pairs
 from luthier.pipelines.report.markup import table as html_table
 from luthier.pipelines.report.plots import Point, curves, forest, front, pareto
-from luthier.pipelines.report.words import chip, metric_words, needed_words
+from luthier.pipelines.report.words import chip, metric_words, needed_words, outnumbered
 
 Told = dict[str, Any]
 
@@ -246,7 +246,7 @@ def _sentence(f: Finding) -> Html:
     more = needed_words(f) if f.verdict == "undecided" else None
     size = f"{f.difference:+.3f} {metric_words(e['metric'])}{interval}"
     tail = join(("; about ", more, " would decide")) if more else None
-    return join((f"{e['set']}: {e['right_arm']} against {e['left_arm']}, {size}", tail, "."))
+    return join((f"{e['set']}: {e['right_arm']} against {e['left_arm']}, {size}", outnumbered(f), tail, "."))
 
 
 def _scores(told: Told) -> Html:

@@ -162,7 +162,15 @@ def sentence(finding: Finding, cluster: str) -> Html:
         told = join((right, " shows ", el("strong", "no difference"), " from ", left, _margin(extra), ": ", size))
     else:
         told = join(("it is ", el("strong", finding.verdict), " whether ", right, " beats ", left, ": ", size))
-    return join((start, told, _basis(finding, cluster), tail, "."))
+    return join((start, told, _basis(finding, cluster), outnumbered(finding), tail, "."))
+
+
+def outnumbered(finding: Finding) -> str | None:
+    """Why a difference is undecided though its interval leaves zero out: it is one comparison of many."""
+    low, high = finding.interval or (0.0, 0.0)
+    if finding.verdict != "undecided" or low <= 0 <= high:
+        return None
+    return "; it would be decided by itself, but not as one of so many comparisons (Holm)"
 
 
 def all_alike(findings: Sequence[Finding]) -> Html | None:
