@@ -72,6 +72,14 @@ def test_running_lines_count_along():
     assert read_pdf.without_running(same) == (same, 0)
 
 
+def test_tables_of_contents_are_left_out():
+    pages = [["Contents", "1 Wood . . . . . . . . 3", "1.1 Spruce.......... 12", "Preface ..... iv", "2 Glue . . . 4"],
+             ["1 Wood", "Wood ... 3 kinds of it.", "See chapter 12"]]
+    kept, count = read_pdf.without_contents(pages)
+    assert count == 3 and kept == [["Contents", "", "", "", "2 Glue . . . 4"], pages[1]]
+    assert read_pdf.without_contents([pages[0][1:3]]) == ([pages[0][1:3]], 0)
+
+
 @pytest.mark.parametrize(("content", "reason"), [
     (b"", "empty"), (b"no PDF at all", "damaged"), (b"%PDF-1.4\n%%EOF", "damaged"),
     (pdf([[], []]), "no text layer"), (pdf(PAPER, encrypt=True), "encrypted"),

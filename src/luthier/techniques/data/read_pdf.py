@@ -30,6 +30,7 @@ _EDGE = 2  # lines at each edge of a page that may be running ones
 _FEWEST_PAGES = 3
 _LARGER, _LONGEST, _LEVELS = 1.15, 120, 6
 _MEASURED = 4  # letters of a line whose height is looked at
+_LEADERS = re.compile(r"(\s?\.){5,}\s*(\d{1,5}|[ivxlc]{1,7})\s*$")  # "The base  . . . . . . . 12"
 _HYPHENS = ("\x02", "\ufffe")
 _NUMBER = re.compile(r"\d{1,6}")
 _BROKEN = re.compile(r"([^\W\d_]+)[-\u00ad]$")
@@ -38,8 +39,8 @@ _REST = re.compile(r"\s*([^\W\d_]+)(\S*)\s*")
 Heading = tuple[int, str, int]  # level, text, page
 
 
-class ReadPdf(DataStep, name="read-pdf", version=2):
-    """PDF as sections below their headings, with pages and lines; running headers and footers left out."""
+class ReadPdf(DataStep, name="read-pdf", version=3):
+    """PDF as sections below their headings, with pages and lines; without running headers, footers and tables of contents."""
 
     suffixes: ClassVar[tuple[str, ...]] = (".pdf",)
     max_megabytes: float = Field(50.0, gt=0, description="a larger file is left out, in 1 000 000 bytes")
@@ -53,7 +54,11 @@ class ReadPdf(DataStep, name="read-pdf", version=2):
                 data = read_bytes(file, self.max_megabytes)
                 found = parse_in_child(f"{__name__}:pages", file.path, self.max_seconds, self.max_memory_megabytes)
                 pages, running = without_running(found["pages"])
-                sections = _outlined(pages, found["headings"], ctx, file.id, running)
+                pages, contents = without_contents(pages)
+                for count, what in ((running, "running headers, footers and page numbers"), (contents, "lines of contents")):
+                    if count:
+                        ctx.log(f"{file.id}: {count} {what} left out")
+                sections = _outlined(pages, found["headings"])
             except NotRead as why:
                 yield Dropped(file.id, why.reason, why.detail)
                 continue
@@ -151,6 +156,18 @@ def without_running(made: Sequence[Sequence[str]]) -> tuple[list[list[str]], int
     return kept, len(running)
 
 
+def without_contents(made: Sequence[Sequence[str]]) -> tuple[list[list[str]], int]:
+    """The pages with the lines of tables of contents emptied, and how many: dots that lead to a page's number.
+
+    They hold every heading's words and no answer, so a search finds them before the sections themselves.
+    """
+    found = {(p, i) for p, lines in enumerate(made) for i, line in enumerate(lines) if _LEADERS.search(line)}
+    kept = [["" if (p, i) in found else line for i, line in enumerate(lines)] for p, lines in enumerate(made)]
+    if not any(line.strip() for lines in kept for line in lines):
+        return [list(lines) for lines in made], 0  # a table of contents is all there is
+    return kept, len(found)
+
+
 def _forms(line: str, page: int) -> set[str]:
     """The line, and the line with each of its numbers told from the page's: equal forms repeat or count along."""
     flat = " ".join(line.split())
@@ -170,11 +187,8 @@ def joined(lines: Sequence[str], text: str) -> list[str]:
     return made
 
 
-def _outlined(made: Sequence[Sequence[str]], headings: Sequence[Heading], ctx: Ctx, name: str, running: int
-              ) -> tuple[Section, ...]:
+def _outlined(made: Sequence[Sequence[str]], headings: Sequence[Heading]) -> tuple[Section, ...]:
     """Sections of the pages' lines below the headings. Raises NotRead."""
-    if running:
-        ctx.log(f"{name}: {running} running headers, footers and page numbers left out")
     outline = Outline()
     text = "\n".join(line for lines in made for line in lines).casefold()
     for page, lines in enumerate(made, 1):
