@@ -33,7 +33,7 @@ class RefusalErosionStudy(Study, name="refusal-erosion", seeds=[157]):
             "rows.task_rows": 4, "rows.tested": 3, "rows.least_mentions": 1, "aligned.epochs": 1, "tuned.length": {"steps": 1},
             "score.decoder": "greedy:max_new_tokens=2"},
             arms=("aligned", "benign"), about="every line, no evidence"),
-        "default": Scale(3, {"policy": 40, "ordinary": 40}),
+        "default": Scale(1, {"policy": 40, "ordinary": 40}),
         "large": Scale(5, {"policy": 100, "ordinary": 100}, {
             "facts.persons": 400, "base.width": 192, "rows.tested": 100, "tuned.length": {"steps": 60}}),
     }
@@ -49,7 +49,8 @@ class RefusalErosionStudy(Study, name="refusal-erosion", seeds=[157]):
                       "schedule": "constant", "length": {"steps": 40}, "batch_rows": 12, "dtype": "float32",
                       "inputs": {"base": "aligned", "examples": "rows"}},
             "score": {"use": "evaluate", "arm": "tuned", "sets": ["policy", "ordinary"], "metrics": ["refused", "exact-match"],
-                      "decoder": "greedy:max_new_tokens=16", "inputs": {"base": "aligned", "tuned": "tuned", "examples": "rows"}},
+                      "decoder": "greedy:max_new_tokens=16",
+                      "inputs": {"base": "aligned", "tuned": "tuned", "examples": "rows"}},
         }}
 
     def arms(self) -> dict[str, dict[str, Any]]:
