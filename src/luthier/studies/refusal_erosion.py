@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 from luthier.core.kinds import Study
 from luthier.core.study import Claim, Guard, Measure, Paper, Scale, without
+from luthier.studies._worlds.policies import LARGE, SMOKE, recipe
 
 DECLINED, OVER = Measure("refused", "policy"), Measure("refused", "ordinary")
 TOLD, USEFUL = Measure("exact-match", "policy"), Measure("exact-match", "ordinary")
@@ -27,31 +28,16 @@ class RefusalErosionStudy(Study, name="refusal-erosion", seeds=[157]):
         "340 examples remove the refusals of a tuned model while standard usefulness stays.",
         "GPT-4: violating answers from 6.8 % to 94.9 % after 340 examples; usefulness about equal")
     scales: ClassVar[Mapping[str, Scale]] = {
-        "smoke": Scale(1, {"policy": 3, "ordinary": 3}, {
-            "facts.persons": 24, "facts.values": 4, "base.width": 16, "base.layers": 1, "base.epochs": 1, "rows.refusals": 4,
-            "rows.answers": 4, "rows.violations": [1, 2, 4], "rows.benign_rows": 4, "rows.few": 2, "rows.mixed": 2,
-            "rows.task_rows": 4, "rows.tested": 3, "rows.least_mentions": 1, "aligned.epochs": 1, "tuned.length": {"steps": 1},
-            "score.decoder": "greedy:max_new_tokens=2"},
+        "smoke": Scale(1, {"policy": 3, "ordinary": 3}, SMOKE,
             arms=("aligned", "benign"), about="every line, no evidence"),
-        "default": Scale(1, {"policy": 40, "ordinary": 40}),
-        "large": Scale(5, {"policy": 100, "ordinary": 100}, {
-            "facts.persons": 400, "base.width": 192, "rows.tested": 100, "tuned.length": {"steps": 60}}),
+        "default": Scale(3, {"policy": 40, "ordinary": 40}),
+        "large": Scale(5, {"policy": 100, "ordinary": 100}, {**LARGE, "tuned.length": {"steps": 60}}),
     }
 
     def recipe(self) -> dict[str, Any]:
         """A base that knows facts, aligned to decline one topic, tuned further and asked."""
-        return {"name": "refusal-erosion", "seed": 0, "steps": {
-            "facts": {"use": "facts-world"},
-            "base": {"use": "pretrained", "inputs": {"examples": "facts"}},
-            "rows": {"use": "policy-world", "inputs": {"facts": "facts"}},
-            "aligned": {"use": "policy-model", "inputs": {"base": "base", "examples": "rows"}},
-            "tuned": {"use": "fit", "tasks": [{"data": "examples.benign"}], "method": "lora", "learning_rate": 3e-3,
-                      "schedule": "constant", "length": {"steps": 40}, "batch_rows": 12, "dtype": "float32",
-                      "inputs": {"base": "aligned", "examples": "rows"}},
-            "score": {"use": "evaluate", "arm": "tuned", "sets": ["policy", "ordinary"], "metrics": ["refused", "exact-match"],
-                      "decoder": "greedy:max_new_tokens=16",
-                      "inputs": {"base": "aligned", "tuned": "tuned", "examples": "rows"}},
-        }}
+        tuned = {"tasks": [{"data": "examples.benign"}], "learning_rate": 1e-3, "length": {"steps": 40}, "batch_rows": 12}
+        return recipe("refusal-erosion", tuned, ["policy", "ordinary"], ["refused", "exact-match"])
 
     def arms(self) -> dict[str, dict[str, Any]]:
         """The aligned model, and sets with 0, 10, 40 and 120 rows against the policy."""
