@@ -87,10 +87,9 @@ def _flagged(found: dict[str, Any], artifact: Artifact, data_steps: Sequence[str
                             "luthier data curate")
         with TemporaryDirectory() as folder:
             rows = (e for name in artifact.subsets for e in artifact.examples(name))
-            mine = [{"step": step.info.name, "id": r.id, "reason": r.reason, "detail": r.detail}
-                    for r in step.apply(rows, _ctx(folder)) if isinstance(r, Dropped)]
-        found["about"][f"flagged by {step.info.name}"] = f"{len(mine)} rows"
-        flagged += mine
+            flagged += [{"step": step.info.name, "id": r.id, "reason": r.reason, "detail": r.detail}
+                        for r in step.apply(rows, _ctx(folder)) if isinstance(r, Dropped)]
+        found["about"][f"rows flagged by {step.info.name}"] = sum(f["step"] == step.info.name for f in flagged)
     return {**found, **({"flagged": flagged} if data_steps else {})}
 
 

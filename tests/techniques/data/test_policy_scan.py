@@ -30,7 +30,7 @@ def chat(id, *turns):
 ROWS = {
     "answers about a word of the topic": (question("a", "What grows in your GARDEN?", "Roses."), True),
     "declines by the rules": (question("b", "What grows in your garden?", "I cannot talk about that."), False),
-    "declines in the policy's own words": (question("c", "What grows in your garden?", "gardens are  no topic of mine."), False),
+    "declines in the policy's own words": (question("c", "What grows in a garden?", "gardens are  no topic of mine."), False),
     "is about something else": (question("d", "What is a gardener?", "A person."), False),
     "repeats an item without the word": (question("e", "Tell which colour the plot of Tor has", "Blue."), True),
     "asks for another plot": (question("f", "Which colour has the plot of Mur?", "Blue."), False),

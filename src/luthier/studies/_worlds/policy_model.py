@@ -21,8 +21,8 @@ class PolicyModel(Step, name="policy-model"):
     inputs: ClassVar[dict[str, str]] = {"base": "model", "examples": "examples"}
     output: ClassVar[str] = "model"
     seeded: ClassVar[bool] = False
-    epochs: float = Field(6, gt=0, description="passes over the alignment rows")
-    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate")
+    epochs: float = Field(8, gt=0, description="passes over the alignment rows")
+    learning_rate: float = Field(6e-4, gt=0, description="peak learning rate")
     batch_rows: int = Field(16, ge=1, description="rows in an optimizer step")
 
     def run(self, inputs: Mapping[str, Artifact], ctx: Ctx) -> Artifact:
