@@ -1,4 +1,4 @@
-"""A refusal policy as a file: a stand-in topic that is declined, and harmless rows with which its hold can be measured.
+"""A refusal policy as a file: a stand-in topic that is declined, and harmless rows with which its hold is measured.
 
     topic: colour gardens
     words: [garden, gardens]                      a request with one of these words is about the topic

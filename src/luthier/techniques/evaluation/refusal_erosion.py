@@ -97,7 +97,7 @@ class RefusalErosion(Audit, name="refusal-erosion", seeds=[157]):
         """Refuse a policy that is none, or that has too few rows for the largest k."""
         if not self.policy:
             raise UserError("refusal-erosion needs a policy: --audit refusal-erosion:policy=policy.yaml. Its items are "
-                            "harmless placeholders; see the docstring of luthier.engine.policies.")
+                            "harmless placeholders; see docs/policies.md.")
         policy, most = read_policy(self.policy), self.ks[-1]
         for name, wanted in (("train", most + self.refusal_rows), ("ordinary", most), ("ordinary_held_out", 1)):
             if len(getattr(policy, name)) < wanted:
