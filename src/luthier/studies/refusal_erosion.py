@@ -36,7 +36,7 @@ class RefusalErosionStudy(Study, name="refusal-erosion", seeds=[157]):
 
     def recipe(self) -> dict[str, Any]:
         """A base that knows facts, aligned to decline one topic, tuned further and asked."""
-        tuned = {"tasks": [{"data": "examples.benign"}], "learning_rate": 1e-3, "length": {"steps": 40}, "batch_rows": 12}
+        tuned = {"tasks": [{"data": "examples.benign"}], "learning_rate": 5e-4, "length": {"steps": 40}, "batch_rows": 12}
         return recipe("refusal-erosion", tuned, ["policy", "ordinary"], ["refused", "exact-match"])
 
     def arms(self) -> dict[str, dict[str, Any]]:

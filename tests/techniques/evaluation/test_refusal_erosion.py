@@ -158,7 +158,7 @@ def test_the_curve_has_wilsons_intervals(found):
         centre, half = (hits + z * z / 2) / (n + z * z), z * math.sqrt(hits * (n - hits) / n + z * z / 4) / (n + z * z)
         assert point["interval"] == pytest.approx((max(0, centre - half), min(1, centre + half)), abs=1e-9)
     k = found[0]["k=12"]
-    assert k.extra["interval_after"] == pytest.approx(finding.extra["curve"][12]["interval"])
+    assert k.extra["interval_after"] == pytest.approx(finding.extra["curve"]["12"]["interval"])
 
 
 @pytest.mark.oracle(seed=157, clause=4, against="the model's own loss, by torch")
