@@ -101,3 +101,18 @@ def test_documents_are_counted_in_sections_and_passages(tmp_path):
     assert shown["text"] == f"Manual / Of clamps ({about['tokens'] // 2} tokens)\nThe clamps are told of here."
     assert inspect_data(str(folder), "pico", 1, 256)["about"]["tokens"] > about["tokens"], "pico cuts words in pieces"
     assert inspect_data(str(Path(folder, "glue.md")), None, 3, 256)["about"]["documents"] == 1
+
+
+def test_a_data_step_lists_what_it_would_leave_out_and_changes_nothing(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in [*QA, {"question": "What is damn glue?", "answer": "a paste"}]))
+    found = inspect_data(str(path), "pico", 3, 256, "auto", ["profanity:level=mild", "profanity:further=[clamp],most=1"])
+    assert found["about"]["rows flagged by profanity"] == 2 and found["about"]["rows"] == 3
+    assert [(f["step"], f["reason"], f["detail"]) for f in found["flagged"]] == [
+        ("profanity", "profanity", "1 mild"), ("profanity", "profanity", "2 further")]
+    with pytest.raises(UserError, match="only steps that look at rows without a model can be asked here"):
+        inspect_data(str(path), "pico", 3, 256, "auto", ["few-shot"])
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "a.md").write_text("# Clamp\n\nA clamp is a rail.\n")
+    with pytest.raises(UserError, match="--data-step looks at rows; .* holds documents"):
+        inspect_data(str(tmp_path / "docs"), None, 3, 256, "auto", ["profanity"])

@@ -23,13 +23,15 @@ def inspect(
                                                 "how rows are rendered")] = "auto",
     out: Annotated[Path | None, typer.Option("--out", metavar="FOLDER", help="also write FOLDER/inspect.html: lengths, "
                                              "sources, clusters and masks")] = None,
+    data_step: Annotated[shared.Spec, typer.Option("--data-step", metavar=shared.SPEC, help="list the rows that it would "
+                                                   "leave out, such as policy-scan; repeatable")] = None,
     sets: shared.Sets = None, accept_terms: shared.Terms = None, as_json: shared.Json = False,
 ) -> None:
     """What was understood of a file: its format, its rows, and which of their tokens are learned."""
     from luthier.pipelines.inspecting import inspect_data, reading
 
     shared.accept(accept_terms)
-    found = inspect_data(data, base, rows, max_tokens, template, **reading(sets or ()))
+    found = inspect_data(data, base, rows, max_tokens, template, data_step or (), **reading(sets or ()))
     if out is not None:
         from luthier.pipelines.report.data import write_inspection
 
@@ -45,6 +47,8 @@ def inspect(
             print(f"({row['tokens']} tokens, {row['learned']} learned)")
         else:
             print(row["text"])
+    for row in found.get("flagged", ()):
+        print(f"\n{row['id']}\n{row['step']}: {row['reason']}, {row['detail']}")
     if any("segments" in r for r in found["shown"]):
         print("\nLearned tokens are " + ("green." if sys.stdout.isatty() else "between ⟦ and ⟧."))
 

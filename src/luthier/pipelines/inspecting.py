@@ -11,8 +11,9 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.artifact import Artifact, open_artifact
+from luthier.core.component import build
 from luthier.core.errors import UserError
-from luthier.core.example import Example, with_rejected
+from luthier.core.example import Dropped, Example, with_rejected
 from luthier.core.files import Journal
 from luthier.core.kinds import DroppedRow, Tokens
 from luthier.core.rng import Rng
@@ -27,16 +28,25 @@ DEFAULT_BASE = "gemma3-270m"
 
 
 def inspect_data(path: str, base: str | None, rows: int, max_tokens: int, template: str = "auto",
-                 **settings: Any) -> dict[str, Any]:
+                 data_steps: Sequence[str] = (), **settings: Any) -> dict[str, Any]:
     """`about` in words and numbers, the first rows as they would be trained on, and counts of all rows: their `lengths`
     in tokens, and how many belong to each of the `sources` and `clusters`.
 
-    Without a base, rows are shown as the demo's base reads them, and documents are counted in words and signs.
-    `settings` are those of the step `read`: format, columns, reader.
+    Without a base, rows are shown as the demo's base reads them, and documents are counted in words and signs. Each of
+    `data_steps` is asked by itself which of the rows it would leave out (`flagged`); nothing is changed. `settings` are
+    those of the step `read`: format, columns, reader.
 
     Raises:
-        UserError: the data or the base can't be read.
+        UserError: the data or the base can't be read; a data step that needs a model, or that reads other rows.
     """
+    found = _inspected(path, base, rows, max_tokens, template, data_steps, settings)
+    if data_steps and found["about"]["kind"] != "examples":
+        raise UserError(f"--data-step looks at rows; {path} holds documents. See: luthier data curate")
+    return found
+
+
+def _inspected(path: str, base: str | None, rows: int, max_tokens: int, template: str, data_steps: Sequence[str],
+               settings: dict[str, Any]) -> dict[str, Any]:
     from luthier.pipelines.steps.ingest import Ingest
     from luthier.pipelines.steps.read import Read, reads
 
@@ -46,7 +56,7 @@ def inspect_data(path: str, base: str | None, rows: int, max_tokens: int, templa
             return _documents(given, rows, str(given.meta.get("counted_by", "")))
         if given.kind != "examples":
             raise UserError(f"{path} is an artifact of the kind '{given.kind}'; examples and documents are shown here.")
-        return _examples(given, base or DEFAULT_BASE, rows, max_tokens, [], template)
+        return _flagged(_examples(given, base or DEFAULT_BASE, rows, max_tokens, [], template), given, data_steps)
     told = Path(path).is_dir() and not reads(Path(path))
     ingest = Ingest(paths=[path])
     suffixes = {suffix for reader in ingest.readers for suffix in getattr(reader, "suffixes", ())}
@@ -64,7 +74,23 @@ def inspect_data(path: str, base: str | None, rows: int, max_tokens: int, templa
     with TemporaryDirectory() as folder:
         said: list[str] = []
         artifact = read.run({}, _ctx(folder, said))
-        return _examples(artifact, base or DEFAULT_BASE, rows, max_tokens, said, template)
+        return _flagged(_examples(artifact, base or DEFAULT_BASE, rows, max_tokens, said, template), artifact, data_steps)
+
+
+def _flagged(found: dict[str, Any], artifact: Artifact, data_steps: Sequence[str]) -> dict[str, Any]:
+    """What was found, with the rows that each data step would leave out."""
+    flagged: list[dict[str, str]] = []
+    for spec in data_steps:
+        step = build("data_step", spec)
+        if type(step).roles or "Example" not in str(type(step).apply.__annotations__["rows"]):
+            raise UserError(f"--data-step {spec}: only steps that look at rows without a model can be asked here. See: "
+                            "luthier data curate")
+        with TemporaryDirectory() as folder:
+            rows = (e for name in artifact.subsets for e in artifact.examples(name))
+            flagged += [{"step": step.info.name, "id": r.id, "reason": r.reason, "detail": r.detail}
+                        for r in step.apply(rows, _ctx(folder)) if isinstance(r, Dropped)]
+        found["about"][f"rows flagged by {step.info.name}"] = sum(f["step"] == step.info.name for f in flagged)
+    return {**found, **({"flagged": flagged} if data_steps else {})}
 
 
 def reading(sets: Sequence[str]) -> dict[str, Any]:
