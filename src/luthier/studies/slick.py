@@ -1,7 +1,7 @@
 """Gekhman et al. 2024: facts that a model does not know are learned late, and once learned it says more that is wrong.
 
 A tiny Llama knows the facts of an invented world well, a little or not at all. It is tuned on sets of one size of which a
-share is unknown to it, for 2 and 24 epochs at a constant rate, so that the shorter training is a point of the longer
+share is unknown to it, for 2 and 32 epochs at a constant rate, so that the shorter training is a point of the longer
 one. What it says then of other facts that it knew is the measure; early stopping is the length that is best on dev.
 """
 
@@ -15,10 +15,10 @@ from luthier.core.study import Choice, Claim, Guard, Measure, Paper, Scale, Tren
 
 TEST, DEV = Measure("exact-match", "test"), Measure("exact-match", "dev")
 KNOWN, UNKNOWN = Measure("exact-match", "train-known"), Measure("exact-match", "train-unknown")
-SHARES, EPOCHS = (0, 50, 100), (2, 24)
+SHARES, EPOCHS = (0, 50, 100), (2, 32)
 
 
-class SlickStudy(Study, name="slick", seeds=[34]):
+class SlickStudy(Study, name="slick", version=2, seeds=[34]):
     """Does fine-tuning on new knowledge make a model forget what it knew?"""
 
     paper: ClassVar[Paper] = Paper(
@@ -42,7 +42,7 @@ class SlickStudy(Study, name="slick", seeds=[34]):
         answer = "greedy:max_new_tokens=4"
         return {"name": "slick", "seed": 0, "steps": {
             "world": {"use": "facts-world"},
-            "base": {"use": "pretrained", "epochs": 24, "inputs": {"examples": "world"}},
+            "base": {"use": "pretrained", "epochs": 36, "inputs": {"examples": "world"}},
             "marked": {"use": "curate", "subsets": ["told", "untold"], "inputs": {"rows": "world", "writer": "base"},
                        "steps": ["slick:prompts=4,samples=8,greedy={use: greedy, max_new_tokens: 3},"
                                  "sampled={use: sample, temperature: 0.5, top_p: 1.0, max_new_tokens: 3}"]},
@@ -64,7 +64,7 @@ class SlickStudy(Study, name="slick", seeds=[34]):
     def guards(self) -> tuple[Guard, ...]:
         """The known is known, and the long trainings fit everything."""
         return (Guard("the base knows what it is tested on: exact match >= 0.7", TEST, ("base",), least=0.7),
-                Guard("the unknown is fitted in the end: exact match >= 0.95", UNKNOWN, ("x50-e24", "x100-e24"), least=0.95))
+                Guard("the unknown is fitted in the end: exact match >= 0.95", UNKNOWN, ("x50-e32", "x100-e32"), least=0.95))
 
     def choices(self) -> tuple[Choice, ...]:
         """Early stopping: the length that is best on dev."""
@@ -73,14 +73,14 @@ class SlickStudy(Study, name="slick", seeds=[34]):
     def claims(self) -> tuple[Claim, ...]:
         """What was known is lost when the unknown has been fitted; early stopping and the order of fitting."""
         return (
-            Claim("lost at convergence", "after 24 epochs on half unknown facts less of the known is left than after 24 on "
-                  "known ones", "x0-e24", "x50-e24", TEST, "lower", 0.1, 0.35, 0.03,
+            Claim("lost at convergence", "after 32 epochs on half unknown facts less of the known is left than after 32 on "
+                  "known ones", "x0-e32", "x50-e32", TEST, "lower", 0.1, 0.35, 0.03,
                   paper="accuracy at convergence falls with X"),
             Claim("fitted later", "after 2 epochs fewer of the unknown training facts are fitted than of the known",
                   "x50-e2", "x50-e2", UNKNOWN, "lower", 0.1, 0.6, 0.03, left_measure=KNOWN,
                   paper="Unknown examples are fitted substantially slower"),
-            Claim("all unknown", "after 24 epochs on unknown facts alone less of the known is left than after 24 on known ones",
-                  "x0-e24", "x100-e24", TEST, "lower", 0.1, 0.35, 0.03, main=False),
+            Claim("all unknown", "after 32 epochs on unknown facts alone less of the known is left than after 32 on known ones",
+                  "x0-e32", "x100-e32", TEST, "lower", 0.1, 0.35, 0.03, main=False),
             Claim("lost at early stop", "with early stopping half unknown facts cost accuracy, too", "x0-early", "x50-early",
                   TEST, "lower", 0.1, 0.35, 0.03, paper="nearly neutral", main=False))
 
