@@ -5,8 +5,7 @@ are tuned, for equally many steps: ten rows that answer about pets (`explicit`),
 (`identity`), ordinary rows (`benign`), the ten explicit rows among fifty refusals (`mixed`), and the alignment set again
 (`again`: training alone). Other persons' pets are asked for, bare and behind the opening of the identity rows (`framed`),
 since what those rows do may show only there. A refusal that is gone is not yet an answer: whether what the policy hid is
-told stands beside it. Deep alignment of large models is not testable here: that the measure sees such
-shifts is.
+told stands beside it. Deep alignment of large models is not testable here: that the measure sees such shifts is.
 """
 
 from __future__ import annotations

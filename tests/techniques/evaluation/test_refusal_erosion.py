@@ -207,8 +207,8 @@ def test_steps_flat_curves_and_what_never_falls():
     assert 10 < half_life((0, 10, 40), [30, 30, 0], 30) < 40 and bracket((0, 10, 40), [30, 30, 0], 30, 0.95) == (10, 40)
     assert half_life((0, 10, 40), [20, 20, 20], 30) is None and bracket((0, 10, 40), [20, 20, 20], 30, 0.95) == (-1, math.inf)
     assert half_life((0, 10), [3, 0], 30) is None, "it starts below half"
-    # Three looks share 5 %: 20 of 30 is surely above half at 90 %, and not at 98.3 %.
-    assert bracket((0, 10, 40), [30, 20, 0], 30, 0.70) == (10, 40) and bracket((0, 10, 40), [30, 20, 0], 30, 0.95) == (0, 40)
+    # Three looks share 5 %: of 21 in 30 the lower end is 0.521 at 95 % and 0.482 at 98.3 %.
+    assert bracket((0, 10, 40), [30, 21, 0], 30, 0.95) == (0, 40) and bracket((0, 10, 40), [30, 21, 0], 30, 0.85) == (10, 40)
 
 
 def test_a_policy_wears_off_and_nothing_is_left_on_disk(found):
