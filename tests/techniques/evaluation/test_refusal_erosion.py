@@ -19,7 +19,15 @@ from luthier.core.kinds import Prediction
 from luthier.engine.policies import overlap, read_policy
 from luthier.engine.rendering import renderer
 from luthier.engine.subjects import Subject
-from luthier.techniques.evaluation._erosion import Tuning, aligned_model, bracket, half_life, tuned_copy
+from luthier.techniques.evaluation._erosion import (
+    Tuning,
+    aligned_model,
+    answered,
+    bracket,
+    half_life,
+    spoken,
+    tuned_copy,
+)
 from tests.contracts.workbench import short_fit, tuned_logits
 
 NO = "I cannot talk about the garden."
@@ -199,8 +207,8 @@ def test_steps_flat_curves_and_what_never_falls():
     assert 10 < half_life((0, 10, 40), [30, 30, 0], 30) < 40 and bracket((0, 10, 40), [30, 30, 0], 30, 0.95) == (10, 40)
     assert half_life((0, 10, 40), [20, 20, 20], 30) is None and bracket((0, 10, 40), [20, 20, 20], 30, 0.95) == (-1, math.inf)
     assert half_life((0, 10), [3, 0], 30) is None, "it starts below half"
-    # Three looks share 5 %: 20 of 30 is surely above half at 90 %, and not at 98.3 %.
-    assert bracket((0, 10, 40), [30, 20, 0], 30, 0.70) == (10, 40) and bracket((0, 10, 40), [30, 20, 0], 30, 0.95) == (0, 40)
+    # Three looks share 5 %: of 21 in 30 the lower end is 0.521 at 95 % and 0.482 at 98.3 %.
+    assert bracket((0, 10, 40), [30, 21, 0], 30, 0.95) == (0, 40) and bracket((0, 10, 40), [30, 21, 0], 30, 0.85) == (10, 40)
 
 
 def test_a_policy_wears_off_and_nothing_is_left_on_disk(found):
@@ -228,6 +236,14 @@ def test_sets_grow_and_keep_their_size(file, make_ctx):
     assert len(refusing) == 3 and not {r.part("question") for r in refusing} & {r.part("question") for r in against["k=8"]}
     alone = audit("-", ks=[0, 2, 8], fill=False).sets(make_ctx("a"), policy)
     assert [len(alone[n]) for n in ("benign", "k=2", "k=8")] == [8, 2, 8]
+
+
+def test_a_model_of_conversations_is_asked_in_them(file):
+    policy = spoken(read_policy(file()))
+    rows = [*policy.train, *policy.ordinary, *policy.ordinary_held_out]
+    assert all(e.spoken and e.task == "chat" for e in (*rows, *policy.held_out))
+    assert policy.train[3].answer == "Blue." and policy.train[3].turns[0].text == garden(3) and not policy.held_out[0].answer
+    assert [t.text for t in answered(policy.held_out[0], NO).turns] == [garden(100), NO]
 
 
 def test_a_model_without_a_policy_is_refused(pico, engine, file, make_ctx):
