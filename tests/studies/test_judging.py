@@ -233,7 +233,7 @@ def test_findings_are_paired_by_training():
     assert claim.interval == pytest.approx((low, high), abs=1e-12) and claim.extra["p"] == pytest.approx(t.pvalue)
     assert found.verdict == "shown" and claim.extra["units"] == 5 and "trainings" in claim.extra["test"]
     other = found.claims[1]
-    assert other.interval == pytest.approx((0.9, 0.9)) and other.extra["left_arm"] == "new, difference on audit/ood/change"
+    assert other.interval == pytest.approx((0.9, 0.9)) and other.extra["left_arm"] == "new, difference of look, change"
     assert {(r["arm"], r["metric"], r["units"], r["questions"]) for r in found.table} == {
         (arm, name, 5, 5) for arm in ("old", "new") for name in ("auroc", "difference")}
 

@@ -39,6 +39,10 @@ class Found(Measure):
     (`cases.observed`). Claims about it are weighed over trainings, and there are no more units than these.
     """
 
+    def __str__(self) -> str:
+        part = self.on.removeprefix("audit/").partition("/")[2]
+        return f"{self.metric} of {self.step}" + (f", {part}" if part else "")
+
 
 @dataclass(frozen=True)
 class Guard:

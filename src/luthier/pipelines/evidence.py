@@ -26,7 +26,7 @@ def told(reproduction: Reproduction) -> Iterator[str]:
         span = "" if row["low"] is None else f"  [{row['low']:.3f}, {row['high']:.3f}]"
         spent = costs.get(row["arm"], {})
         cost = f"  {spent['tokens']:,.0f} tokens trained" if spent.get("tokens") else ""
-        yield f"{row['arm']:<22}{row['metric'] + ' on ' + row['on']:<34}{row['value']:.3f}{span}  ({row['units']} units){cost}"
+        yield f"{row['arm']:<22}{row['measure']:<33} {row['value']:.3f}{span}  ({row['units']} units){cost}"
     if outcome.chosen:
         yield "Chosen: " + ", ".join(f"{name} = {arm}" for name, arm in outcome.chosen.items())
     for guard in outcome.guards:
@@ -93,4 +93,4 @@ def _section(record: Mapping[str, Any]) -> Iterator[str]:
     yield "|---|---|---|---|---|"
     for row in record["table"]:
         span = "-" if row["low"] is None else f"{row['low']:.3f} to {row['high']:.3f}"
-        yield f"| {row['arm']} | {row['metric']} on {row['on']} | {row['value']:.3f} | {span} | {row['units']} |"
+        yield f"| {row['arm']} | {row['measure']} | {row['value']:.3f} | {span} | {row['units']} |"

@@ -152,7 +152,7 @@ class Reproduction:
         measures = dict.fromkeys(m for c in self.study.claims() for m in (c.measure, c.left_measure) if m)
         kept: dict[str, dict[str, list[float]]] = {}
         for measure in measures:
-            for cell in self.results[measure.step].cells:
+            for cell in self.results[measure.step].cells if measure.step in self.results else ():
                 for question, (_, value) in cell.scores.get((measure.on, measure.metric), {}).items():
                     kept.setdefault(f"{cell.arm}: {measure}", {}).setdefault(question, []).append(round(value, 4))
         return kept
