@@ -3,7 +3,8 @@
 First, without a model: answers to questions about invented bulletins that were made right or wrong, faithful to their passage
 or not. For each question a metric puts good answers above bad ones or does not; arms are metrics. Answers made to fool overlap
 (the right words in a denial, the right thing in other words) are a set of their own. The worth of an answer is known by its
-making, where the paper asked people. Second, Gemma 3 270M answers below the right passage, and below one about an invented craftsman.
+making, where the paper asked people. Second, Gemma 3 270M answers below the right passage, and below one about an invented
+craftsman.
 """
 
 from __future__ import annotations
@@ -77,12 +78,12 @@ class InstructQa(Study, name="instruct-qa", seeds=[49]):
     def claims(self) -> tuple[Claim, ...]:
         """Recall and K-precision above the others, what fools them, and what a model does."""
         return (
-            Claim("recall above F1", "recall puts more right answers above wrong ones than F1 does", "f1", "token-recall", NATURAL,
-                  "higher", 0.05, 0.3, paper="recall agrees best with people"),
+            Claim("recall above F1", "recall puts more right answers above wrong ones than F1 does", "f1", "token-recall",
+                  NATURAL, "higher", 0.05, 0.3, paper="recall agrees best with people"),
             Claim("recall above exact match", "recall puts more right answers above wrong ones than exact match does",
                   "exact-match", "token-recall", NATURAL, "higher", 0.05, 0.3, paper="exact match underrates long answers"),
-            Claim("K-precision knows faithful answers", "K-precision puts more faithful answers above others than F1 does", "f1",
-                  "k-precision", FAITHFUL, "higher", 0.05, 0.4, paper="K-precision agrees best with people"),
+            Claim("K-precision knows faithful answers", "K-precision puts more faithful answers above others than F1 does",
+                  "f1", "k-precision", FAITHFUL, "higher", 0.05, 0.4, paper="K-precision agrees best with people"),
             Claim("not when fooled", "recall knows fewer right answers among those made to fool it", "token-recall",
                   "token-recall", FOOLING, "lower", 0.2, 0.4, left_measure=NATURAL, main=False),
             Claim("passages help", "below the right passage answers hold more of the right one than below another",

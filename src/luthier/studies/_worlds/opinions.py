@@ -32,7 +32,7 @@ DOMAINS: Mapping[str, Mapping[str, Remarks]] = {
         "room": (("the tables stand far apart", "there was soft music all evening", "the windows open on the harbour"),
                  ("the tables touch each other", "there was a cold draught all evening", "the windows face a wall"))},
     "films": {
-        "plot": (("the story keeps its secret to the end", "every scene leads to the next", "the ending made me smile for days"),
+        "plot": (("the story keeps its secret to the end", "every scene leads to the next", "the ending made me smile"),
                  ("the story falls apart after an hour", "no scene leads anywhere", "the ending made me groan")),
         "acting": (("the lead says it all with a glance", "even the smallest role is played with care",
                     "you forget that they are acting"),
@@ -41,7 +41,7 @@ DOMAINS: Mapping[str, Mapping[str, Remarks]] = {
         "sound": (("the score lifts every scene", "the songs stay with you", "each whisper is clear"),
                   ("the score drowns every scene", "the songs hurt the ears", "each whisper is lost")),
         "pictures": (("the camera glides like a bird", "the colours glow", "the night scenes are a marvel"),
-                     ("the camera shakes until you are ill", "the colours look washed out", "the night scenes are just black"))},
+                     ("the camera shakes until you are ill", "the colours look washed out", "the night scenes are black"))},
     "hotels": {
         "bed": (("I slept like a child", "the mattress is firm and fresh", "the pillows are soft as clouds"),
                 ("I lay awake all night", "the mattress sags and smells", "the pillows are flat as paper")),
@@ -63,7 +63,7 @@ DOMAINS: Mapping[str, Mapping[str, Remarks]] = {
 }
 LABELS = ("bad", "good")
 ASIDES = ("{n} and I were there in {m}.", "My friend {n} had told me of it.", "That was in {m}.", "{n} paid for it.",
-          "I wrote this for {n} in {m}.", "We took {n} along.", "It was {n} who chose it.", "In {m} I would do it again or not.")
+          "I wrote this for {n} in {m}.", "We took {n} along.", "It was {n} who chose it.", "It rained in {m}.")
 MONTHS = ("January", "March", "May", "July", "September", "November")
 
 

@@ -5,7 +5,8 @@ Each question has a right value and another one. Subsets, in each of which a que
     natural    right in short, in a sentence, with something added; against wrong in short, in a sentence, and a copied
                passage of another section
     fooling    right in other words, against wrong with the words of the right one ("not X but Y")
-    faithful   what the passage says, in a sentence and copied; against right with something added, and wrong in a sentence
+    faithful   what the passage says, in short, in a sentence and copied; against right with something added, and wrong in a
+               sentence
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def _answers(one: Advice, other: Advice, fact: str) -> dict[str, list[tuple[str,
     return {"natural": [(right, True), (sentence, True), (added, True), (wrong, False), (lie, False),
                         (passage_of(other).shown, False)],
             "fooling": [(meant, True), (NOT.format(v=right, w=wrong), False)],
-            "faithful": [(right, True), (copied, True), (added, False), (lie, False)]}
+            "faithful": [(right, True), (sentence, True), (copied, True), (added, False), (lie, False)]}
 
 
 def _row(subset: str, number: int, advice: Advice, fact: str, said: str, good: bool) -> Example:

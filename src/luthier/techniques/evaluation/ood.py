@@ -8,9 +8,9 @@ of the in-distribution texts, AUPR both ways, and angles between prototypes and 
 pairs in the wrong order.
 
 The bank is `id` or the run's training rows. The probe is a JSONL file of lines with `text` and `ood`: true or false;
-without one the held-out rows stand against the subset `ood` of the run's rows or, where there is none, the frozen general
-set. When it helps: an input guard, and seeing what long tuning does to it. Source: Uppaal, Hu & Li 2023, "Is fine-tuning needed? Pre-trained language models
-are near perfect for out-of-domain detection" (seed 151).
+without one the held-out rows stand against the subset `ood` of the run's rows or, where there is none, against the frozen
+general set. When it helps: an input guard, and seeing what long tuning does to it. Source: Uppaal, Hu & Li 2023, "Is
+fine-tuning needed? Pre-trained language models are near perfect for out-of-domain detection" (seed 151).
 """
 
 from __future__ import annotations
