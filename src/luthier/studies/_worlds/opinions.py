@@ -100,7 +100,7 @@ class Opinions(Step, name="opinions"):
 
 def review(remarks: Sequence[str], names: Sequence[str], rng: np.random.Generator) -> str:
     """Remarks in a drawn order, and asides before and after them."""
-    first, last = (ASIDES[i].format(n=names[rng.integers(len(names))], m=MONTHS[rng.integers(len(MONTHS))])
+    first, last = (ASIDES[i].format(n=names[int(rng.integers(len(names)))], m=MONTHS[rng.integers(len(MONTHS))])
                    for i in rng.permutation(len(ASIDES))[:2])
     ordered = [remarks[i] for i in rng.permutation(len(remarks))]
     return " ".join([first, *(f"{r[0].upper()}{r[1:]}." for r in ordered), last])
