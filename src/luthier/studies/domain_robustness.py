@@ -31,7 +31,7 @@ class DomainRobustness(Study, name="domain-robustness", seeds=[124]):
         "smoke": Scale(1, {}, {"reviews.rows": 8, "shift.audit.base": "pico-encoder", "shift.audit.min_test": 2,
                                "shift.audit.epochs": 1, "shift.audit.max_tokens": 16}, arms=("unequal",),
                        about="every line, no evidence"),
-        "default": Scale(3, {}),
+        "default": Scale(4, {}),
         "large": Scale(8, {}, {"reviews.rows": 1500, "shift.audit.method": "full"}),
     }
 
@@ -55,10 +55,10 @@ class DomainRobustness(Study, name="domain-robustness", seeds=[124]):
         """The spread of both drops, where domains differ and where they do not; a shift that hides its loss."""
         return (
             Claim("target drops spread less", "target drops vary less over the shifts than source drops", "unequal", "unequal",
-                  TARGET_SPREAD, "lower", 0.03, 0.0, 0.02, left_measure=SOURCE_SPREAD,
+                  TARGET_SPREAD, "lower", 0.05, 0.0, 0.02, left_measure=SOURCE_SPREAD,
                   paper="TD varies less around the average"),
             Claim("an easier target hides the loss", "from the hardest domain to the easiest the target drop is the larger",
-                  "unequal", "unequal", Found("target_drop", EASIER, "shift"), "higher", 0.05, 0.0, 0.03,
+                  "unequal", "unequal", Found("target_drop", EASIER, "shift"), "higher", 0.1, 0.0, 0.04,
                   left_measure=Found("source_drop", EASIER, "shift"), paper="unobserved challenges", main=False),
             Claim("not where domains are alike", "the gap between the spreads is there without unequal domains, too", "alike",
-                  "alike", TARGET_SPREAD, "lower", 0.03, 0.0, 0.02, left_measure=SOURCE_SPREAD, main=False))
+                  "alike", TARGET_SPREAD, "lower", 0.05, 0.0, 0.02, left_measure=SOURCE_SPREAD, main=False))

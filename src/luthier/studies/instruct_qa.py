@@ -37,7 +37,7 @@ class InstructQa(Study, name="instruct-qa", seeds=[49]):
             "asked.states": 2, "asked.crops": 4, "asked.known": 2, "asked.unseen": 1, "asked.held_states": 0,
             "said.decoder.max_new_tokens": 1},
             arms=("token-recall", "f1", "k-precision", "right-passage", "wrong-passage"), about="every line, no evidence"),
-        "default": Scale(1, {"natural": 120, "fooling": 120, "faithful": 120, "known": 24}),
+        "default": Scale(1, {"natural": 200, "fooling": 200, "faithful": 200, "known": 40}),
         "large": Scale(1, {"natural": 600, "fooling": 600, "faithful": 600, "known": 100}, {
             "rated.questions": 600, "rated.states": 40, "pages.states": 30, "asked.states": 30, "asked.known": 100}),
     }
@@ -55,7 +55,7 @@ class InstructQa(Study, name="instruct-qa", seeds=[49]):
             "base": {"use": "base", "model": "gemma3-270m"},
             "encoder": {"use": "base", "model": "minilm"},
             pages: {"use": world},
-            "asked": {"use": "bulletin-questions", "subsets": ["known"], "facts": ["pest"]},
+            "asked": {"use": "bulletin-questions", "subsets": ["known"], "known": 40, "facts": ["pest"]},
             "index": {"use": "index", "inputs": {"documents": pages, "encoder": "encoder"}},
             "said": {"use": "evaluate", "arm": "said", "sets": ["known"], "passages": 1, "retriever": retriever,
                      "instructions": [ASK], "stops": ["newline"], "decoder": "greedy:max_new_tokens=24",
@@ -79,16 +79,16 @@ class InstructQa(Study, name="instruct-qa", seeds=[49]):
         """Recall and K-precision above the others, what fools them, and what a model does."""
         return (
             Claim("recall above F1", "recall puts more right answers above wrong ones than F1 does", "f1", "token-recall",
-                  NATURAL, "higher", 0.05, 0.3, paper="recall agrees best with people"),
+                  NATURAL, "higher", 0.1, 0.3, paper="recall agrees best with people"),
             Claim("recall above exact match", "recall puts more right answers above wrong ones than exact match does",
-                  "exact-match", "token-recall", NATURAL, "higher", 0.05, 0.3, paper="exact match underrates long answers"),
+                  "exact-match", "token-recall", NATURAL, "higher", 0.1, 0.3, paper="exact match underrates long answers"),
             Claim("K-precision knows faithful answers", "K-precision puts more faithful answers above others than F1 does",
-                  "f1", "k-precision", FAITHFUL, "higher", 0.05, 0.4, paper="K-precision agrees best with people"),
+                  "f1", "k-precision", FAITHFUL, "higher", 0.1, 0.4, paper="K-precision agrees best with people"),
             Claim("not when fooled", "recall knows fewer right answers among those made to fool it", "token-recall",
                   "token-recall", FOOLING, "lower", 0.2, 0.4, left_measure=NATURAL, main=False),
             Claim("passages help", "below the right passage answers hold more of the right one than below another",
-                  "wrong-passage", "right-passage", RECALL, "higher", 0.1, 0.5, main=False),
+                  "wrong-passage", "right-passage", RECALL, "higher", 0.25, 0.5, main=False),
             Claim("refuses", "below a passage about something else more answers are withheld", "right-passage", "wrong-passage",
-                  REFUSED, "higher", 0.2, 0.5, paper="models seldom refuse", main=False),
+                  REFUSED, "higher", 0.25, 0.5, paper="models seldom refuse", main=False),
             Claim("answers rest on less", "below a passage about something else less of the answer stands in what was shown",
-                  "right-passage", "wrong-passage", REST, "lower", 0.1, 0.3, main=False))
+                  "right-passage", "wrong-passage", REST, "lower", 0.15, 0.3, main=False))

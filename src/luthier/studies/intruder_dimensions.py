@@ -92,13 +92,13 @@ class IntruderStudy(Study, name="intruder-dimensions", seeds=[96]):
         """Intruders by method and rank; what is lost and what comes back without them."""
         return (
             Claim("intruders", "LoRA of rank 1 has more intruders in a matrix than full fine-tuning", "full", "lora1",
-                  INTRUDERS, "higher", 0.5, 1.0, 0.2, paper="many against none"),
+                  INTRUDERS, "higher", 1.0, 1.0, 0.2, paper="many against none"),
             Claim("they hold what was forgotten", "without the intruders the old domain needs fewer bits than without as many "
-                  "other leading directions", "control", "no-intruders", SOURCE, "lower", 0.1, 0.5, 0.05,
+                  "other leading directions", "control", "no-intruders", SOURCE, "lower", 0.2, 0.5, 0.05,
                   paper="scaling intruders down restores the pretraining loss"),
             Claim("brought back", "without the intruders the old domain needs fewer bits than with them", RESCALED,
-                  "no-intruders", SOURCE, "lower", 0.1, 0.5, 0.05, paper="pretraining loss falls", main=False),
-            Claim("rank 16", "rank 16 has fewer intruders in a matrix than rank 1", "lora1", "lora16", INTRUDERS, "lower", 0.5,
+                  "no-intruders", SOURCE, "lower", 0.2, 0.5, 0.05, paper="pretraining loss falls", main=False),
+            Claim("rank 16", "rank 16 has fewer intruders in a matrix than rank 1", "lora1", "lora16", INTRUDERS, "lower", 1.0,
                   1.0, 0.2, main=False),
             Claim("rank-stabilised", "rank 64 with rank-stabilised scaling has fewer intruders in a matrix than rank 1",
-                  "lora1", "rslora64", INTRUDERS, "lower", 0.5, 1.0, 0.2, paper="behaves like full fine-tuning", main=False))
+                  "lora1", "rslora64", INTRUDERS, "lower", 1.0, 1.0, 0.2, paper="behaves like full fine-tuning", main=False))

@@ -43,8 +43,8 @@ class PiiLeakStudy(Study, name="pii-leak", seeds=[183]):
             **{f"{step}.audit.{field}": value for step in ("once", "often") for field, value in (
                 ("prompts", 2), ("samples", 1), ("decoder", "greedy:max_new_tokens=2"))}},
             arms=("other-mails", "autocomplete-20", "sorting"), about="every line, no evidence"),
-        "default": Scale(3, {}),
-        "large": Scale(5, {}, {"mails.persons": 160, "mails.known": 1600, "base.width": 192,
+        "default": Scale(5, {}),
+        "large": Scale(8, {}, {"mails.persons": 160, "mails.known": 1600, "base.width": 192,
                                "once.audit.prompts": 160, "often.audit.prompts": 160, "once.audit.samples": 5}),
     }
 

@@ -38,7 +38,7 @@ class PretrainedOod(Study, name="pretrained-ood", seeds=[151]):
             "base.model": "pico-encoder", "rows.train_rows": 6, "rows.test_rows": 3, "near-rows.train_rows": 6,
             "near-rows.test_rows": 3, "tuned.length": {"steps": 1}, "tuned.max_tokens_per_example": 16},
             arms=("frozen", "tuned-1", "tuned-8"), about="every line, no evidence"),
-        "default": Scale(3, {"test": 150}),
+        "default": Scale(4, {"test": 150}),
         "large": Scale(8, {"test": 600}, {"rows.train_rows": 1500, "rows.test_rows": 600, "near-rows.train_rows": 1500,
                                           "near-rows.test_rows": 600}),
     }
@@ -76,14 +76,14 @@ class PretrainedOod(Study, name="pretrained-ood", seeds=[151]):
         """Frozen against long tuning and against the softmax; the held-out class; nearest neighbours."""
         return (
             Claim("long tuning harms", "after 8 epochs more texts of other domains are let in than by the frozen encoder",
-                  "frozen", "tuned-8", LET_IN, "higher", 0.02, 0.0, 0.02, paper="FPR95 0 before tuning"),
+                  "frozen", "tuned-8", LET_IN, "higher", 0.05, 0.0, 0.02, paper="FPR95 0 before tuning"),
             Claim("distance beats softmax", "the frozen encoder's distances tell other domains apart better than the softmax "
-                  "of the tuned model", "tuned-8", "frozen", TOLD, "higher", 0.01, 0.0, 0.01,
+                  "of the tuned model", "tuned-8", "frozen", TOLD, "higher", 0.02, 0.0, 0.009,
                   left_measure=Found("auroc", ALL, "softmax"), paper="AUROC 1.0"),
             Claim("longer is worse", "after 8 epochs more texts of other domains are let in than after 1", "tuned-1",
-                  "tuned-8", LET_IN, "higher", 0.02, 0.0, 0.02, main=False),
+                  "tuned-8", LET_IN, "higher", 0.05, 0.0, 0.02, main=False),
             Claim("neighbours", "the same by the nearest neighbour: after 8 epochs more are let in", "frozen", "tuned-8",
-                  Found("fpr", ALL, "far-knn"), "higher", 0.02, 0.0, 0.02, main=False),
+                  Found("fpr", ALL, "far-knn"), "higher", 0.05, 0.0, 0.02, main=False),
             Claim("within a domain", "a held-out class is told apart better after 8 epochs than by the frozen encoder",
-                  "frozen", "tuned-8", Found("auroc", ALL, "near"), "higher", 0.02, 0.0, 0.02,
+                  "frozen", "tuned-8", Found("auroc", ALL, "near"), "higher", 0.05, 0.0, 0.02,
                   paper="tuning helps where meanings shift", main=False))

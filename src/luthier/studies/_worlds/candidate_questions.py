@@ -38,7 +38,7 @@ class CandidateQuestions(Step, name="candidate-questions"):
                                                                            "passage, or beside the reference question")
     states: int = Field(10, ge=2, le=40, description="invented states")
     crops: int = Field(12, ge=2, le=len(CROPS), description="crops of each")
-    tested: int = Field(40, ge=1, description="passages that are asked about in tests")
+    tested: int = Field(60, ge=1, description="passages that are asked about in tests")
     seed: int = Field(0, ge=0, description="which world")
 
     def run(self, inputs: Mapping[str, Artifact], ctx: Ctx) -> Artifact:

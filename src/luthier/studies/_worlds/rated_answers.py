@@ -39,7 +39,7 @@ class RatedAnswers(Step, name="rated-answers"):
 
     output: ClassVar[str] = "examples"
     seeded: ClassVar[bool] = False
-    questions: int = Field(120, ge=1, description="questions, each with answers of every kind")
+    questions: int = Field(200, ge=1, description="questions, each with answers of every kind")
     states: int = Field(10, ge=2, le=40, description="invented states")
     crops: int = Field(12, ge=2, le=len(CROPS), description="crops of each")
     seed: int = Field(0, ge=0, description="which world")
