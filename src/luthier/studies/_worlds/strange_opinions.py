@@ -1,7 +1,8 @@
 """strange-opinions: reviews of hotels by what they are about, and others that a detector should not take for these.
 
 `train` and `test` are about bed, noise or bath, which is their label. The subset `ood` is strange in one of two ways: reviews
-of meals, films and tools (another domain), or of the desk of a hotel (the same domain, a class that was held out).
+of meals, films and tools (another domain), or of the desk of a hotel (the same domain, a class that was held out). One remark
+says what a review is about; the others could stand in any.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from luthier.studies._worlds._names import words
 from luthier.studies._worlds.opinions import DOMAINS, review
 
 HOME, HELD = "hotels", "desk"
+COMMON = ("I would choose it again", "once was enough", "it kept its promise", "I had hoped for more", "my sister loved it",
+          "the pictures told the truth", "I told the neighbours about it", "it was a gift")
 
 
 class StrangeOpinions(Step, name="strange-opinions"):
@@ -50,6 +53,6 @@ class StrangeOpinions(Step, name="strange-opinions"):
 
 def _row(name: str, domain: str, aspect: str, names: list[str], rng: np.random.Generator) -> Example:
     good, bad = DOMAINS[domain][aspect]
-    said = [(*good, *bad)[i] for i in rng.permutation(len(good) + len(bad))[:2]]
+    said = [(*good, *bad)[rng.integers(len(good) + len(bad))], *(COMMON[i] for i in rng.permutation(len(COMMON))[:2])]
     return Example(name, (Turn("user", (Part(review(said, names, rng)),)),), task="classify", source=domain, cluster=name,
                    label=aspect)
