@@ -2,7 +2,8 @@
 
 `train` and `test` are about bed, noise or bath, which is their label. The subset `ood` is strange in one of two ways: reviews
 of meals, films and tools (another domain), or of the desk of a hotel (the same domain, a class that was held out). One remark
-says what a review is about; the others could stand in any.
+says what a review of a hotel is about, the others could stand in any; those of other domains are about nothing else. Asides
+name very many invented persons, since a detector finds whatever is new to texts that are all alike.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from luthier.studies._worlds._names import words
 from luthier.studies._worlds.opinions import DOMAINS, review
 
 HOME, HELD = "hotels", "desk"
+PERSONS = 1500
 COMMON = ("I would choose it again", "once was enough", "it kept its promise", "I had hoped for more", "my sister loved it",
           "the pictures told the truth", "I told the neighbours about it", "it was a gift")
 
@@ -39,7 +41,7 @@ class StrangeOpinions(Step, name="strange-opinions"):
     def run(self, inputs: Mapping[str, Artifact], ctx: Ctx) -> Artifact:
         """`train` and `test` are the same whatever is strange."""
         draw = Rng(self.seed).within("strange-opinions")
-        names = words(draw("names"), 60)
+        names = words(draw("names"), PERSONS)
         known = [(HOME, aspect) for aspect in DOMAINS[HOME] if aspect != HELD]
         strange = [(HOME, HELD)] if self.strange == "class" else [(d, a) for d in DOMAINS if d != HOME for a in DOMAINS[d]]
 
@@ -52,7 +54,9 @@ class StrangeOpinions(Step, name="strange-opinions"):
 
 
 def _row(name: str, domain: str, aspect: str, names: list[str], rng: np.random.Generator) -> Example:
-    good, bad = DOMAINS[domain][aspect]
-    said = [(*good, *bad)[rng.integers(len(good) + len(bad))], *(COMMON[i] for i in rng.permutation(len(COMMON))[:2])]
+    own = [remark for side in DOMAINS[domain][aspect] for remark in side]
+    order = rng.permutation(len(own))
+    said = [own[order[0]], *(COMMON[i] for i in rng.permutation(len(COMMON))[:2])] if domain == HOME else \
+        [own[i] for i in order[:3]]
     return Example(name, (Turn("user", (Part(review(said, names, rng)),)),), task="classify", source=domain, cluster=name,
                    label=aspect)
