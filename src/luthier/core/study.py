@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 Direction = Literal["higher", "lower"]
 SCALES = ("smoke", "default", "large")
+AUDITED = "audit/"  # how names of findings of audits begin
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,13 @@ class Found(Measure):
     """
 
     def __str__(self) -> str:
-        part = self.on.removeprefix("audit/").partition("/")[2]
+        part = self.on.removeprefix(AUDITED).partition("/")[2]
         return f"{self.metric} of {self.step}" + (f", {part}" if part else "")
+
+
+def measure_of(metric: str, on: str, step: str) -> Measure:
+    """The measure that numbers belong to: those of a finding bear its name."""
+    return (Found if on.startswith(AUDITED) else Measure)(metric, on, step)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ import numpy as np
 from luthier.core.errors import UserError, nearest
 from luthier.core.finding import Finding, Verdict
 from luthier.core.kinds import Study
-from luthier.core.study import Choice, Claim, Found, Measure, Scale, Trend
+from luthier.core.study import Choice, Claim, Found, Measure, Scale, Trend, measure_of
 from luthier.engine import regression, statistics
 from luthier.pipelines.findings import WHOLE
 from luthier.pipelines.grid import Scores, Values
@@ -347,12 +347,12 @@ def _table(read: _Read) -> list[dict[str, Any]]:
         steps = {step for a, _, step in read.records if a == arm}
         for step in sorted(steps):
             for on, metric in read.records[arm, read.seeds[0], step]:
-                measure = (Found if on.startswith("audit/") else Measure)(metric, on, step)
+                measure = measure_of(metric, on, step)
                 whole = [v[WHOLE] for v in read.values(arm, measure) if set(v) == {WHOLE}]
                 values = {made: (made, value) for made, value in whole} if whole else read.averaged(arm, measure)
                 clusters = [c for c, _ in values.values()]
                 span = statistics.mean_interval([v for _, v in values.values()], clusters, LEVEL)
-                rows.append({"arm": arm, "step": step, "on": on, "metric": metric, "measure": str(measure),
+                rows.append({"arm": arm, "step": step, "on": on, "metric": metric,
                              "value": fmean(v for _, v in values.values()), "low": span[0] if span else None,
                              "high": span[1] if span else None, "questions": len(values), "units": len(set(clusters))})
     return rows
