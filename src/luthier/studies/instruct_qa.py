@@ -3,8 +3,9 @@
 First, without a model: answers to questions about invented bulletins that were made right or wrong, faithful to their passage
 or not. For each question a metric puts good answers above bad ones or does not; arms are metrics. Answers made to fool overlap
 (the right words in a denial, the right thing in other words) are a set of their own. The worth of an answer is known by its
-making, where the paper asked people. Second, Gemma 3 270M answers below the right passage, and below one about an invented
-craftsman.
+making, where the paper asked people; answers of one kind follow one pattern, of which a metric mostly says the same in every
+question: the claims are about these kinds, and their intervals tell less than those of people's answers would. Second, Gemma
+3 270M answers below the right passage, and below one about an invented craftsman.
 """
 
 from __future__ import annotations
