@@ -56,7 +56,7 @@ class InstructQa(Study, name="instruct-qa", seeds=[49]):
             "base": {"use": "base", "model": "gemma3-270m"},
             "encoder": {"use": "base", "model": "minilm"},
             pages: {"use": world},
-            "asked": {"use": "bulletin-questions", "subsets": ["known"], "known": 40, "facts": ["pest"]},
+            "asked": {"use": "bulletin-questions", "subsets": ["known"], "known": 40, "facts": ["week"]},
             "index": {"use": "index", "inputs": {"documents": pages, "encoder": "encoder"}},
             "said": {"use": "evaluate", "arm": "said", "sets": ["known"], "passages": 1, "retriever": retriever,
                      "instructions": [ASK], "stops": ["newline"], "decoder": "greedy:max_new_tokens=24",
