@@ -78,7 +78,9 @@ class IntruderStudy(Study, name="intruder-dimensions", seeds=[96]):
     def guards(self) -> tuple[Guard, ...]:
         """The old domain is known, the new one is learned by both, and tuning has cost something of the old."""
         return (Guard("the base knows the source: at most 0.8 bits a byte", SOURCE, ("base",), most=0.8),
-                Guard("the target is learned: at most 0.6 bits a byte", TARGET, ("full-0.001", RESCALED), most=0.6))
+                Guard("the target is learned: at most 0.6 bits a byte", TARGET, ("full-0.001", RESCALED), most=0.6),
+                Guard("there is something to bring back: at least 0.8 bits a byte of the source", SOURCE, (RESCALED,),
+                      least=0.8))
 
     def choices(self) -> tuple[Choice, ...]:
         """Full fine-tuning at its best rate on dev, and LoRA where it has learned about as much."""
