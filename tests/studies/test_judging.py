@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from luthier.core.component import Info
 from luthier.core.errors import UserError
 from luthier.core.kinds import Study
-from luthier.core.study import Choice, Claim, Guard, Measure, Paper, Scale, Trend
-from luthier.pipelines import judging
+from luthier.core.study import Choice, Claim, Found, Guard, Measure, Paper, Scale, Trend
+from luthier.pipelines import judging, reproducing
+from luthier.pipelines.findings import WHOLE
 
 QUALITY, FITTED, OTHERS = Measure("f1"), Measure("f1", "fitted"), Measure("f1", "others")
 
@@ -190,3 +192,74 @@ def test_a_regression_covers_planted_coefficients():
 def test_what_can_be_seen_is_the_formula():
     assert judging.visible(0.5, 100) == pytest.approx((1.959964 + 0.841621) * 0.05, rel=1e-5)
     assert judging.visible(0.5, 100, 0.1, 4) == pytest.approx(2.801585 * math.sqrt(0.0025 + 0.0025), rel=1e-5)
+
+
+AREA, CHANGE = Found("auroc", "audit/ood", "look"), Found("difference", "audit/ood/change", "look")
+
+
+class Audited(Planted):
+    """Claims about what an audit found: one number a training."""
+
+    info: ClassVar[Info] = Info("study", "audited", 1, (0,))
+    scales: ClassVar[Mapping[str, Scale]] = {"default": Scale(5, {})}
+
+    def guards(self) -> tuple[Guard, ...]:
+        return (Guard("it tells them apart at all", AREA, ("old",), least=0.5),)
+
+    def claims(self) -> tuple[Claim, ...]:
+        return (Claim("better", "new is better", "old", "new", AREA, "higher", 0.02, 0.0, 0.02),
+                Claim("fell", "the new one fell by less than it is", "new", "new", AREA, "higher", 0.02, 0.0, 0.02,
+                      left_measure=CHANGE, main=False))
+
+
+def looked(old: Sequence[float], new: Sequence[float], shared: bool = False):
+    """Records of an audit of two arms; with `shared` no training is behind the seeds."""
+    made = {}
+    for arm, areas in (("old", old), ("new", new)):
+        for seed, area in enumerate(areas):
+            step = f"look@{arm}" if shared else f"look@{arm}@s{seed}"
+            made[arm, seed, "look"] = {("audit/ood", "auroc"): {WHOLE: (step, area)},
+                                       ("audit/ood/change", "difference"): {WHOLE: (step, area - 0.9)}}
+    return made
+
+
+OLD, NEW = (0.80, 0.82, 0.79, 0.83, 0.81), (0.90, 0.91, 0.86, 0.92, 0.93)
+
+
+def test_findings_are_paired_by_training():
+    found = judging.judge(Audited(), "default", looked(OLD, NEW))
+    t = scipy.stats.ttest_rel(NEW, OLD)
+    (low, high), claim = t.confidence_interval(0.95), found.claims[0]
+    assert claim.interval == pytest.approx((low, high), abs=1e-12) and claim.extra["p"] == pytest.approx(t.pvalue)
+    assert found.verdict == "shown" and claim.extra["units"] == 5 and "trainings" in claim.extra["test"]
+    other = found.claims[1]
+    assert other.interval == pytest.approx((0.9, 0.9)) and other.extra["left_arm"] == "new, difference of look, change"
+    assert {(r["arm"], r["metric"], r["units"], r["questions"]) for r in found.table} == {
+        (arm, name, 5, 5) for arm in ("old", "new") for name in ("auroc", "difference")}
+
+
+@pytest.mark.parametrize("records, units", [(looked(OLD[:2], NEW[:2]), 2), (looked(OLD[:1] * 5, NEW[:1] * 5, shared=True), 1)])
+def test_seeds_without_a_training_of_their_own_are_no_units(records, units):
+    found = judging.judge(Audited(), "default", records)
+    assert found.verdict == "underpowered" and found.claims[0].interval is None
+    assert found.claims[0].extra["units"] == units and {r["units"] for r in found.table} == {units}
+
+
+def test_what_few_trainings_can_show_allows_for_an_unknown_spread():
+    said = reproducing.stated(AuditedArms(), "default")
+    assert said.units == {"trainings": 5}
+    assert said.visible["better"] == pytest.approx((2.776445 + 0.940965) * 0.02 / math.sqrt(5), rel=1e-5)
+    assert judging.visible_over_trainings(0.02, 2) == math.inf
+
+
+class AuditedArms(Audited):
+    """With arms that a recipe can be made of."""
+
+    info: ClassVar[Info] = Info("study", "audited-arms", 1, (0,))
+
+    def recipe(self) -> dict[str, Any]:
+        look = {"use": "audit", "audit": "personal-data", "inputs": {"examples": "facts"}}
+        return {"name": "audited-arms", "seed": 0, "steps": {"facts": {"use": "facts-world"}, "look": look}}
+
+    def arms(self) -> dict[str, dict[str, Any]]:
+        return {"old": {}, "new": {"facts.persons": 20}}

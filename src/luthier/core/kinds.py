@@ -289,7 +289,7 @@ class Metric(Component, kind="metric"):
 
 
 class Audit(Component, kind="audit"):
-    """A look for damage in a run, a pair of models or data. It measures and never trains.
+    """A look for damage in a run, a pair of models or data. It measures; one that `trains` does so to measure.
 
     `roles`: the models it asks, `before` (the base) and `after` (the tuned model); `subjects`: what it can look at (a run
     has training rows beside the pair). Its limits are fields of its own, named `max_…` or `min_…`. `mends`: components,
@@ -300,6 +300,7 @@ class Audit(Component, kind="audit"):
     subjects: ClassVar[tuple[Literal["run", "pair", "data"], ...]] = ("run", "pair")
     mends: ClassVar[tuple[str, ...]] = ()
     battery: ClassVar[bool] = True
+    trains: ClassVar[bool] = False
     hard: bool = Field(False, description="whether a broken limit ends the command with exit code 3")
 
     def check(self) -> None:

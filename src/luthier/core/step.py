@@ -87,6 +87,10 @@ class Step(Component, kind="step"):
         """Hashes of outside content that this step reads (files, packages); part of its key."""
         return {}
 
+    def training(self) -> bool:
+        """Whether it trains, by itself or by a component that it holds."""
+        return type(self).trains
+
     @abstractmethod
     def run(self, inputs: Mapping[str, Artifact], ctx: Ctx) -> Artifact:
         """Do the work in `ctx.folder` and return the artifact sealed there."""

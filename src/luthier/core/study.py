@@ -13,11 +13,16 @@ from typing import Any, Literal
 
 Direction = Literal["higher", "lower"]
 SCALES = ("smoke", "default", "large")
+AUDITED = "audit/"  # how names of findings of audits begin
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A number of an arm: `metric` over the subset `on`, in the records of the recipe's step `step`."""
+    """A number of an arm: `metric` over the subset `on`, in the records of the recipe's step `step`.
+
+    Of an audit the items that it keeps: `on` is the stem of its evidence file, `metric` a number of each line, such as
+    `intruders` on `matrices`.
+    """
 
     metric: str
     on: str = "test"
@@ -25,6 +30,24 @@ class Measure:
 
     def __str__(self) -> str:
         return f"{self.metric} on {self.on}"
+
+
+@dataclass(frozen=True)
+class Found(Measure):
+    """One number a training, of an audit's finding: `on` is the finding's name, such as `audit/ood/change`.
+
+    `metric` is `left`, `right`, `difference`, or a number of its `extra`, after a dot where it is one of several
+    (`cases.observed`). Claims about it are weighed over trainings, and there are no more units than these.
+    """
+
+    def __str__(self) -> str:
+        part = self.on.removeprefix(AUDITED).partition("/")[2]
+        return f"{self.metric} of {self.step}" + (f", {part}" if part else "")
+
+
+def measure_of(metric: str, on: str, step: str) -> Measure:
+    """The measure that numbers belong to: those of a finding bear its name."""
+    return (Found if on.startswith(AUDITED) else Measure)(metric, on, step)
 
 
 @dataclass(frozen=True)
@@ -59,6 +82,7 @@ class Claim:
 
     `smallest` is the smallest difference of interest. `spread` is the standard deviation of a paired difference between
     questions and `seed_spread` that of the mean difference between seeds, both as they are assumed before the first run.
+    What an audit `Found` is one number a training: its sides are paired by seed, and only `seed_spread` counts.
     With `left_measure` the sides are other questions of the same or of another arm, and are not paired. A study's verdict
     is that of its `main` claims.
     """

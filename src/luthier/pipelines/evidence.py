@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from luthier.core.study import measure_of
 from luthier.pipelines.reproducing import Reproduction, mean_cost
 
 HEAD = """# Evidence
@@ -26,7 +27,7 @@ def told(reproduction: Reproduction) -> Iterator[str]:
         span = "" if row["low"] is None else f"  [{row['low']:.3f}, {row['high']:.3f}]"
         spent = costs.get(row["arm"], {})
         cost = f"  {spent['tokens']:,.0f} tokens trained" if spent.get("tokens") else ""
-        yield f"{row['arm']:<22}{row['metric'] + ' on ' + row['on']:<34}{row['value']:.3f}{span}  ({row['units']} units){cost}"
+        yield f"{row['arm']:<22}{_measured(row):<33} {row['value']:.3f}{span}  ({row['units']} units){cost}"
     if outcome.chosen:
         yield "Chosen: " + ", ".join(f"{name} = {arm}" for name, arm in outcome.chosen.items())
     for guard in outcome.guards:
@@ -38,6 +39,10 @@ def told(reproduction: Reproduction) -> Iterator[str]:
     said = "no verdict" if outcome.verdict == "not applicable" else outcome.verdict
     yield f"Verdict: {said} ({outcome.why}). {reproduction.study.world[0].upper()}{reproduction.study.world[1:]}."
     yield f"Claim: {paper.claim} {paper.cite}: {paper.numbers}"
+
+
+def _measured(row: Mapping[str, Any]) -> str:
+    return str(measure_of(row["metric"], row["on"], row["step"]))
 
 
 def _claim(finding: Mapping[str, Any]) -> str:
@@ -93,4 +98,4 @@ def _section(record: Mapping[str, Any]) -> Iterator[str]:
     yield "|---|---|---|---|---|"
     for row in record["table"]:
         span = "-" if row["low"] is None else f"{row['low']:.3f} to {row['high']:.3f}"
-        yield f"| {row['arm']} | {row['metric']} on {row['on']} | {row['value']:.3f} | {span} | {row['units']} |"
+        yield f"| {row['arm']} | {_measured(row)} | {row['value']:.3f} | {span} | {row['units']} |"

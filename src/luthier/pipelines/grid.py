@@ -24,6 +24,7 @@ from luthier.core.files import read_json, read_lines
 from luthier.core.identity import digest
 from luthier.core.recipe import Node, Recipe
 from luthier.core.run import Run
+from luthier.pipelines import findings
 
 Edits = Mapping[str, Any]
 # question id -> (cluster, value)
@@ -95,11 +96,14 @@ class Grid:
     def evaluation(self, arm: str, wanted: str | None = None) -> str:
         """The step of an arm's recipe whose scores count: the one that reads what was trained, unless one is named.
 
+        An audit's findings are scores, too, where it is named.
+
         Raises:
             UserError: it is no such step, or there are several to choose from.
         """
         there = evaluations(self.variants[arm])
         if wanted is not None:
+            there += audits(self.variants[arm])
             if wanted not in there:
                 raise UserError(f"The recipe has no evaluation '{wanted}'. {nearest(wanted, there)}")
             return wanted
@@ -113,7 +117,7 @@ class Grid:
         """The steps of an arm's recipe that train, or read what was trained."""
         found: list[str] = []
         for node in self.variants[arm].nodes:
-            if type(node.step).trains or set(node.inputs.values()) & set(found):
+            if node.step.training() or set(node.inputs.values()) & set(found):
                 found.append(node.name)
         return found
 
@@ -214,12 +218,14 @@ def results(run: Run, grid: Grid, evaluation: str | None = None) -> Results:
     """Read the scores and costs of every cell.
 
     evaluation: the step of the arms' recipes whose scores count; may be left out where one alone reads what was trained.
+    Arms that do not have it are left out, unless none has.
 
     Raises:
         UserError: it is no such step, or there are several to choose from.
     """
     cells, better = [], {}
-    for arm, variant in grid.variants.items():
+    there = {arm: variant for arm, variant in grid.variants.items() if any(n.name == evaluation for n in variant.nodes)}
+    for arm, variant in (there or grid.variants).items():
         step = grid.evaluation(arm, evaluation)
         for seed in grid.seeds:
             names = grid.names(arm, seed)
@@ -232,14 +238,16 @@ def results(run: Run, grid: Grid, evaluation: str | None = None) -> Results:
                     cost = cost.and_(spent)
                 else:
                     search = search.and_(spent)
-            better.update(said.meta["metrics"])
+            better.update(said.meta.get("metrics", {}))
             cells.append(Cell(arm, seed, scores_of(said), cost, search, said,
                               tuple(a for a, _ in costs if a.kind in MODEL_KINDS)))
     return Results(cells, better, _references(run, grid))
 
 
 def scores_of(artifact: Artifact) -> Scores:
-    """The scores of an evaluation, where the metric applies."""
+    """The scores of an evaluation, where the metric applies, or the numbers of an audit."""
+    if (artifact.folder / findings.FILE).exists():
+        return findings.scores(artifact)
     found: Scores = {}
     for row in read_lines(artifact.folder / "scores.jsonl"):
         if row["value"] is not None:
@@ -250,6 +258,11 @@ def scores_of(artifact: Artifact) -> Scores:
 def evaluations(recipe: Recipe) -> list[str]:
     """The steps of a recipe that leave scores of an arm."""
     return [n.name for n in recipe.nodes if type(n.step).output == "records" and "arm" in type(n.step).model_fields]
+
+
+def audits(recipe: Recipe) -> list[str]:
+    """The steps of a recipe that audit."""
+    return [n.name for n in recipe.nodes if n.step.info.name == "audit"]
 
 
 def _references(run: Run, grid: Grid) -> dict[str, Scores]:

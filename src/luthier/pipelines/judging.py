@@ -9,7 +9,8 @@ smallest difference of interest s > 0 and the smallest v that these records show
     else                       underpowered where v > s, undecided where a difference of s should have been seen
 
 From three seeds the interval speaks of the method (`statistics.hierarchical`), below of these models (each question's mean
-over the seeds, `statistics.paired`). Main claims must all hold, which needs no correction; the others are a family that
+over the seeds, `statistics.paired`). What an audit found is one number a training: paired by seed, with Student's t and as
+many units as trainings, at least three. Main claims must all hold, which needs no correction; the others are a family that
 Holm corrects. A broken guard leaves no verdict.
 """
 
@@ -26,8 +27,9 @@ import numpy as np
 from luthier.core.errors import UserError, nearest
 from luthier.core.finding import Finding, Verdict
 from luthier.core.kinds import Study
-from luthier.core.study import Choice, Claim, Measure, Scale, Trend
+from luthier.core.study import Choice, Claim, Found, Measure, Scale, Trend, measure_of
 from luthier.engine import regression, statistics
+from luthier.pipelines.findings import WHOLE
 from luthier.pipelines.grid import Scores, Values
 
 LEVEL, POWER = 0.95, 0.8
@@ -60,6 +62,15 @@ def visible(spread: float, units: int, seed_spread: float = 0.0, seeds: int = 1)
     """Smallest true difference that is shown with probability 0.8: (z_level + z_power) · standard error."""
     z = NormalDist().inv_cdf((1 + LEVEL) / 2) + NormalDist().inv_cdf(POWER)
     return z * math.sqrt(spread**2 / units + seed_spread**2 / seeds)
+
+
+def visible_over_trainings(seed_spread: float, seeds: int) -> float:
+    """The same for one number a training: of few trainings the spread is not known, so t stands for z."""
+    from scipy.stats import t as student
+
+    if seeds < statistics.FEWEST_SEEDS:
+        return math.inf
+    return float(student.ppf((1 + LEVEL) / 2, seeds - 1) + student.ppf(POWER, seeds - 1)) * seed_spread / math.sqrt(seeds)
 
 
 def weigh(direction: str, interval: Interval | None, smallest: float, seen: float) -> Verdict:
@@ -186,23 +197,25 @@ def _chosen(choices: Sequence[Choice], read: _Read) -> dict[str, str]:
 
 def _claim(study: Study, claim: Claim, read: _Read) -> Finding:
     same = claim.left_measure is None
+    over = isinstance(claim.measure, Found)
     left_measure = claim.left_measure or claim.measure
     left, right = read.mean(claim.left, left_measure), read.mean(claim.right, claim.measure)
-    interval, p, units, test = _paired(claim, read) if same else _apart(claim, left_measure, read)
+    interval, p, units, test = _over_trainings(claim, left_measure, read) if over else \
+        _paired(claim, read) if same else _apart(claim, left_measure, read)
     seen = _seen(interval)
     return Finding(
         f"study/{study.info.name}/{claim.name}", left, right, right - left,
         weigh(claim.direction, interval, claim.smallest, seen), interval=interval, unit=claim.measure.metric,
         detail=claim.says, extra={
-            "left_arm": _named(read, claim.left, left_measure, same),
-            "right_arm": _named(read, claim.right, claim.measure, same),
+            "left_arm": _named(read, claim.left, left_measure, same, over),
+            "right_arm": _named(read, claim.right, claim.measure, same, over),
             "measure": str(claim.measure), "direction": claim.direction, "smallest": claim.smallest, "visible": seen, "p": p,
             "test": test, "units": units, "seeds": len(read.seeds), "main": claim.main, "paper": claim.paper})
 
 
-def _named(read: _Read, arm: str, measure: Measure, same: bool) -> str:
+def _named(read: _Read, arm: str, measure: Measure, same: bool, over: bool) -> str:
     stands = f"{arm} ({read.chosen[arm]})" if arm in read.chosen else arm
-    return stands if same else f"{stands}, {measure.on}"
+    return stands if same else f"{stands}, {measure if over else measure.on}"
 
 
 def _paired(claim: Claim, read: _Read) -> tuple[Interval | None, float | None, int, str]:
@@ -219,6 +232,22 @@ def _paired(claim: Claim, read: _Read) -> tuple[Interval | None, float | None, i
         result = statistics.paired([one[q][1] for q in shared], [two[q][1] for q in shared], [one[q][0] for q in shared])
     interval = None if result.low is None or result.high is None else (float(result.low), float(result.high))
     return interval, result.p, result.clusters, result.test
+
+
+def _over_trainings(claim: Claim, left_measure: Measure, read: _Read) -> tuple[Interval | None, float | None, int, str]:
+    """One number a training on both sides: the mean difference over trainings, by Student's t.
+
+    Seeds that share both sides count once: nothing was trained anew.
+    """
+    differences: dict[str, float] = {}
+    for one, two in zip(read.values(claim.left, left_measure), read.values(claim.right, claim.measure), strict=True):
+        (made, left), (also, right) = one[WHOLE], two[WHOLE]
+        differences[f"{made}/{also}"] = right - left
+    units = len(differences)
+    if units < statistics.FEWEST_SEEDS:
+        return None, None, units, "none"
+    fit = regression.least_squares(list(differences.values()), [[1.0]] * units, list(differences))
+    return fit.interval(0, LEVEL), fit.p(0), units, "paired t over trainings"
 
 
 def _apart(claim: Claim, left_measure: Measure, read: _Read) -> tuple[Interval | None, float | None, int, str]:
@@ -318,7 +347,9 @@ def _table(read: _Read) -> list[dict[str, Any]]:
         steps = {step for a, _, step in read.records if a == arm}
         for step in sorted(steps):
             for on, metric in read.records[arm, read.seeds[0], step]:
-                values = read.averaged(arm, Measure(metric, on, step))
+                measure = measure_of(metric, on, step)
+                whole = [v[WHOLE] for v in read.values(arm, measure) if set(v) == {WHOLE}]
+                values = {made: (made, value) for made, value in whole} if whole else read.averaged(arm, measure)
                 clusters = [c for c, _ in values.values()]
                 span = statistics.mean_interval([v for _, v in values.values()], clusters, LEVEL)
                 rows.append({"arm": arm, "step": step, "on": on, "metric": metric,

@@ -20,10 +20,10 @@ from luthier.core.identity import digest
 from luthier.core.kinds import Study
 from luthier.core.recipe import Recipe
 from luthier.core.run import Run
-from luthier.core.study import SCALES, Claim, Measure, Scale
+from luthier.core.study import SCALES, Claim, Found, Measure, Scale
 from luthier.engine.executor import Watcher, execute
-from luthier.pipelines.grid import Grid, Results, results
-from luthier.pipelines.judging import Outcome, judge, visible
+from luthier.pipelines.grid import Cell, Cost, Grid, Results, Scores, audits, results
+from luthier.pipelines.judging import Outcome, judge, visible, visible_over_trainings
 
 
 def find(slug_or_id: str) -> Study:
@@ -104,14 +104,17 @@ def stated(study: Study, scale_name: str) -> Stated:
     chosen = {c.name for c in study.choices() if set(c.among) & set(grid.arms)}
     asked = [c for c in study.claims() if {c.left, c.right} <= set(grid.arms) | chosen]
     trends = [t for t in study.trends() if len(set(grid.arms) & set(t.runs)) > 1]
-    seen = {c.name: visible(c.spread, _least(c, scale), c.seed_spread, scale.seeds) for c in asked}
+    over = [c for c in asked if isinstance(c.measure, Found)]
+    seen = {c.name: visible_over_trainings(c.seed_spread, scale.seeds) if c in over
+            else visible(c.spread, _least(c, scale), c.seed_spread, scale.seeds) for c in asked}
     for trend in trends:
         runs = len({trend.runs[a] for a in grid.arms if a in trend.runs}) * scale.seeds
         seen[trend.name] = visible(trend.spread, runs)
     guards = [*(f"at least {n} units of {on}" for on, n in scale.units.items()),
               *(f"{g.says} ({', '.join(a for a in g.arms if a in grid.arms)})" for g in study.guards()
                 if set(g.arms) & set(grid.arms))]
-    return Stated(study.info.name, scale_name, scale.seeds, tuple(grid.arms), dict(scale.units), tuple(guards), seen,
+    units = {**scale.units, **({"trainings": scale.seeds} if over else {})}
+    return Stated(study.info.name, scale_name, scale.seeds, tuple(grid.arms), units, tuple(guards), seen,
                   {c.name: c.smallest for c in asked} | {t.name: t.smallest for t in trends})
 
 
@@ -140,16 +143,16 @@ class Reproduction:
         return {"study": study.info.name, "seed": seed_of(study), "version": study.info.version,
                 "fingerprint": fingerprint(study, outcome.scale), "scale": outcome.scale, "world": study.world,
                 "seeds": outcome.seeds, "verdict": outcome.verdict, "why": outcome.why, "seconds": round(self.seconds),
-                "stated": asdict(stated(study, outcome.scale)), "chosen": outcome.chosen, "paper": asdict(study.paper),
-                "guards": [asdict(g) for g in outcome.guards], "claims": _rounded(main), "table": _rounded(outcome.table),
-                "scores": self._scores()}
+                "stated": _rounded(asdict(stated(study, outcome.scale))), "chosen": outcome.chosen,
+                "paper": asdict(study.paper), "guards": [asdict(g) for g in outcome.guards], "claims": _rounded(main),
+                "table": _rounded(outcome.table), "scores": self._scores()}
 
     def _scores(self) -> dict[str, dict[str, list[float]]]:
         """Arm and measure -> question id -> its value under each seed."""
         measures = dict.fromkeys(m for c in self.study.claims() for m in (c.measure, c.left_measure) if m)
         kept: dict[str, dict[str, list[float]]] = {}
         for measure in measures:
-            for cell in self.results[measure.step].cells:
+            for cell in self.results[measure.step].cells if measure.step in self.results else ():
                 for question, (_, value) in cell.scores.get((measure.on, measure.metric), {}).items():
                     kept.setdefault(f"{cell.arm}: {measure}", {}).setdefault(question, []).append(round(value, 4))
         return kept
@@ -177,14 +180,24 @@ def reproduce(study: Study, scale_name: str, folder: Path, *, watcher: Watcher |
     began = time.monotonic()
     run = execute(grid.recipe(), folder, Engine(exact=exact), watcher, fresh, executor)
     found = read(study, run, grid)
-    records = {(cell.arm, cell.seed, step): cell.scores for step, result in found.items() for cell in result.cells}
+    records = {(cell.arm, cell.seed, step): _read_of(study, grid, step, cell) for step, result in found.items()
+               for cell in result.cells}
     took = sum(float(step.get("seconds", 0.0)) for step in run.steps().values())
     return Reproduction(study, judge(study, scale_name, records), found, max(took, time.monotonic() - began))
 
 
 def read(study: Study, run: Run, grid: Grid) -> dict[str, Results]:
-    """The results of each evaluation step that a measure names."""
-    return {step: results(run, grid, step) for step in dict.fromkeys(m.step for m in measures_of(study))}
+    """The results of each evaluation or audit that a measure names, where the scale has an arm with it."""
+    there = {node.name for variant in grid.variants.values() for node in variant.nodes}
+    return {step: results(run, grid, step) for step in dict.fromkeys(m.step for m in measures_of(study)) if step in there}
+
+
+def _read_of(study: Study, grid: Grid, step: str, cell: Cell) -> Scores:
+    """The scores that are judged and shown: of an audit's many numbers only those that a measure reads."""
+    if step not in audits(grid.variants[cell.arm]):
+        return cell.scores
+    wanted = {(m.on, m.metric) for m in measures_of(study) if m.step == step}
+    return {key: values for key, values in cell.scores.items() if key in wanted}
 
 
 def measures_of(study: Study) -> Sequence[Measure]:
@@ -207,11 +220,12 @@ def is_current(study: Study) -> bool:
 
 def mean_cost(reproduction: Reproduction) -> dict[str, dict[str, float]]:
     """Arm -> seconds of training, trained tokens and weights, means over seeds."""
-    first = next(iter(reproduction.results.values()))
-    arms = dict.fromkeys(c.arm for c in first.cells)
-    return {arm: {"seconds": fmean(c.cost.seconds for c in first.cells if c.arm == arm),
-                  "tokens": fmean(c.cost.tokens for c in first.cells if c.arm == arm),
-                  "weights": fmean(c.cost.trained_parameters for c in first.cells if c.arm == arm)} for arm in arms}
+    costs: dict[str, dict[int, Cost]] = {}
+    for result in reproduction.results.values():
+        for cell in result.cells:
+            costs.setdefault(cell.arm, {}).setdefault(cell.seed, cell.cost)
+    return {arm: {"seconds": fmean(c.seconds for c in own.values()), "tokens": fmean(c.tokens for c in own.values()),
+                  "weights": fmean(c.trained_parameters for c in own.values())} for arm, own in costs.items()}
 
 
 def _rounded(value: Any) -> Any:

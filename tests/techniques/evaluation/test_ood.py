@@ -14,6 +14,7 @@ from luthier.core.artifact import write_examples
 from luthier.core.component import build
 from luthier.core.errors import UserError
 from luthier.core.example import question
+from luthier.core.files import read_lines
 from luthier.engine.models import load_base
 from luthier.engine.subjects import Subject
 from luthier.techniques.evaluation._detectors import (
@@ -214,3 +215,15 @@ def test_probes_and_models_that_can_not_be_scored_are_refused(engine, pico_encod
         build("audit", "ood:id=/nowhere.jsonl").check()
     default = build("audit", "ood:score=knn").measure(make_ctx("d"), Subject(engine, pico_encoder, examples=tuned[1]))
     assert "4 in, 120 out" in default[0].detail
+
+
+def test_rows_of_a_subset_are_the_strange_ones_and_equal_models_are_asked_once(engine, pico_encoder, make_ctx):
+    rows = {"train": SHORT * 2, "test": SHORT[:3], "ood": STRANGE}
+    ctx = make_ctx("rows")
+    examples = write_examples(ctx.folder, {name: [question(f"{name}{i}", text) for i, text in enumerate(texts)]
+                                           for name, texts in rows.items()})
+    looking = make_ctx("look")
+    found = build("audit", "ood:score=knn").measure(looking, Subject(engine, pico_encoder, examples=examples))
+    lines = read_lines(looking.folder / "scores.jsonl")
+    assert [line["text"] for line in lines if line["ood"]] == STRANGE and len(lines) == 6
+    assert len(found) == 1 and all("before" not in line for line in lines)

@@ -34,6 +34,10 @@ class Audit(Step, name="audit"):
         """The files that the audit reads."""
         return self.audit.content()
 
+    def training(self) -> bool:
+        """An audit of data may have to train."""
+        return type(self.audit).trains
+
     def run(self, inputs: Mapping[str, Artifact], ctx: Ctx) -> Artifact:
         """Measure, and write `findings.jsonl` beside the audit's own evidence."""
         began = time.monotonic()

@@ -45,6 +45,7 @@ class DomainShiftAudit(Audit, name="domain-shift", seeds=[124]):
     roles: ClassVar[tuple[str, ...]] = ()
     subjects: ClassVar[tuple[Any, ...]] = ("data",)
     battery: ClassVar[bool] = False
+    trains: ClassVar[bool] = True
     matrix: str = Field("", description="JSON file of a ready matrix; nothing is trained then")
     domain_field: str = Field("source", description="what names a row's domain: its source, or a key of its meta")
     base: str = Field("minilm", description="the model that is tuned on each domain")

@@ -8,9 +8,9 @@ of the in-distribution texts, AUPR both ways, and angles between prototypes and 
 pairs in the wrong order.
 
 The bank is `id` or the run's training rows. The probe is a JSONL file of lines with `text` and `ood`: true or false;
-without one the held-out rows stand against the texts of the frozen general set. When it helps: an input guard, and
-seeing what long tuning does to it. Source: Uppaal, Hu & Li 2023, "Is fine-tuning needed? Pre-trained language models
-are near perfect for out-of-domain detection" (seed 151).
+without one the held-out rows stand against the subset `ood` of the run's rows or, where there is none, against the frozen
+general set. When it helps: an input guard, and seeing what long tuning does to it. Source: Uppaal, Hu & Li 2023, "Is
+fine-tuning needed? Pre-trained language models are near perfect for out-of-domain detection" (seed 151).
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from luthier.techniques.evaluation._ranking import (
 from luthier.techniques.evaluation._sets import frozen
 
 SCORES = "scores.jsonl"
+STRANGE = "ood"  # a subset of rows from elsewhere
 
 
 class Ood(Audit, name="ood", seeds=[151]):
@@ -51,8 +52,8 @@ class Ood(Audit, name="ood", seeds=[151]):
     mends: ClassVar[tuple[str, ...]] = ("method layer-freezing", "method lora")
     id: str = Field("", description="JSONL file of in-distribution texts, with labels or without; the training rows if "
                                     "left out")
-    probe: str = Field("", description="JSONL file of lines with text and ood: true or false; held-out rows against general "
-                                       "texts if left out")
+    probe: str = Field("", description="JSONL file of lines with text and ood: true or false; held-out rows against the "
+                                       "subset ood, else against general texts, if left out")
     score: Literal["maha", "knn", "msp", "energy"] = Field("maha", description="how a text is scored")
     pool: Literal["mean", "cls"] = Field("mean", description="what stands for a text: the mean of its tokens, or the first")
     k: int = Field(1, ge=1, description="which neighbour counts (knn)")
@@ -79,7 +80,7 @@ class Ood(Audit, name="ood", seeds=[151]):
         """`audit/ood` of the tuned model, and `audit/ood/change` where both models can be scored."""
         bank, labels = self._bank(subject)
         known, strange = self._probe(subject)
-        roles: tuple[Role, ...] = ROLES if self.score in ("maha", "knn") else ("after",)
+        roles: tuple[Role, ...] = ROLES if self.score in ("maha", "knn") and not subject.same else ("after",)
         if self.score in ("msp", "energy") and not subject.labels:
             raise UserError(f"ood: score={self.score} needs a classifier, and this model has no head. Take maha or knn.")
         found = {role: self._scores(ctx, subject, role, bank, labels, known, strange) for role in roles}
@@ -95,7 +96,7 @@ class Ood(Audit, name="ood", seeds=[151]):
                    f"{len(known)} in, {len(strange)} out, bank of {len(bank)}",
             auroc=area, fpr=false_positive_rate(own, other, self.keep), aupr_in=average_precision(own, other),
             aupr_out=average_precision(-other, -own), level=self.level, **angles)]
-        if len(roles) == 2 and not subject.same:
+        if len(roles) == 2:
             before = found["before"][0]
             change, interval = auroc_change((before[0], before[1]), (own, other), self.level)
             findings.append(audited("audit/ood/change", area - change, area, self.max_drop, interval, worse="down",
@@ -136,8 +137,8 @@ class Ood(Audit, name="ood", seeds=[151]):
     def _probe(self, subject: Subject) -> tuple[list[str], list[str]]:
         if self.probe:
             return _sides([(r["text"], r["ood"]) for r in _read(self.probe, "text", "ood")], self.most_rows)
-        rows = [(_text(e), False) for e in subject.held_out()]
-        return _sides(rows + [(str(r["text"]), True) for r in frozen("general/texts")], self.most_rows)
+        strange = [_text(e) for e in subject.rows(STRANGE)] or [str(r["text"]) for r in frozen("general/texts")]
+        return _sides([*((_text(e), False) for e in subject.held_out()), *((s, True) for s in strange)], self.most_rows)
 
 
 def _text(example: Any) -> str:

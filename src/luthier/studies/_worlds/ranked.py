@@ -1,0 +1,74 @@
+"""ranked: how often a metric puts the better of two rows above the worse, question by question.
+
+Rows of one cluster in one subset belong together; `meta["good"]` says which are good, `meta["said"]` is the answer that is
+rated (nothing where the metric finds its own) and `meta["shown"]` the passages that it was given. With scores m,
+
+    value of a cluster = mean over its good rows g and bad rows b of  1 if m(g) > m(b), 1/2 if equal, 0 if below
+
+which is the AUROC within the cluster; a row for which the metric has no value counts as lowest. What the metric reads from
+models comes through the inputs: fields that name a folder of weights (`scorer`, `qa`) are filled with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from luthier.core.artifact import Artifact, seal
+from luthier.core.component import Slot, build, named
+from luthier.core.errors import UserError
+from luthier.core.example import Example
+from luthier.core.files import write_lines
+from luthier.core.finding import Finding, receipt
+from luthier.core.kinds import Metric, Prediction
+from luthier.core.step import Ctx, Step
+
+NAME = "ranks-right"
+
+
+class Ranked(Step, name="ranked"):
+    """Score rows of known worth with a metric, and compare within each question."""
+
+    inputs: ClassVar[dict[str, str]] = {"examples": "examples", "scorer?": "adapter|delta|model", "qa?": "adapter|delta|model",
+                                        "encoder?": "model"}
+    output: ClassVar[str] = "records"
+    arm: str = Field("metric", description="name of this arm in tables")
+    metric: Slot[Metric] = Field(named("token-recall"), description="what scores the rows")
+    sets: tuple[str, ...] = Field((), description="subsets that are compared; all when left out")
+
+    def run(self, inputs: Mapping[str, Artifact], ctx: Ctx) -> Artifact:
+        """`scores.jsonl` has a line for each cluster of each subset. Raises UserError for one without good or bad rows."""
+        folders = {name: str(inputs[name].folder) for name in ("scorer", "qa") if name in inputs}
+        metric: Metric = build("metric", {**self.metric.to_dict(), **folders}) if folders else self.metric
+        if "encoder" in inputs:
+            ctx.roles = {**ctx.roles, "encoder": ctx.engine.load(inputs["encoder"])}
+        lines: list[dict[str, Any]] = []
+        for name in self.sets or inputs["examples"].subsets:
+            rows = list(inputs["examples"].examples(name))
+            said = [Prediction(r.id, text=str(r.meta.get("said", "")), shown=tuple(r.meta.get("shown", ()))) for r in rows]
+            records = metric.score(rows, said, ctx)
+            values = {str(r["id"]): r["value"] for r in records}
+            lines += [{"id": f"{name}/{cluster}", "set": name, "cluster": cluster, "metric": NAME, "value": value}
+                      for cluster, value in _compared(name, rows, values).items()]
+        write_lines(ctx.folder / "scores.jsonl", lines)
+        return seal("records", ctx.folder, arm=self.arm, metrics={NAME: metric.higher_is_better}, lines=len(lines))
+
+    def receipts(self, inputs: Mapping[str, Artifact], artifact: Artifact, ctx: Ctx) -> list[Finding]:
+        """Every cluster of every subset has a line."""
+        names = self.sets or inputs["examples"].subsets
+        wanted = sum(len({r.cluster for r in inputs["examples"].examples(name)}) for name in names)
+        return [receipt("ranked/clusters", wanted, artifact.meta["lines"], unit="clusters")]
+
+
+def _compared(name: str, rows: Sequence[Example], values: Mapping[str, float | None]) -> dict[str, float]:
+    """Cluster -> share of its pairs in the right order."""
+    found = {}
+    for cluster in dict.fromkeys(r.cluster for r in rows):
+        good, bad = ([float("-inf") if (v := values[r.id]) is None else v for r in rows
+                      if r.cluster == cluster and bool(r.meta["good"]) is side] for side in (True, False))
+        if not good or not bad:
+            raise UserError(f"ranked: {cluster} of {name} has {len(good)} good and {len(bad)} bad rows; it needs both.")
+        found[cluster] = sum((g > b) + (g == b) / 2 for g in good for b in bad) / (len(good) * len(bad))
+    return found
