@@ -31,16 +31,24 @@ def losses(model: Model, tasks: list[Task]) -> list[float]:
 
 
 def packed_and_padded(model: Model, tasks: list[Task]) -> list[float]:
-    """Summed loss of the probed rows in one pack and each alone without packing; nothing where rows aren't packed."""
+    """Summed loss of the probed rows in one pack, of each alone without packing, and how far arithmetic alone sets them apart.
+
+    The third number sums over rows what a pack of one row differs from the row by: the same sums in another order, and no
+    neighbour to see. Nothing is measured where rows aren't packed.
+    """
     run = _asking(model, tasks)
     alone = [t for t in tasks if "coupled" not in t.objective.parts.values()]
     if not run.packs["policy"] or not alone:
         return []
+
+    def each() -> list[float]:
+        return [_loss_of(run, t, slice(i, i + 1))[0] for t in alone for i in range(min(PROBE_ROWS, len(t.rows)))]
+
     with torch.no_grad():
-        packed = sum(_loss_of(run, t, slice(0, PROBE_ROWS))[0] for t in alone)
+        packed, single = sum(_loss_of(run, t, slice(0, PROBE_ROWS))[0] for t in alone), each()
         run.packs = dict.fromkeys(run.packs, False)
-        padded = sum(_loss_of(run, t, slice(i, i + 1))[0] for t in alone for i in range(min(PROBE_ROWS, len(t.rows))))
-    return [packed, padded]
+        padded = each()
+    return [packed, sum(padded), sum(abs(s - p) for s, p in zip(single, padded, strict=True))]
 
 
 def _asking(model: Model, tasks: list[Task]) -> Forward:
