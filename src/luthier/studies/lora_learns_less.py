@@ -1,9 +1,8 @@
 """Biderman et al. 2024: LoRA learns less of a new domain than full fine-tuning, and forgets less of the old one.
 
 A tiny Llama that knows an invented world reads arithmetic traces in words of that world. Full fine-tuning and LoRA of two
-ranks on all linear layers each have three or four learning rates, those of LoRA higher, and stand for themselves at the rate
-that is best on dev, which is not to be the first or the last. Full fine-tuning moves embeddings and norms, too. Learning is
-bits per byte of other traces, forgetting bits per byte of statements that the model was pretrained on; lower is better in
+ranks on all linear layers each have three or four learning rates, up to where a higher one learns no more, and stand for
+themselves at the rate that is best on dev. Full fine-tuning moves embeddings and norms, too. Learning is bits per byte of other traces, forgetting bits per byte of statements that the model was pretrained on; lower is better in
 both. A last claim compares forgetting at equal learning: the full fine-tuning whose target loss is nearest to LoRA's best.
 """
 
