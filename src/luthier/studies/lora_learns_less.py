@@ -2,8 +2,9 @@
 
 A tiny Llama that knows an invented world reads arithmetic traces in words of that world. Full fine-tuning and LoRA of two
 ranks on all linear layers each have three or four learning rates, up to where a higher one learns no more, and stand for
-themselves at the rate that is best on dev. Full fine-tuning moves embeddings and norms, too. Learning is bits per byte of other traces, forgetting bits per byte of statements that the model was pretrained on; lower is better in
-both. A last claim compares forgetting at equal learning: the full fine-tuning whose target loss is nearest to LoRA's best.
+themselves at the rate that is best on dev. Full fine-tuning moves embeddings and norms, too. Learning is bits per byte of
+other traces, forgetting bits per byte of statements that the model was pretrained on; lower is better in both. A last claim
+compares forgetting at equal learning: the full fine-tuning whose target loss is nearest to LoRA's best.
 """
 
 from __future__ import annotations
