@@ -1,10 +1,10 @@
 """Biderman et al. 2024: LoRA learns less of a new domain than full fine-tuning, and forgets less of the old one.
 
 A tiny Llama that knows an invented world reads arithmetic traces in words of that world. Full fine-tuning and LoRA of two
-ranks on all linear layers each have three learning rates, the rates of LoRA ten times as high, and stand for themselves at
-the rate that is best on dev. Full fine-tuning moves embeddings and norms, too. Learning is bits per byte of other traces,
-forgetting bits per byte of statements that the model was pretrained on; lower is better in both. A last claim compares
-forgetting at equal learning: the full fine-tuning whose target loss is nearest to LoRA's best.
+ranks on all linear layers each have three or four learning rates, up to where a higher one learns no more, and stand for
+themselves at the rate that is best on dev. Full fine-tuning moves embeddings and norms, too. Learning is bits per byte of
+other traces, forgetting bits per byte of statements that the model was pretrained on; lower is better in both. A last claim
+compares forgetting at equal learning: the full fine-tuning whose target loss is nearest to LoRA's best.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from luthier.core.study import Choice, Claim, Guard, Measure, Paper, Scale, with
 
 TARGET, SOURCE, DEV = (Measure("bits-per-byte", on) for on in ("target", "source", "dev"))
 METHODS: Mapping[str, tuple[str, tuple[float, ...]]] = {
-    "full": ("full", (1e-4, 3e-4, 1e-3)),
-    "lora4": ("lora:rank=4,alpha=8", (1e-3, 3e-3, 1e-2)),
+    "full": ("full", (3e-4, 1e-3, 3e-3, 1e-2)),
+    "lora4": ("lora:rank=4,alpha=8", (3e-3, 1e-2, 3e-2)),
     "lora32": ("lora:rank=32,alpha=64", (1e-3, 3e-3, 1e-2)),
 }
 
@@ -27,7 +27,7 @@ def _arms(method: str) -> tuple[str, ...]:
     return tuple(f"{method}-{rate:g}" for rate in METHODS[method][1])
 
 
-class LoraLearnsLess(Study, name="lora-learns-less", seeds=[171], version=2):
+class LoraLearnsLess(Study, name="lora-learns-less", seeds=[171], version=3):
     """Does LoRA learn less and forget less than full fine-tuning?"""
 
     paper: ClassVar[Paper] = Paper(
@@ -65,8 +65,8 @@ class LoraLearnsLess(Study, name="lora-learns-less", seeds=[171], version=2):
     def guards(self) -> tuple[Guard, ...]:
         """The domains are what they are said to be: the old one is known, the new one is not, and can be learned."""
         return (Guard("the base knows the source: at most 0.8 bits a byte", SOURCE, ("base",), most=0.8),
-                Guard("the target is new to the base: at least 4 bits a byte", TARGET, ("base",), least=4.0),
-                Guard("full fine-tuning learns it: at most 2 bits a byte", TARGET, ("full-0.001",), most=2.0))
+                Guard("the target is new to the base: at least 1.2 bits a byte", TARGET, ("base",), least=1.2),
+                Guard("full fine-tuning learns it: at most 0.6 bits a byte", TARGET, ("full-0.001",), most=0.6))
 
     def choices(self) -> tuple[Choice, ...]:
         """Each method at its best rate on dev, and full fine-tuning where it has learned as much as LoRA."""
@@ -77,10 +77,10 @@ class LoraLearnsLess(Study, name="lora-learns-less", seeds=[171], version=2):
         """Learns less, forgets less; the larger rank; forgetting at equal loss."""
         return (
             Claim("learns less", "LoRA of rank 4 needs more bits for the target than full fine-tuning", "full", "lora4", TARGET,
-                  "higher", 0.05, 0.1, 0.015, paper="HumanEval 0.263 against 0.175 to 0.224"),
+                  "higher", 0.05, 0.05, 0.015, paper="HumanEval 0.263 against 0.175 to 0.224"),
             Claim("forgets less", "LoRA of rank 4 needs fewer bits for the source than full fine-tuning", "full", "lora4",
-                  SOURCE, "lower", 0.1, 0.3, 0.03, paper="source accuracy falls less under LoRA"),
-            Claim("rank", "rank 32 learns more of the target than rank 4", "lora4", "lora32", TARGET, "lower", 0.05, 0.1, 0.015,
-                  main=False),
+                  SOURCE, "lower", 0.1, 0.35, 0.03, paper="source accuracy falls less under LoRA"),
+            Claim("rank", "rank 32 learns more of the target than rank 4", "lora4", "lora32", TARGET, "lower", 0.05, 0.05,
+                  0.015, main=False),
             Claim("forgets less at equal loss", "LoRA forgets less than full fine-tuning that has learned about as much",
-                  "full at the loss of lora4", "lora4", SOURCE, "lower", 0.1, 0.3, 0.03, main=False))
+                  "full at the loss of lora4", "lora4", SOURCE, "lower", 0.1, 0.35, 0.03, main=False))
