@@ -71,8 +71,8 @@ def restored(name: str, base: torch.Tensor, parts: Mapping[str, torch.Tensor]) -
         tuned[at] = parts["values"].to(tuned.dtype)
         return tuned.reshape(base.shape)
     if parts["bits"].shape[1] != -(-base.numel() // 8):
-        raise UserError(f"{name} has {parts['bits'].shape[1]} bytes a bit in the delta; {base.numel()} entries of the base need "
-                        f"{-(-base.numel() // 8)}.")
+        raise UserError(f"{name} has {parts['bits'].shape[1]} bytes a plane of signs in the delta; the {base.numel()} entries "
+                        f"of the base need {-(-base.numel() // 8)}.")
     total = base.float().clone()
     for plane, scale in zip(parts["bits"], parts["scales"], strict=True):
         total.add_(signs(plane, tuple(base.shape)), alpha=float(scale))

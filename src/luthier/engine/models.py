@@ -166,9 +166,10 @@ def auto_class(architecture: Architecture) -> Any:
 
 
 def keys_of(folder: Path) -> Finding:
-    """The receipt that plain transformers finds every tensor it wants in a model folder, and wants every one; reads no weights."""
+    """The receipt that plain transformers finds every tensor it wants in a model folder and wants all; reads no weights."""
     model, told = auto_class(architecture_of(folder)).from_pretrained(
-        folder, device_map="meta", output_loading_info=True, local_files_only=True, use_safetensors=True, trust_remote_code=False)
+        folder, device_map="meta", output_loading_info=True, local_files_only=True, use_safetensors=True,
+        trust_remote_code=False)
     wrong = sorted(str(key) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for key in told[kind])
     return receipt("merge/loads", 0, len(wrong), unit="tensors", detail=f"as {type(model).__name__} of plain transformers"
                    + (f"; missing, unknown or misshapen: {', '.join(wrong[:3])}" if wrong else ""))

@@ -146,15 +146,15 @@ class WeightExecutor:
         """What was written is what the rule says: the number of tensors, and some of them computed again."""
         written = Stored(self.folder / self.title.format("") if "{}" not in self.title else self.folder)
         expected = sum(len(specs) for _, specs in self._plan(stats))
-        found = [receipt("merge/tensors", expected, len(written.specs), unit="tensors", detail="planned and found in the files")]
+        found = [receipt("merge/tensors", expected, len(written.specs), unit="tensors", detail="planned; found in the files")]
         count = max(1, len(self.groups) // CHECKED_SHARE)
         chosen = [self.groups[i * len(self.groups) // count] for i in range(count)]
         wrong = []
         for group in chosen:
             again = self._made(group, tensors_of(group, self.models), written.specs, stats)
             wrong += [n for n, t in again.items() if not torch.equal(t, written.read(n))]
-        return [*found, receipt("merge/written = computed", 0, len(wrong), unit="tensors",
-                                detail=f"{count} of {len(self.groups)} groups computed again" + (f"; {wrong[0]}" if wrong else ""))]
+        told = f"{count} of {len(self.groups)} groups computed again" + (f"; {wrong[0]} differs" if wrong else "")
+        return [*found, receipt("merge/written = computed", 0, len(wrong), unit="tensors", detail=told)]
 
 
 def finite(tensor: torch.Tensor) -> bool:

@@ -74,7 +74,8 @@ class Changed:
     def __init__(self, base: Weights, folder: Path) -> None:
         self._base, self._delta, self.specs = base, Delta(folder), dict(base.specs)
         if lost := [n for n in self._delta.parts if n not in base.specs]:
-            raise UserError(f"The delta in {folder} does not fit its base: {len(lost)} tensors have no place (first: {lost[0]}).")
+            raise UserError(f"The delta in {folder} does not fit its base: {len(lost)} tensors have no place there (first: "
+                            f"{lost[0]}).")
 
     def read(self, name: str) -> torch.Tensor:
         return self._delta.apply(name, self._base.read(name))
@@ -104,6 +105,7 @@ class Adapted:
         from transformers import AutoConfig
 
         peft_config = PeftConfig.from_pretrained(str(self._folder))
+        peft_config.base_model_name_or_path = str(config)
         kind, advice = peft_config.peft_type, "Export it (luthier export RUN --to model) and merge what that gives."
         if peft_config.is_prompt_learning:
             raise UserError(f"The adapter in {self._folder} is a learned prompt ({kind}): it has no weights to merge.")
@@ -114,14 +116,14 @@ class Adapted:
             model = auto.from_config(AutoConfig.from_pretrained(config, local_files_only=True))
         self._head = f"{model.base_model_prefix}."
         wrapped: Any = get_peft_model(model, peft_config, low_cpu_mem_usage=True, autocast_adapter_dtype=False)
-        layers = {n: m for n, m in wrapped.base_model.model.named_modules() if isinstance(m, BaseTunerLayer)}
+        layers: dict[str, Any] = {n: m for n, m in wrapped.base_model.model.named_modules() if isinstance(m, BaseTunerLayer)}
         for module in layers.values():
             _give_memory(module)
         state = {n: t.float() for n, t in load_file(self._folder / ADAPTER_FILE).items()}
-        result = set_peft_model_state_dict(wrapped, state)
+        result: Any = set_peft_model_state_dict(wrapped, state)
         if result.unexpected_keys:
-            raise UserError(f"The adapter in {self._folder} does not fit its base: {len(result.unexpected_keys)} tensors have no "
-                            f"place (first: {result.unexpected_keys[0]}).")
+            raise UserError(f"The adapter in {self._folder} does not fit its base: {len(result.unexpected_keys)} tensors have "
+                            f"no place there (first: {result.unexpected_keys[0]}).")
         if kept := [n for m in layers.values() for n, b in m.named_buffers() if b.is_meta]:
             raise UserError(f"The adapter in {self._folder} ({kind}) keeps parts that its layers share ({kept[0]}). {advice}")
         return layers

@@ -245,8 +245,8 @@ def _same_adapters(given: Sequence[Given]) -> None:
     first, *rest = [(g.title, read_json(g.adapter_folder / ADAPTER_CONFIG)) for g in given]
     free = ("base_model_name_or_path", "inference_mode", "revision", "peft_version", "task_type")
     for title, config in rest:
-        if found := [f"{key} is {first[1].get(key)!r} in {first[0]} and {config.get(key)!r} in {title}"
-                     for key in sorted(first[1].keys() | config.keys()) if key not in free and first[1].get(key) != config.get(key)]:
+        apart = [k for k in sorted(first[1].keys() | config.keys()) if k not in free and first[1].get(k) != config.get(k)]
+        if found := [f"{key} is {first[1].get(key)!r} in {first[0]} and {config.get(key)!r} in {title}" for key in apart]:
             raise UserError(f"These adapters are not of one form: {'; '.join(found[:5])}.")
     _same_tensors([g.adapter_weights for g in given], [g.title for g in given])
 
@@ -271,8 +271,8 @@ def _tokenizer(one: Given, two: Given) -> str:
     if apart:
         word, number = apart[0]
         where = [t.get(word, "nowhere") for t in tables]
-        return (f"their vocabularies have {len(tables[0])} and {len(tables[1])} tokens and differ first at {number}: {word!r} is "
-                f"{where[0]} in the first and {where[1]} in the second. Rows of their embeddings would mean different words.")
+        return (f"their vocabularies have {len(tables[0])} and {len(tables[1])} tokens and differ first at {number}: {word!r} "
+                f"is {where[0]} in the first and {where[1]} in the second. Equal rows would mean different words.")
     probe = "Hide glue is  warmed\n\tin a water-bath (60 °C), isn't it? 1234 = x_1;"
     said = [t(probe)["input_ids"] for t in read]
     if said[0] != said[1]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luthier.core.artifact import LICENSES, RECORD, Artifact, copy_licenses, open_artifact, seal
+from luthier.core.artifact import RECORD, Artifact, open_artifact, seal
 from luthier.core.component import build
 from luthier.core.errors import GateError, UserError
 from luthier.core.files import Journal, read_json, read_lines, write_json, write_lines

@@ -76,7 +76,7 @@ class TaskVectors(WeightRule):
 
     def apply(self, group: Sequence[str], tensors: Sequence[Mapping[str, torch.Tensor]], stats: Any
               ) -> dict[str, torch.Tensor]:
-        """In float32; a tensor that no model changed keeps every bit."""
+        """In float32; a tensor that no model changed stays as it is."""
         return {name: self._sum(name, [t[name] for t in tensors], stats) for name in group}
 
     def _sum(self, name: str, tensors: Sequence[torch.Tensor], stats: Any) -> torch.Tensor:

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 class Dare(TaskVectors, name="dare"):
     """Most of each change dropped at random, the rest made larger."""
 
-    density: tuple[float, ...] = Field((0.1,), description="share of each change that is kept, above 0 and up to 1; a number for "
-                                                           "each model or one for all")
+    density: tuple[float, ...] = Field((0.1,), description="share of each change that is kept, above 0 and up to 1; a number "
+                                                           "for each model or one for all")
     rescale: bool = Field(True, description="divide what is kept by the density")
     elect: bool = Field(False, description="only changes with the elected sign take part")
 

@@ -28,7 +28,8 @@ class Linear(WeightRule, name="linear"):
     def check(self, models: int) -> None:
         check_count("linear", "weights", self.weights, models)
         if self.normalize and abs(sum(each(self.weights, models, 1.0))) < 1e-8:
-            raise UserError(f"linear: weights = {list(self.weights)} sum to 0, by which nothing can be divided. Set normalize=false.")
+            raise UserError(f"linear: weights = {list(self.weights)} sum to 0, by which nothing can be divided. "
+                            "Set normalize=false.")
 
     def apply(self, group: Sequence[str], tensors: Sequence[Mapping[str, torch.Tensor]], stats: Any
               ) -> dict[str, torch.Tensor]:

@@ -43,8 +43,8 @@ class ModelStock(WeightRule, name="model-stock", seeds=[29]):
 
     takes_base: ClassVar[bool] = True
     models: ClassVar[tuple[int, int]] = (2, 1 << 16)
-    granularity: Literal["tensor", "block", "model"] = Field("tensor", description="what has an angle of its own: a tensor, the "
-                                                             "tensors of a numbered layer, or the whole model")
+    granularity: Literal["tensor", "block", "model"] = Field("tensor", description="what has an angle of its own: a tensor, "
+                                                             "the tensors of a numbered layer, or the whole model")
 
     def statistics(self, ctx: Ctx) -> dict[str, float]:
         """The mean cosine of each unit, by the unit's name.
@@ -63,7 +63,7 @@ class ModelStock(WeightRule, name="model-stock", seeds=[29]):
         count = 1 + max(i for i, _ in whole)
         still = [i + 1 for i in range(count) if whole[i, i] == 0]
         if still and len(still) < count:
-            raise UserError(f"model-stock: model {still[0]} is the base itself, so that its change has no angle with the others'. "
+            raise UserError(f"model-stock: model {still[0]} is the base itself: its change has no angle with the others'. "
                             "Leave it out.")
         cosines = {unit: _mean_cosine(sums, count) for unit, sums in products.items()}
         wide = [u for u, c in cosines.items() if math.degrees(math.acos(c)) > WIDE]
@@ -80,7 +80,7 @@ class ModelStock(WeightRule, name="model-stock", seeds=[29]):
 
     def apply(self, group: Sequence[str], tensors: Sequence[Mapping[str, torch.Tensor]], stats: Mapping[str, float]
               ) -> dict[str, torch.Tensor]:
-        """In float32; a tensor that no model changed keeps every bit."""
+        """In float32; a tensor that no model changed stays as it is."""
         return {name: self._point(stats[self._unit(name)], [t[name] for t in tensors]) for name in group}
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""ties: trim, elect sign, merge. T_i = the largest `density` of |W_i - W0|, tensor by tensor; W = W0 + scale · sum_i a_i T_i m_i / n.
+"""ties: trim, elect sign, merge: W = W0 + scale · sum_i a_i T_i m_i / n, T_i the largest `density` of |W_i - W0| by tensor.
 
 m_i is 1 where a_i T_i has the sign of sum_i a_i T_i and else 0; n = sum_i a_i m_i, so that an entry that one model alone
 changes keeps its size. When it helps: tunes of one base that pull single weights in opposite directions. Source: Yadav et
