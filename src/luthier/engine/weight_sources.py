@@ -119,13 +119,13 @@ class Adapted:
         layers: dict[str, Any] = {n: m for n, m in wrapped.base_model.model.named_modules() if isinstance(m, BaseTunerLayer)}
         for module in layers.values():
             _give_memory(module)
+        if kept := [n for m in layers.values() for n, b in m.named_buffers() if b.is_meta]:
+            raise UserError(f"The adapter in {self._folder} ({kind}) keeps parts that its layers share ({kept[0]}). {advice}")
         state = {n: t.float() for n, t in load_file(self._folder / ADAPTER_FILE).items()}
         result: Any = set_peft_model_state_dict(wrapped, state)
         if result.unexpected_keys:
             raise UserError(f"The adapter in {self._folder} does not fit its base: {len(result.unexpected_keys)} tensors have "
                             f"no place there (first: {result.unexpected_keys[0]}).")
-        if kept := [n for m in layers.values() for n, b in m.named_buffers() if b.is_meta]:
-            raise UserError(f"The adapter in {self._folder} ({kind}) keeps parts that its layers share ({kept[0]}). {advice}")
         return layers
 
     def _stored(self, name: str) -> str:

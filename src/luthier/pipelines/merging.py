@@ -12,7 +12,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,11 +34,12 @@ REQUEST = "request.json"
 TITLES = {"model": "model{}.safetensors", "adapter": "adapter_model.safetensors", "delta": "delta.safetensors"}
 
 
-def merge(models: Sequence[str], rule: Any, out: Path, *, base: str | None = None, seed: int = 0,
+def merge(models: Sequence[str], rule: Any, out: Path, *, base: str | None = None, seed: int = 0, shard_mb: int = 1000,
           log: Callable[[str], None] = lambda text: None, progress: Progress = silent) -> tuple[Path, list[Finding]]:
     """The merged folder and its receipts.
 
-    models: runs, folders of models, adapters or deltas, packaged models, hub ids.
+    models: runs, folders of models, adapters or deltas, packaged models, hub ids. shard_mb: size at which a file of the
+    result ends, and the most that a kill loses.
 
     Raises:
         UserError: models that can't be merged with one another or by this rule, or a place that is taken.
@@ -50,7 +51,7 @@ def merge(models: Sequence[str], rule: Any, out: Path, *, base: str | None = Non
     root = same_base(chosen, given, base)
     check_alike([*([root] if root else []), *given], adapters=chosen.reads == "adapter")
     request = {"rule": chosen.identity_values(), "content": chosen.content(), "seed": seed,
-               "models": [g.identity for g in given], "base": root.identity if root else None}
+               "models": [g.identity for g in given], "base": root.identity if root else None, "shard_mb": shard_mb}
     if kept := _finished(out, request):
         return out, kept
     work = out.with_name(f".{out.name}.merge")
@@ -58,7 +59,7 @@ def merge(models: Sequence[str], rule: Any, out: Path, *, base: str | None = Non
         if not (work / REQUEST).exists() or read_json(work / REQUEST) != request:
             _empty(work)
             write_json(work / REQUEST, request)
-        found = _work(_Merge(chosen, given, root, work, seed, log, progress), request)
+        found = _work(_Merge(chosen, given, root, work, seed, shard_mb, log, progress), request)
         if wrong := [f for f in found if f.verdict == "differs"]:
             raise GateError("; ".join(f"{f.name}: {f.left} and {f.right} {f.unit} ({f.detail})" for f in wrong)
                             + f". What was made is kept in {work}.")
@@ -118,9 +119,9 @@ class _Merge:
     root: Given | None
     work: Path
     seed: int
+    shard_mb: int
     log: Callable[[str], None]
     progress: Progress
-    loaded: dict[str, Any] = field(default_factory=dict)
 
     @property
     def inputs(self) -> list[Given]:
@@ -151,7 +152,8 @@ def _work(job: _Merge, request: Mapping[str, Any]) -> list[Finding]:
 
     adapters = job.rule.reads == "adapter"
     executor = WeightExecutor(job.rule, [g.adapter_weights if adapters else g.weights for g in job.inputs], job.work,
-                              TITLES[job.rule.leaves], journal=Journal(job.work / "journal.jsonl"), progress=job.progress)
+                              TITLES[job.rule.leaves], job.shard_mb * 1_000_000, Journal(job.work / "journal.jsonl"),
+                              job.progress)
     stats = job.rule.statistics(job.context(executor))
     facts = executor.run(stats)
     found = executor.receipts(stats)

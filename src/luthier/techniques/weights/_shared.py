@@ -27,8 +27,8 @@ def at_of(values: Sequence[float], model: int) -> float:
 
 def cosine(one: torch.Tensor, two: torch.Tensor) -> float:
     """Of the angle between two tensors, each as one vector; 0 where one of them is zero. Products are summed in float64."""
-    dot, first, second = (dot(a, b) for a, b in ((one, two), (one, one), (two, two)))
-    return max(-1.0, min(1.0, dot / math.sqrt(first * second))) if first > 0 and second > 0 else 0.0
+    product, first, second = (dot(a, b) for a, b in ((one, two), (one, one), (two, two)))
+    return max(-1.0, min(1.0, product / math.sqrt(first * second))) if first > 0 and second > 0 else 0.0
 
 
 def dot(one: torch.Tensor, two: torch.Tensor, chunk: int = 1 << 22) -> float:
