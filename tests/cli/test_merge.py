@@ -24,7 +24,8 @@ def test_merge_prints_its_receipts_and_leaves_a_model(luthier, tmp_path: Path):
 
 def test_merge_refuses_in_words(luthier, tmp_path: Path):
     pico.make("pico", tmp_path / "a")
-    refused(luthier("merge", tmp_path / "a", "--rule", "slerp", "--out", tmp_path / "out"), "--rule slerp takes 2 models")
-    refused(luthier("merge", tmp_path / "a", "--rule", "linear:wieghts=[1]", "--out", tmp_path / "out"), "Did you mean 'weights'?")
-    refused(luthier("merge", tmp_path / "a", "--out", tmp_path / "out"), "--rule")
+    given = ("merge", tmp_path / "a", "--out", tmp_path / "out")
+    refused(luthier(*given, "--rule", "slerp"), "--rule slerp takes 2 models")
+    refused(luthier(*given, "--rule", "linear:wieghts=[1]"), "Did you mean 'weights'?")
+    assert luthier(*given).code == 2
     assert not (tmp_path / "out").exists()

@@ -51,7 +51,8 @@ def test_an_adapter_read_layer_by_layer_is_the_merged_model(name, pico, tmp_path
 def test_other_architectures(architecture, bases, tmp_path):
     base, place = bases[architecture], folder_of(bases[architecture])
     targets = ["query", "value"] if architecture == "encoder" else ["q", "wo"]
-    merged = trained(base, LoraConfig(r=4, target_modules=targets), tmp_path / "a", architecture).merge_and_unload().state_dict()
+    wrapped = trained(base, LoraConfig(r=4, target_modules=targets), tmp_path / "a", architecture)
+    merged = wrapped.merge_and_unload().state_dict()
     read = Adapted(Stored(place), place, auto_class(architecture), tmp_path / "a")
     assert len(read._layers) >= 4 and all(torch.allclose(read.read(n), merged[n], atol=1e-7) for n in read.specs)
 

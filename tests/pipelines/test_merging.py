@@ -62,10 +62,12 @@ def test_two_models_become_one_that_transformers_loads(place, tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model, ids = AutoModelForCausalLM.from_pretrained(out), AutoTokenizer.from_pretrained(out)("What is glue?")["input_ids"]
-    assert torch.equal(model.state_dict()["lm_head.weight"], made["lm_head.weight"]) and model(torch.tensor([ids])).logits.isfinite().all()
+    assert torch.equal(model.state_dict()["lm_head.weight"], made["lm_head.weight"])
+    assert model(torch.tensor([ids])).logits.isfinite().all()
     assert open_artifact(out).kind == "model" and (out / "licenses" / "PICO.txt").exists()
     record = read_json(out / "merge.json")
-    assert record["rule"]["weights"] == [1.0, 3.0] and [m["name"] for m in record["models"]] == [str(place / "b"), str(place / "c")]
+    assert record["rule"]["weights"] == [1.0, 3.0]
+    assert [m["name"] for m in record["models"]] == [str(place / "b"), str(place / "c")]
 
 
 def test_the_same_command_again_does_nothing_and_another_is_refused(place, tmp_path):
@@ -85,7 +87,8 @@ def test_rules_that_take_a_base_get_it_first(place, tmp_path):
     assert all(torch.allclose(made[n], base[n] + 0.5 * (one[n] - base[n] + two[n] - base[n]), atol=1e-6) for n in made)
     out, _ = merge([str(place / "b")], "rescale-intruders:factor=0.5,eps=0.9", tmp_path / "scaled", base=str(place / "a"))
     made = tensors_of(out)
-    assert torch.equal(made["model.norm.weight"], one["model.norm.weight"]) and any(not torch.equal(made[n], one[n]) for n in made)
+    assert torch.equal(made["model.norm.weight"], one["model.norm.weight"])
+    assert any(not torch.equal(made[n], one[n]) for n in made)
     out, _ = merge([str(place / "b"), str(place / "c")], "model-stock", tmp_path / "stock", base=str(place / "a"))
     facts = read_json(out / "merge.json")["facts"]
     assert facts.keys() == base.keys() and all(0 <= f["t"] <= 1 and 0 < f["degrees"] <= 180 for f in facts.values())
@@ -221,8 +224,8 @@ def test_a_head_of_labels_is_not_dropped_in_silence(runs, tmp_path):
 
 
 def test_a_wrong_result_appears_nowhere(place, tmp_path, monkeypatch):
-    from luthier.engine import models
     from luthier.core.finding import receipt
+    from luthier.engine import models
 
     monkeypatch.setattr(models, "keys_of", lambda folder: receipt("merge/loads", 0, 2, unit="tensors", detail="lost"))
     with pytest.raises(GateError, match="merge/loads: 0 and 2 tensors"):
@@ -250,8 +253,8 @@ merge(sys.argv[2:], "dare:density=[0.5]", __import__("pathlib").Path(sys.argv[1]
 def test_a_killed_merge_goes_on_and_gives_the_same(place, tmp_path):
     given = [str(place / "b"), str(place / "c")]
     paths = os.pathsep.join([str(Path(luthier.__file__).parents[1]), *(p for p in sys.path if p)])
-    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "out"), *given], env={**os.environ, "PYTHONPATH": paths},
-                          capture_output=True)
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "out"), *given], capture_output=True,
+                          env={**os.environ, "PYTHONPATH": paths})
     assert done.returncode == -signal.SIGKILL and not (tmp_path / "out").exists()
     work = tmp_path / ".out.merge"
     kept = {p.name: p.stat().st_mtime_ns for p in work.glob("model-*.safetensors")}

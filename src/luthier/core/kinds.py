@@ -234,12 +234,15 @@ class WeightRule(Component, kind="weight_rule"):
 
     `takes_base`: the base's weights come first, before those of the models. `models`: the fewest and the most models beside
     it. `reads`: whole weights, or the tensors of adapters. `leaves`: a full model, an adapter, or a delta on the base.
-    `roles`: loaded models that `statistics` asks, of `base` and `model` (the first one that was named).
     """
 
     takes_base: ClassVar[bool] = False
     models: ClassVar[tuple[int, int]] = (1, 1 << 16)
-    roles: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Loaded models that `statistics` asks, of `base` and `model` (the first one that was named); they must fit memory."""
+        return ()
 
     @property
     def reads(self) -> Literal["weights", "adapter"]:

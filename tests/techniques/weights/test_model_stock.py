@@ -12,7 +12,7 @@ from luthier.techniques.weights.model_stock import ratio
 from tests.techniques.weights._recorded import cases, distance, merged
 
 
-def around(dimensions: int = 10_000, models: int = 2, sigma: float = 0.02, seed: int = 0) -> tuple[torch.Tensor, list[torch.Tensor]]:
+def around(models: int, seed: int, dimensions: int = 10_000, sigma: float = 0.02) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """A base at 0, a centre at distance 1, and tunes around it with noise of standard deviation sigma."""
     rng = torch.Generator().manual_seed(seed)
     centre = torch.nn.functional.normalize(torch.randn(dimensions, generator=rng), dim=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -23,6 +24,12 @@ def each(values: Sequence[float], count: int, default: float) -> list[float]:
 def at_of(values: Sequence[float], model: int) -> float:
     """The number of one model (from 0), where one may stand for all."""
     return values[model if len(values) > 1 else 0]
+
+
+def in_layers(name: str, shape: Sequence[int]) -> bool:
+    """Whether a tensor is a matrix of a numbered layer: no embedding, vocabulary head, norm or bias."""
+    inside = re.search(r"(?:^|\.)\d+\.", name) is not None
+    return inside and len(shape) == 2 and not re.search(r"embed|norm|bias", name.lower())
 
 
 def cosine(one: torch.Tensor, two: torch.Tensor) -> float:
