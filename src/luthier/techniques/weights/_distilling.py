@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from luthier.core.errors import UserError
+from luthier.techniques.weights._rows import merged_weights
 from luthier.techniques.weights.bitdelta import BitDelta, planes
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def distilled(rule: BitDelta, ctx: Ctx, scales: dict[str, torch.Tensor]) -> tupl
     tuned, base = ctx.roles["model"], ctx.roles["base"]
     pieces = _pieces(tuned, Path(rule.distill).expanduser(), rule.tokens)
     held, learned = pieces[::HELD_OUT], [piece for i, piece in enumerate(pieces) if i % HELD_OUT]
-    teacher, student = _weights(tuned), _weights(base)
+    teacher, student = merged_weights(tuned), merged_weights(base)
     if lost := [n for n in scales if n not in teacher or n not in student]:
         raise UserError(f"bitdelta: the loaded model has no {lost[0]}: its scales can't be trained. Leave out distill.")
     # The packed model: signs of layers, and the tuned model's own tensors everywhere else.
@@ -75,14 +76,6 @@ def _pieces(model: Model, path: Path, tokens: int) -> list[torch.Tensor]:
         raise UserError(f"bitdelta: {path} has {len(ids)} tokens; training on pieces of {tokens} and holding one out needs "
                         f"{2 * tokens}.")
     return found
-
-
-def _weights(model: Model) -> dict[str, torch.Tensor]:
-    """The weights by their names on disk, an adapter merged."""
-    if hasattr(model.module, "merge_and_unload"):
-        model.module = model.module.merge_and_unload()
-    model.module.requires_grad_(False)
-    return {n: p.detach().float() for n, p in model.module.named_parameters()}
 
 
 def _signs(change: torch.Tensor, bits: int) -> torch.Tensor:

@@ -66,3 +66,11 @@ class Asked:
         counts, weights = self.objective.count(batch), self.objective.coefficients()
         sums = self.objective.loss(self._forward, batch)
         return torch.stack([weights.get(name, 1.0) * value / counts[name] for name, value in sums.items()]).sum()
+
+
+def merged_weights(model: Model) -> dict[str, torch.Tensor]:
+    """The weights by their names on disk, an adapter merged."""
+    if hasattr(model.module, "merge_and_unload"):
+        model.module = model.module.merge_and_unload()
+    model.module.requires_grad_(False)
+    return {n: p.detach().float() for n, p in model.module.named_parameters()}

@@ -26,10 +26,14 @@ def at_of(values: Sequence[float], model: int) -> float:
     return values[model if len(values) > 1 else 0]
 
 
+def numbered(name: str) -> bool:
+    """Whether a tensor belongs to a numbered layer: neither an embedding nor the vocabulary head does."""
+    return re.search(r"(?:^|\.)\d+\.", name) is not None and "embed" not in name.lower()
+
+
 def in_layers(name: str, shape: Sequence[int]) -> bool:
     """Whether a tensor is a matrix of a numbered layer: no embedding, vocabulary head, norm or bias."""
-    inside = re.search(r"(?:^|\.)\d+\.", name) is not None
-    return inside and len(shape) == 2 and not re.search(r"embed|norm|bias", name.lower())
+    return numbered(name) and len(shape) == 2 and not re.search(r"norm|bias", name.lower())
 
 
 def cosine(one: torch.Tensor, two: torch.Tensor) -> float:
