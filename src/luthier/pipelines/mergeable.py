@@ -216,22 +216,21 @@ def same_base(rule: WeightRule, given: Sequence[Given], base: str | None) -> Giv
     return root
 
 
-def check_alike(given: Sequence[Given], adapters: bool = False) -> None:
-    """Refuse models that do not fit one another; names what differs.
+def check_alike(given: Sequence[Given], root: Given | None = None, adapters: bool = False) -> None:
+    """Refuse models that do not fit one another or their base; names what differs. With `adapters`, their own tensors count.
 
     Raises:
         UserError: another architecture, vocabulary, tokenizer, template, or tensors of other names or shapes.
     """
-    first = given[0]
-    for other in given[1:]:
+    first, *others = [*([root] if root else []), *given]
+    for other in others:
         for check in (_architecture, _tokenizer, _template):
             if why := check(first, other):
                 raise UserError(f"{first.title} and {other.title} can't be merged: {why}")
     if adapters:
-        given = [g for g in given if g.tuned is not None]
         _same_adapters(given)
     else:
-        _same_tensors([g.weights for g in given], [g.title for g in given])
+        _same_tensors([g.weights for g in (first, *others)], [g.title for g in (first, *others)])
 
 
 def _same_tensors(weights: Sequence[Weights], titles: Sequence[str]) -> None:

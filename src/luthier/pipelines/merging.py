@@ -49,7 +49,7 @@ def merge(models: Sequence[str], rule: Any, out: Path, *, base: str | None = Non
     _check(chosen, models, base)
     given = [locate(name, base) for name in models]
     root = same_base(chosen, given, base)
-    check_alike([*([root] if root else []), *given], adapters=chosen.reads == "adapter")
+    check_alike(given, root, adapters=chosen.reads == "adapter")
     request = {"rule": chosen.identity_values(), "content": chosen.content(), "seed": seed,
                "models": [g.identity for g in given], "base": root.identity if root else None, "shard_mb": shard_mb}
     if kept := _finished(out, request):

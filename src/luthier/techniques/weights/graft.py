@@ -3,8 +3,8 @@
 θ(γ) = θ_pre + γ ⊙ (θ_ft - θ_pre) with γ in {0, 1}. γ starts as the `sparsity` largest changes of all numbered layers together
 (embeddings, vocabulary head and what stands outside of layers are left out). With `data` it is then optimised: a real S of the
 same shape, from U[0, 1), relaxes it, γ(S) = γ_0 (1 - σ(S - 10)) + (1 - γ_0) σ(S - 10), and S follows the gradient of the loss
-at θ(γ(S)) by plain steps. After each step the rounded graft is tried on held-out rows; the best one is kept, the start among them.
-How large it becomes depends on the steps: the count is in the record.
+at θ(γ(S)) by plain steps. After each step the rounded graft is tried on held-out rows; the best one is kept, the start among
+them. How large it becomes depends on the steps: the count is in the record.
 
 The result keeps the base's own values too (--rule revert-graft). When it helps: to see where a skill lies; to carry several
 skills in one model (--rule apply-graft); better calibration than the whole tune. Source: Panigrahi et al. 2023,
