@@ -67,6 +67,8 @@ class BitDelta(WeightRule, name="bitdelta", seeds=[136]):
         """
         import torch
 
+        from luthier.engine.weight_executor import finite
+
         scales: dict[str, torch.Tensor] = {}
         facts: dict[str, dict[str, Any]] = {}
         changed = set()
@@ -76,7 +78,7 @@ class BitDelta(WeightRule, name="bitdelta", seeds=[136]):
                 changed.add(name)
             if in_layers(name, base[name].shape) and name in changed:
                 change = tuned[name].float() - base[name].float()
-                if not torch.isfinite(change.sum(dtype=torch.float64)):
+                if not finite(change):
                     raise UserError(f"{name} changed by numbers that are not finite; they can't be packed.")
                 _, scales[name], left = planes(change, self.bits)
                 facts[name] = {"scales": scales[name].tolist(), "zeros": round(float((change == 0).float().mean()), 4),
