@@ -241,7 +241,10 @@ class WeightRule(Component, kind="weight_rule"):
 
     @property
     def roles(self) -> tuple[str, ...]:
-        """Loaded models that `statistics` asks, of `base` and `model` (the first one that was named); they must fit memory."""
+        """Loaded models that `statistics` asks: `base`, `model` (the first one that was named), `models` (a list of all).
+
+        They must fit memory.
+        """
         return ()
 
     @property

@@ -139,8 +139,10 @@ class _Merge:
 
         scratch, engine = self.work / ".statistics", Engine(exact=True)
         scratch.mkdir(exist_ok=True)
-        wanted = {"model": self.given[0], "base": self.root or self.given[0]}
-        roles = {name: wanted[name].load(engine, on_base=name == "model") for name in self.rule.roles}
+        loaders: dict[str, Callable[[], Any]] = {
+            "model": lambda: self.given[0].load(engine), "models": lambda: [g.load(engine) for g in self.given],
+            "base": lambda: (self.root or self.given[0]).load(engine, on_base=False)}
+        roles = {name: loaders[name]() for name in self.rule.roles}
         return Ctx(Rng(self.seed).within("merge"), scratch, Journal(scratch / "journal.jsonl"), engine,
                    stream=lambda name: executor.stream() if name == "weights" else (), roles=roles, log=self.log,
                    progress=self.progress)

@@ -122,11 +122,12 @@ def test_one_bit_is_a_sixteenth_of_bfloat16(place, tmp_path):
 
 
 @pytest.mark.oracle(seed=136, clause=6, against="the held-out distance before distillation")
-@pytest.mark.parametrize("learning_rate", [0.05, 50.0])
-def test_distillation_never_worsens_held_out_text(place, tmp_path, learning_rate):
+@pytest.mark.parametrize(("learning_rate", "steps"), [(0.05, 40), (2.0, 10)])
+def test_distillation_never_worsens_held_out_text(place, tmp_path, learning_rate, steps):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    given, spec = [str(place / "b")], f"bitdelta:distill={place / 'text.txt'},steps=40,tokens=16,learning_rate={learning_rate}"
+    given = [str(place / "b")]
+    spec = f"bitdelta:distill={place / 'text.txt'},steps={steps},tokens=16,learning_rate={learning_rate}"
     ids = AutoTokenizer.from_pretrained(place / "a")((place / "text.txt").read_text())["input_ids"]
     held = torch.tensor([ids[i:i + 16] for i in range(0, len(ids) - 15, 16)][::5])
     distance = {}
