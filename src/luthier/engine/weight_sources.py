@@ -6,7 +6,6 @@ of each layer is made while the layer is read: the layers are PEFT's, on a model
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,7 +26,7 @@ ADAPTER_FILE = "adapter_model.safetensors"
 class Weights(Protocol):
     """The tensors of one model by name. `read` may give a wider type than `specs` states."""
 
-    specs: Mapping[str, Spec]
+    specs: dict[str, Spec]
 
     def read(self, name: str) -> torch.Tensor: ...
 
