@@ -19,6 +19,7 @@ COMMANDS = {
     "audit": "what tuning broke: forgetting, calibration, refusals, leaks",
     "ask": "ask a run, with cited passages",
     "chat": "question after question, with citations",
+    "merge": "several models, or a base and a tuned model, to one by a rule on weights",
     "export": "the tuned model as an adapter or as full weights, with receipts",
     "data": "inspect, ingest, write questions, curate, select, split",
     "plan": "memory, time and disk of a run before it starts",

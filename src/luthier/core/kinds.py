@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from luthier.engine.models import Model
     from luthier.engine.rendering import Render
     from luthier.engine.subjects import Subject
+    from luthier.engine.tensors import Spec
 
 __all__ = [
     "Audit", "Body", "DataStep", "Decoder", "Environment", "Features", "Head", "Hook", "Method", "Metric",
@@ -229,20 +230,66 @@ class Regularizer(_Adapting, kind="regularizer"):
 
 
 class WeightRule(Component, kind="weight_rule"):
-    """A rule from several sets of weights to one, run group by group."""
+    """A rule from several sets of weights to one, run group by group by `engine/weight_executor.py`.
+
+    `takes_base`: the base's weights come first, before those of the models. `models`: the fewest and the most models beside
+    it. `reads`: whole weights, or the tensors of adapters. `leaves`: a full model, an adapter, or a delta on the base.
+    """
+
+    takes_base: ClassVar[bool] = False
+    models: ClassVar[tuple[int, int]] = (1, 1 << 16)
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Loaded models that `statistics` asks: `base`, `model` (the first one that was named), `models` (a list of all).
+
+        They must fit memory.
+        """
+        return ()
+
+    @property
+    def reads(self) -> Literal["weights", "adapter"]:
+        """What the tensors are."""
+        return "weights"
+
+    @property
+    def leaves(self) -> Literal["model", "adapter", "delta"]:
+        """What is written."""
+        return "adapter" if self.reads == "adapter" else "model"
+
+    def check(self, models: int) -> None:
+        """Look at what can be refused before any weights are read; `models` without the base. Raises UserError."""
+
+    def content(self) -> dict[str, Any]:
+        """Hashes of outside files that it reads."""
+        return {}
 
     def statistics(self, ctx: Ctx) -> Any:
-        """What must be known of all weights first, or nothing."""
+        """What must be known of all weights first, or nothing.
+
+        `ctx.stream("weights")` gives (group, tensors of every model) for each group, one after the other.
+        """
         return None
 
     def groups(self, names: Sequence[str]) -> list[list[str]]:
         """Which tensors must be seen together; one each by default."""
         return [[n] for n in names]
 
+    def specs(self, group: Sequence[str], given: Mapping[str, Spec], stats: Any) -> dict[str, Spec]:
+        """Types and shapes of what `apply` gives; `given` are those of the first model, which it keeps by default."""
+        return {n: given[n] for n in group}
+
     @abstractmethod
     def apply(self, group: Sequence[str], tensors: Sequence[Mapping[str, torch.Tensor]], stats: Any
               ) -> dict[str, torch.Tensor]:
-        """The group's new tensors from those of every model: a pure function."""
+        """The group's new tensors from those of every model: a pure function.
+
+        The executor brings what comes back to the type that `specs` states.
+        """
+
+    def facts(self, group: Sequence[str], tensors: Sequence[Mapping[str, torch.Tensor]], stats: Any) -> dict[str, Any]:
+        """Numbers about a group that belong in the record of the merge; nothing by default."""
+        return {}
 
 
 class Decoder(Component, kind="decoder"):

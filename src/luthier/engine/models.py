@@ -11,6 +11,7 @@ import torch
 from luthier.core.artifact import Artifact, open_artifact
 from luthier.core.errors import UserError, nearest
 from luthier.core.files import read_json
+from luthier.core.finding import Finding, receipt
 from luthier.core.identity import hash_folder
 from luthier.engine import hub
 from luthier.engine.memory import require_mb
@@ -157,18 +158,32 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
-def load_base(artifact: Artifact, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Model:
-    """A base model from its artifact, frozen, in evaluation mode."""
+def auto_class(architecture: Architecture) -> Any:
+    """The class of transformers that builds models of this kind."""
     from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+    return {"decoder": AutoModelForCausalLM, "encoder": AutoModel, "encoder-decoder": AutoModelForSeq2SeqLM}[architecture]
+
+
+def keys_of(folder: Path) -> Finding:
+    """The receipt that plain transformers finds every tensor it wants in a model folder and wants all; reads no weights."""
+    model, told = auto_class(architecture_of(folder)).from_pretrained(
+        folder, device_map="meta", output_loading_info=True, local_files_only=True, use_safetensors=True,
+        trust_remote_code=False)
+    wrong = sorted(str(key) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for key in told[kind])
+    return receipt("merge/loads", 0, len(wrong), unit="tensors", detail=f"as {type(model).__name__} of plain transformers"
+                   + (f"; missing, unknown or misshapen: {', '.join(wrong[:3])}" if wrong else ""))
+
+
+def load_base(artifact: Artifact, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Model:
+    """A base model from its artifact, frozen, in evaluation mode."""
     folder = folder_of(artifact)
     if not folder.exists():
         raise UserError(f"The base of this run is gone: {folder}. Run the same command with --fresh to fetch it again.")
     size = sum(p.stat().st_size for p in folder.glob("*.safetensors")) / 1e6
     require_mb(size * 1.2, f"Loading {artifact.meta['name']}")
     architecture: Architecture = artifact.meta["architecture"]
-    classes = {"decoder": AutoModelForCausalLM, "encoder": AutoModel, "encoder-decoder": AutoModelForSeq2SeqLM}
-    module = classes[architecture].from_pretrained(
+    module = auto_class(architecture).from_pretrained(
         folder, dtype=dtype, local_files_only=True, use_safetensors=True, trust_remote_code=False,
         **loading(artifact.meta.get("quantize", "none"), dtype, device))
     module.eval().requires_grad_(False)

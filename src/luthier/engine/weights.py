@@ -17,11 +17,12 @@ from luthier.core.component import build
 from luthier.core.errors import UserError
 from luthier.core.files import read_json, write_json
 from luthier.engine import new_tokens
+from luthier.engine.deltas import FILE as DELTA_FILE
+from luthier.engine.deltas import Delta
 
 if TYPE_CHECKING:
     from luthier.engine.models import Model
 
-DELTA_FILE = "delta.safetensors"
 HEADS_FILE = "heads.safetensors"
 
 
@@ -63,11 +64,11 @@ def _save_delta(model: Model, folder: Path) -> None:
 
 
 def _load_delta(model: Model, folder: Path) -> None:
-    own = dict(model.module.named_parameters())
-    for name, tensor in load_file(folder / DELTA_FILE).items():
-        if name not in own or own[name].shape != tensor.shape:
+    own, delta = dict(model.module.named_parameters()), Delta(folder)
+    for name in delta.parts:
+        if name not in own:
             raise UserError(f"The delta in {folder} does not fit {model.name}: '{name}' has no place there.")
-        own[name].data.copy_(tensor)
+        own[name].data.copy_(delta.apply(name, own[name].data))
 
 
 def _save_model(model: Model, folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -49,17 +50,7 @@ class Base(Step, name="base"):
         if self.model in PACKAGES and not is_converted(self.model):
             ctx.log(f"converting {self.model} to {PACKAGES[self.model].megabytes} MB of safetensors, once")
         folder = resolve(self.model)
-        if (folder / "licenses").exists():
-            copy_licenses([folder], ctx.folder)
-        else:
-            patterns = ("LICENSE*", "NOTICE*", "*TERMS*", "USE_POLICY*", "README.md")
-            texts = [p for pattern in patterns for p in folder.glob(pattern)]
-            (ctx.folder / "licenses").mkdir(exist_ok=True)
-            for path in texts:
-                (ctx.folder / "licenses" / path.name).write_bytes(path.read_bytes())
-            if not texts:
-                note = f"No licence file was found beside the base '{folder.name}'. Find its terms before you share.\n"
-                (ctx.folder / "licenses" / "NOT-STATED.txt").write_text(note)
+        bring_terms(folder, ctx.folder)
         note = PACKAGES[self.model].note if self.model in PACKAGES else ""
         named = self.model in PACKAGES or is_hub_id(self.model)
         name = self.model.partition("@")[0] if named else folder.name
@@ -70,8 +61,6 @@ class Base(Step, name="base"):
 
     def receipts(self, inputs: Mapping[str, Artifact], artifact: Artifact, ctx: Ctx) -> list[Finding]:
         """The weights are what their checksum says."""
-        from pathlib import Path
-
         from luthier.core.files import read_json
         from luthier.core.identity import hash_folder
 
@@ -80,3 +69,18 @@ class Base(Step, name="base"):
             return []
         same = hash_folder(record.parent, frozenset({"checksum.json"})) == read_json(record)["sha256"]
         return [receipt("base/checksum", 1, int(same), unit="same bytes", detail="cached weights against their checksum")]
+
+
+def bring_terms(folder: Path, target: Path) -> None:
+    """Copy the licence files of a model folder to `target`/licenses, or a note that none was found."""
+    if (folder / "licenses").exists():
+        copy_licenses([folder], target)
+        return
+    patterns = ("LICENSE*", "NOTICE*", "*TERMS*", "USE_POLICY*", "README.md")
+    texts = [p for pattern in patterns for p in folder.glob(pattern)]
+    (target / "licenses").mkdir(exist_ok=True)
+    for path in texts:
+        (target / "licenses" / path.name).write_bytes(path.read_bytes())
+    if not texts:
+        note = f"No licence file was found beside the base '{folder.name}'. Find its terms before you share.\n"
+        (target / "licenses" / "NOT-STATED.txt").write_text(note)

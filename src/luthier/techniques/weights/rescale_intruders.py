@@ -12,7 +12,7 @@ et al. 2024, "LoRA vs full fine-tuning: an illusion of equivalence", section 5 (
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 class RescaleIntruders(WeightRule, name="rescale-intruders", seeds=[96]):
     """Scale what tuning added along directions that the base did not have."""
 
+    takes_base: ClassVar[bool] = True
+    models: ClassVar[tuple[int, int]] = (1, 1)
     factor: float = Field(0.7, ge=0, description="what the intruders' singular values are multiplied by; 1 changes nothing")
     k: int = Field(10, ge=1, description="leading singular vectors of each matrix that are looked at")
     eps: float = Field(0.5, gt=0, description="a vector less similar than this to every one of the base is an intruder")
