@@ -1,8 +1,10 @@
-"""What methods share: the names of linear layers, and wrapping a model with PEFT."""
+"""What methods share: linear layers and which of them are meant, and wrapping a model with PEFT."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+
+from luthier.core.errors import UserError
 
 if TYPE_CHECKING:
     from luthier.engine.models import Model
@@ -23,6 +25,33 @@ def linear_names(model: Model) -> dict[str, tuple[int, int]]:
     return found
 
 
+ATTENTION_QV = ("q_proj", "v_proj", "query", "value", "q", "v")
+
+
+def targeted(method: str, model: Model, target: str | tuple[str, ...]) -> dict[str, tuple[int, int]]:
+    """(inputs, outputs) of the linear layers that `all-linear`, `attention-qv`, or names of layers mean.
+
+    Raises:
+        UserError: no layer is called so; names `method` and the layers there are.
+    """
+    names = linear_names(model)
+    if target == "all-linear":
+        return dict(sorted(names.items()))
+    wanted = ATTENTION_QV if target == "attention-qv" else ((target,) if isinstance(target, str) else target)
+    found = {n: names[n] for n in sorted(names) if n in wanted or n.rsplit(".", 1)[-1] in wanted}
+    if not found:
+        short = sorted({n.rsplit(".", 1)[-1] for n in names})
+        raise UserError(f"{method}: no linear layer is called {', '.join(wanted)}. This model has: {', '.join(short)}.")
+    return found
+
+
+def require_rank(method: str, rank: int, targets: dict[str, tuple[int, int]], field: str = "rank") -> None:
+    """Raises UserError for a rank above the smallest side of a targeted layer."""
+    smallest = min(map(min, targets.values()))
+    if rank > smallest:
+        raise UserError(f"{method}: {field} = {rank} is above {smallest}, the smallest side of a targeted layer.")
+
+
 def wrap(model: Model, config: Any) -> Model:
     """The model with a PEFT method on it. Adapter weights take the model's format: the loop keeps float32 masters."""
     from peft import TaskType, get_peft_model
@@ -35,4 +64,17 @@ def wrap(model: Model, config: Any) -> Model:
     for parameter in model.module.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)
+    return model
+
+
+def lora_layers(module: Any) -> dict[str, Any]:
+    """PEFT's LoRA layers by the name that each layer has in the base, in the order of the model."""
+    return {name.removeprefix("base_model.model."): layer for name, layer in module.named_modules() if hasattr(layer, "lora_A")}
+
+
+def in_float32(model: Model) -> Model:
+    """The adapter in float32: moves as small as those of the finite differences are lost in bfloat16."""
+    for parameter in model.module.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
     return model
