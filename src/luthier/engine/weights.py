@@ -1,6 +1,6 @@
 """The three forms of tuned weights, each with one way to save and one way to put them on a base.
 
-`adapter` is a PEFT folder, `delta` the tensors that moved, `model` a full checkpoint. Heads lie beside any of them.
+`adapter` is a PEFT folder, `delta` the tensors or entries that moved, `model` a full checkpoint. Heads lie beside any of them.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from luthier.core.component import build
 from luthier.core.errors import UserError
 from luthier.core.files import read_json, write_json
 from luthier.engine import new_tokens
+from luthier.engine.sparse import AT, BY, SparseDelta
 
 if TYPE_CHECKING:
     from luthier.engine.models import Model
@@ -58,13 +59,19 @@ def _load_adapter(model: Model, folder: Path) -> None:
 
 
 def _save_delta(model: Model, folder: Path) -> None:
-    moved = {n: p.detach().contiguous() for n, p in model.module.named_parameters() if p.requires_grad}
-    save_file(moved, folder / DELTA_FILE, metadata={"format": "pt"})
+    sparse = model.sparse.tensors()
+    moved = {n: p.detach().contiguous() for n, p in model.module.named_parameters()
+             if p.requires_grad and f"{n}{AT}" not in sparse}
+    save_file({**moved, **sparse}, folder / DELTA_FILE, metadata={"format": "pt"})
 
 
 def _load_delta(model: Model, folder: Path) -> None:
     own = dict(model.module.named_parameters())
-    for name, tensor in load_file(folder / DELTA_FILE).items():
+    tensors = load_file(folder / DELTA_FILE)
+    SparseDelta.of(tensors).apply(own)
+    for name, tensor in tensors.items():
+        if name.endswith((AT, BY)):
+            continue
         if name not in own or own[name].shape != tensor.shape:
             raise UserError(f"The delta in {folder} does not fit {model.name}: '{name}' has no place there.")
         own[name].data.copy_(tensor)
