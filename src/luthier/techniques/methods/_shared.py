@@ -78,3 +78,28 @@ def in_float32(model: Model) -> Model:
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return model
+
+
+def relora(model: Model, factors: dict[str, tuple[Any, Any]], scale: float | None, alpha: float = 0.0) -> None:
+    """In place of the model's adapter, a LoRA of these A [rank, in] and B [out, rank] by layer, each with its own rank.
+
+    Every layer is scaled by `scale`, or by `alpha` / its rank where `scale` is None.
+    """
+    import torch
+    from peft import LoraConfig
+
+    ranks = {name: len(down) for name, (down, _) in factors.items()}
+    pattern = {} if scale is None else {name: scale * rank for name, rank in ranks.items()}
+    dtypes = {down.dtype for down, _ in factors.values()}
+    model.module = model.module.unload()
+    top = max(ranks.values())
+    wrap(model, LoraConfig(r=top, lora_alpha=alpha if scale is None else scale * top,  # type: ignore[arg-type]
+                           target_modules=list(factors), rank_pattern={n: r for n, r in ranks.items() if r != top},
+                           alpha_pattern={n: a for n, a in pattern.items() if ranks[n] != top}))
+    if dtypes == {torch.float32}:
+        in_float32(model)
+    model.module.eval()
+    with torch.no_grad():
+        for name, layer in lora_layers(model.module).items():
+            layer.lora_A["default"].weight.copy_(factors[name][0])
+            layer.lora_B["default"].weight.copy_(factors[name][1])

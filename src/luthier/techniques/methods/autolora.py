@@ -29,7 +29,7 @@ from luthier.core.files import write_json
 from luthier.core.kinds import Default, Hook, Method
 from luthier.core.step import FitCtx
 from luthier.techniques.methods._phases import Phases
-from luthier.techniques.methods._shared import in_float32, lora_layers, require_rank, targeted, wrap
+from luthier.techniques.methods._shared import in_float32, lora_layers, relora, require_rank, targeted, wrap
 
 if TYPE_CHECKING:
     import torch
@@ -212,22 +212,12 @@ class Search(Phases):
 
     def export(self) -> None:
         """The model's adapter becomes a LoRA with a rank of its own for each layer."""
-        import torch
-        from peft import LoraConfig
-
         for handle in self.handles:
             handle.remove()
         ranks = dict(zip(self.layers, self.kept.sum(-1).tolist(), strict=True))
         factors = {name: (layer.lora_A["default"].weight[kept], layer.lora_B["default"].weight[:, kept])
                    for (name, layer), kept in zip(self.layers.items(), self.kept, strict=True) if kept.any()}
-        self.model.module = self.model.module.unload()
-        wrap(self.model, LoraConfig(r=max(ranks.values()), lora_alpha=self.method.alpha,  # type: ignore[arg-type]
-                                    target_modules=list(factors), rank_pattern={n: ranks[n] for n in factors}))
-        in_float32(self.model).module.eval()
-        with torch.no_grad():
-            for name, layer in lora_layers(self.model.module).items():
-                layer.lora_A["default"].weight.copy_(factors[name][0])
-                layer.lora_B["default"].weight.copy_(factors[name][1])
+        relora(self.model, factors, None, self.method.alpha)
         write_json(self.ctx.folder / "ranks.json", {
             name: {"rank": ranks[name], "selection": [round(v, 6) for v in row]}
             for name, row in zip(self.layers, self.selection().tolist(), strict=True)})
