@@ -115,8 +115,9 @@ class BottleneckModel(BaseTuner):
     tuner_layer_cls = Bottlenecked
     target_module_mapping: dict[str, list[str]] = {}
 
-    def _create_and_replace(self, peft_config: Any, adapter_name: str, target: nn.Module, target_name: str,
-                            parent: nn.Module, current_key: str, **options: Any) -> None:
+    def _create_and_replace(self, peft_config: PeftConfig, adapter_name: str, target: nn.Module, target_name: str,
+                            parent: nn.Module, current_key: str, parameter_name: str | None = None) -> None:
+        assert isinstance(peft_config, BottleneckConfig)
         like = next(self.model.parameters())
         if isinstance(target, Bottlenecked):
             target.bottleneck_layers[adapter_name] = Bottleneck(peft_config, like)
