@@ -81,4 +81,6 @@ class Orthogonal(Hook):
     def on_loss(self, run: Any, batch: Any, parts: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         if not self.weight:
             return parts
-        return {**parts, "orthogonality": self.weight * sum(layer.penalty() for layer in self.layers)}
+        import torch
+
+        return {**parts, "orthogonality": self.weight * torch.stack([layer.penalty() for layer in self.layers]).sum()}
