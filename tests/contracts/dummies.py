@@ -131,6 +131,7 @@ class DummySpy(Regularizer, name="dummy-spy"):
         moved = {n for n, p in named(model) if n in hook.before and not torch.equal(p, hook.before[n])}
         SPIED.clear()
         SPIED.update(trained=hook.trained, largest=hook.largest, moved=moved, roles=hook.ctx.roles,
+                     chosen=set(model.sparse.entries),
                      logits=tuned_logits(model))
 
 

@@ -220,6 +220,9 @@ class Method(_Adapting, kind="method"):
         """Recommended settings (`learning_rate`) with their source."""
         return {}
 
+    def loadable(self) -> None:
+        """Make known what loading its artifact needs, such as a tuner that PEFT does not have."""
+
     def expand(self, recipe: Any) -> Any:
         """The recipe that this one word stands for, when it is several steps."""
         return recipe

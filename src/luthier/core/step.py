@@ -16,7 +16,7 @@ from luthier.core.rng import Rng
 
 if TYPE_CHECKING:
     from luthier.engine.checkpoints import Snapshot
-    from luthier.engine.loop import Clock
+    from luthier.engine.loop import Clock, Rows
     from luthier.engine.workshop import Engine
 
 
@@ -55,7 +55,7 @@ class FitCtx(Ctx):
 
     clock: step, tokens, epoch and planned length. snapshot: the whole training state, restored bit for bit.
     closure: loss and gradients of a batch, replayable. perturbed: weights moved within a `with` block.
-    rebuild_optimizer: the only way to change what is trained.
+    rebuild_optimizer: the only way to change what is trained. rows: those of the first task, to draw from.
     """
 
     clock: Clock | None = None
@@ -63,6 +63,7 @@ class FitCtx(Ctx):
     closure: Callable[..., dict[str, Any]] | None = None
     perturbed: Callable[..., Any] | None = None
     rebuild_optimizer: Callable[[bool], None] | None = None
+    rows: Rows | None = None
 
 
 class Step(Component, kind="step"):

@@ -3,7 +3,8 @@
 =============  ==========================================================================================================
 dense          NAME: the tensor itself takes the base's place
 sparse         NAME:at [n] int64, NAME:values [n]: these entries, counted through the flattened tensor, take the base's
-               place; NAME:was [n], where it is kept, are the base's own, so that nothing is lost
+               place; NAME:was [n], where it is kept, are the base's own, so that nothing is lost. Or NAME:by [n] float32:
+               these differences are added, so that several deltas can be (`engine/sparse.py`)
 packed         NAME:bits [k, ceil(n / 8)] uint8, NAME:scales [k] float32: base + sum over k of scale_k · S_k, where S_k is +1
                at a bit of 1 and -1 at a bit of 0, for the n entries of the flattened tensor, first entry in the lowest bit
 =============  ==========================================================================================================
@@ -22,7 +23,7 @@ from luthier.core.errors import UserError
 from luthier.engine.tensors import Spec, specs_of
 
 FILE = "delta.safetensors"
-CODES = ("at", "values", "was", "bits", "scales")
+CODES = ("at", "values", "was", "by", "bits", "scales")
 
 
 def pack_bits(positive: torch.Tensor) -> torch.Tensor:
@@ -68,7 +69,7 @@ def restored(name: str, base: torch.Tensor, parts: Mapping[str, torch.Tensor]) -
         at, tuned = parts["at"], base.clone().reshape(-1)
         if len(at) and int(at.max()) >= tuned.numel():
             raise UserError(f"{name} has an entry {int(at.max())} in the delta, and {tuned.numel()} entries in the base.")
-        tuned[at] = parts["values"].to(tuned.dtype)
+        tuned[at] = (tuned[at].float() + parts["by"] if "by" in parts else parts["values"]).to(tuned.dtype)
         return tuned.reshape(base.shape)
     if parts["bits"].shape[1] != -(-base.numel() // 8):
         raise UserError(f"{name} has {parts['bits'].shape[1]} bytes a plane of signs in the delta; the {base.numel()} entries "

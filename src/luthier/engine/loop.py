@@ -22,7 +22,7 @@ from luthier.core.kinds import Features, Hook, Objective, Optimizer, Schedule, T
 from luthier.core.rng import Rng, epoch_order, rank_share
 from luthier.core.step import FitCtx
 from luthier.engine import coupled, distributed, guards, sharding
-from luthier.engine.batches import Batch, by_length, collate, lengths_of, narrow, packs_of
+from luthier.engine.batches import Batch, by_length, collate, lengths_of, narrow, packs_of, tokens_in
 from luthier.engine.checkpoints import State
 from luthier.engine.forward import Forward
 from luthier.engine.masters import Masters
@@ -66,10 +66,17 @@ class Plan:
 
 @dataclass
 class Clock:
-    """Where training is: optimizer steps done and planned, epochs done, tokens seen and learned, seconds spent."""
+    """Where training is: optimizer steps done and planned, epochs done, tokens seen and learned, seconds spent.
+
+    A training may have phases, each with a schedule of its own: this one runs from step `began` to step `until`.
+    `rate` is the learning rate of the step that is being made.
+    """
 
     step: int = 0
     steps: int = 0
+    began: int = 0
+    until: int = 0
+    rate: float = 0.0
     epoch: int = 0
     tokens: int = 0
     seconds: float = 0.0
@@ -89,6 +96,30 @@ def rows_at(rng: Rng, step: int, rows: int, batch: int, rank: int = 0, ranks: in
     per_epoch = math.ceil(rows / batch)
     epoch, place = divmod(step, per_epoch)
     return rank_share(epoch_order(rng, epoch, rows)[place * batch:(place + 1) * batch], rank, ranks)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows that a training's first task learns from, for a hook that draws some itself. `rows.batch(places)`."""
+
+    loop: Loop
+
+    @property
+    def task(self) -> Task:
+        """The first task."""
+        return self.loop.tasks[0]
+
+    def __len__(self) -> int:
+        return len(self.task.rows)
+
+    @property
+    def per_batch(self) -> int:
+        """How many rows an optimizer step takes."""
+        return self.loop.plan.batch_rows
+
+    def batch(self, places: Sequence[int] | np.ndarray) -> Batch:
+        """The rows at these places, uncut."""
+        return self.loop.collate(self.task, places)
 
 
 @dataclass
@@ -114,7 +145,7 @@ class Loop:
         distributed.refuse_coupled(t.objective for t in self.tasks)
         if self.validation:
             self.kept["validation"] = self.validation
-        self.clock = Clock(steps=self.plan.steps)
+        self.clock = Clock(steps=self.plan.steps, until=self.plan.steps)
         self.masters = Masters(sharding.groups_apart(self.groups()), self.plan.beside)
         self.torch_optimizer = self.optimizer.make(self.masters.groups, self.plan.learning_rate)
         self.rates = [g["lr"] for g in self.torch_optimizer.param_groups]
@@ -124,6 +155,7 @@ class Loop:
         self.ctx.clock, self.ctx.closure, self.ctx.perturbed = self.clock, self.closure, self.perturbed
         self.micro = guards.decided(self.ctx.journal, guards.Micro(self.plan.micro_rows, self.plan.micro_tokens))
         self.state = State(self)
+        self.ctx.rows = Rows(self)
         self.ctx.snapshot, self.ctx.rebuild_optimizer = self.state.snapshot, self.rebuild_optimizer
 
     @property
@@ -175,26 +207,32 @@ class Loop:
         mine = distributed.rank(), distributed.ranks()
         rows = task.mixture.rows_at(rng, step, size, *mine) if task.mixture else \
             rows_at(rng, step, len(task.rows), size, *mine)
-        batches = [self._collate(task, rows)] if len(rows) else []
+        batches = [self.collate(task, rows)] if len(rows) else []
         for hook in self.hooks:
             batches = [b for given in batches for b in hook.on_batch(given)]
+        return self._cut(task, batches)
+
+    def _cut(self, task: Task, batches: list[Batch]) -> list[Batch]:
         if any(kind == "coupled" for kind in task.objective.parts.values()):
             return batches  # rows of a coupled part see each other: `coupled` cuts them where that is exact
         cut = packs_of if self.run.packs["policy"] else by_length
         return [narrow(b, rows) for b in batches
                 for rows in cut(lengths_of(b), self.micro.rows, self.micro.tokens)]
 
-    def _collate(self, task: Task, rows: np.ndarray) -> Batch:
+    def collate(self, task: Task, rows: Sequence[int] | np.ndarray) -> Batch:
+        """These rows of a task as one batch."""
         return collate([task.rows[i] for i in rows], [task.ids[i] for i in rows], self.pad, self.model.device)
 
     def _step(self) -> dict[str, Any]:
         step = self.clock.step
+        clock = self.clock
+        factor = self.schedule.factor(step - clock.began, clock.until - clock.began)
+        clock.rate = self.rates[0] * factor
         parts, tokens = guards.gradients(self)
         self.clock.tokens += tokens
         for hook in self.hooks:
             hook.on_gradients()
         guards.require_finite_gradients(self, sharding.clip_(self.masters.tensors(), self.plan.clip or math.inf))
-        factor = self.schedule.factor(step, self.plan.steps)
         for group, rate in zip(self.torch_optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
         self.torch_optimizer.step()
@@ -203,17 +241,28 @@ class Loop:
         for hook in self.hooks:
             hook.on_step()
         self.clock.step += 1
-        return {"step": self.clock.step, "epoch": self.clock.step / self.per_epoch, "tokens": self.clock.tokens,
-                "loss": sum(parts.values()), "learning_rate": self.rates[0] * factor,
+        return {"step": clock.step, "epoch": clock.step / self.per_epoch, "tokens": clock.tokens,
+                "loss": sum(parts.values()), "learning_rate": clock.rate,
                 **({"parts": parts} if len(parts) > 1 else {}), **self.run.take()}
 
-    def closure(self, batches: Sequence[Batch], task: Task | None = None, rng: str = "") -> dict[str, float]:
-        """Add the gradients of these micro-batches and return the weighted parts. `rng` names another dropout draw."""
+    def closure(self, batches: Sequence[Batch], task: Task | None = None, rng: str = "",
+                into: list[torch.Tensor] | None = None) -> dict[str, float]:
+        """Add the gradients of these batches and return the weighted parts. `rng` names another dropout draw.
+
+        into: a list that takes all gradients there are then, one a trained weight in the order of `perturbed`.
+        """
         task = task or self.tasks[0]
+        batches = self._cut(task, list(batches))
+        measured = dict(self.run.measured)
         before = self.masters.taken() if distributed.ranks() > 1 else []
         values = distributed.summed(self.accumulate(batches, task, self.counts(batches, task), rng))
         distributed.sum_gradients(self.masters.tensors())
         self.masters.add(before)
+        self.run.measured = measured  # what is shown is that of the training rows
+        self.clock.tokens += int(distributed.summed({"tokens": sum(map(tokens_in, batches))})["tokens"])
+        if into is not None:
+            into += [torch.zeros_like(m) if g is None else g
+                     for m, g in zip(self.masters.tensors(), self.masters.taken(), strict=True)]
         return values
 
     def counts(self, batches: Sequence[Batch], task: Task) -> Counts:
@@ -266,7 +315,7 @@ class Loop:
         return values
 
     def _idle(self, task: Task) -> None:
-        parts = task.objective.loss(self.run, self._collate(task, np.zeros(1, dtype=int)))
+        parts = task.objective.loss(self.run, self.collate(task, np.zeros(1, dtype=int)))
         (0.0 * torch.stack([p.float() for p in parts.values()]).sum()).backward()
         self.masters.collect()
 
@@ -310,7 +359,7 @@ class Loop:
             return
         self._mode(False)
         with torch.no_grad():
-            row.update(self.validation(self.clock.step))
+            row.update(self.validation(self.clock.step, judge=self.clock.until == self.clock.steps))
         self._mode(True)
         if self.validation.spec.keep == "best" and self.validation.best_step == self.clock.step:
             self.state.save_best()

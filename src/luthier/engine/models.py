@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from luthier.core.artifact import Artifact, open_artifact
+from luthier.core.component import build
 from luthier.core.errors import UserError, nearest
 from luthier.core.files import read_json
 from luthier.core.finding import Finding, receipt
@@ -17,6 +18,7 @@ from luthier.engine import hub
 from luthier.engine.memory import require_mb
 from luthier.engine.packages import PACKAGES, check, model_folder
 from luthier.engine.quantized import loading
+from luthier.engine.sparse import SparseDelta
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -52,6 +54,8 @@ class Model:
     quick_head: Any = field(default=None, repr=False, compare=False)
     quick_kind: Any = field(default=None, repr=False, compare=False)
     new_tokens: NewTokens | None = None
+    # Tensors of which a method moved chosen entries only, as they are stored.
+    sparse: SparseDelta = field(default_factory=SparseDelta, repr=False)
 
     @property
     def stop_ids(self) -> frozenset[int]:
@@ -206,6 +210,8 @@ def add_tuned(model: Model, artifact: Artifact) -> Model:
     if trained_on != model.base.identity:
         raise UserError(f"{artifact.folder} was trained on {artifact.meta['base']['name']} ({trained_on[:8]}), "
                         f"not on {model.name} ({model.base.identity[:8]}).")
+    if "fit" in artifact.meta:
+        build("method", artifact.meta["fit"]["method"]).loadable()
     new_tokens.install(model, artifact)
     weights.LOADERS[artifact.kind](model, artifact.folder)
     weights.load_heads(model, artifact)

@@ -78,8 +78,10 @@ class Validation:
         at = round_ended if self.spec.every_steps is None else clock.step % self.spec.every_steps == 0
         return at or (self.spec.acts and clock.step == clock.steps)
 
-    def __call__(self, step: int) -> dict[str, float]:
-        """`dev_loss` (nats per learned unit over all rows) and whatever else is measured; judges it.
+    def __call__(self, step: int, judge: bool = True) -> dict[str, float]:
+        """`dev_loss` (nats per learned unit over all rows) and whatever else is measured; judges it if asked to.
+
+        Of a training in phases only the last is judged: what comes before is no model to keep.
 
         Raises:
             UserError: what is to decide is not among them.
@@ -89,7 +91,9 @@ class Validation:
             raise UserError(f"validation.by = '{self.spec.by}' is not measured here. {nearest(self.spec.by, found)}")
         found = distributed.agreed(found)  # what is decided by it must be the same on every rank
         value = found[self.spec.by]
-        if self._improves(value):
+        if not judge:
+            pass
+        elif self._improves(value):
             self.best, self.best_step, self.waited = value, step, 0
         else:
             self.waited += 1

@@ -1,6 +1,6 @@
 """The three forms of tuned weights, each with one way to save and one way to put them on a base.
 
-`adapter` is a PEFT folder, `delta` the tensors that moved, `model` a full checkpoint. Heads lie beside any of them.
+`adapter` is a PEFT folder, `delta` the tensors or entries that moved, `model` a full checkpoint. Heads lie beside any of them.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from luthier.core.files import read_json, write_json
 from luthier.engine import new_tokens
 from luthier.engine.deltas import FILE as DELTA_FILE
 from luthier.engine.deltas import Delta
+from luthier.engine.sparse import AT
 
 if TYPE_CHECKING:
     from luthier.engine.models import Model
@@ -59,8 +60,10 @@ def _load_adapter(model: Model, folder: Path) -> None:
 
 
 def _save_delta(model: Model, folder: Path) -> None:
-    moved = {n: p.detach().contiguous() for n, p in model.module.named_parameters() if p.requires_grad}
-    save_file(moved, folder / DELTA_FILE, metadata={"format": "pt"})
+    sparse = model.sparse.tensors()
+    moved = {n: p.detach().contiguous() for n, p in model.module.named_parameters()
+             if p.requires_grad and f"{n}{AT}" not in sparse}
+    save_file({**moved, **sparse}, folder / DELTA_FILE, metadata={"format": "pt"})
 
 
 def _load_delta(model: Model, folder: Path) -> None:

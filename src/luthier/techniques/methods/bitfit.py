@@ -6,35 +6,24 @@ Llama and Gemma have none.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
-from pydantic import Field
-
-from luthier.core.errors import UserError
-from luthier.core.kinds import Default, Method
-from luthier.core.step import FitCtx
+from luthier.core.kinds import Default
+from luthier.techniques.methods._selective import Selective
 
 if TYPE_CHECKING:
+    import torch
+
     from luthier.engine.models import Model
 
 
-class BitFit(Method, name="bitfit", seeds=[153]):
+class BitFit(Selective, name="bitfit", seeds=[153]):
     """Train bias terms only; leaves the biases that moved."""
 
-    artifact: ClassVar[Literal["adapter", "delta", "model"]] = "delta"
-    terms: tuple[str, ...] = Field((), description="only biases whose name contains one of these, such as query; all if empty")
+    sought: ClassVar[tuple[str, str]] = ("bias", "bias terms")
 
-    def prepare(self, model: Model, ctx: FitCtx) -> Model:
-        biases = {n: p for n, p in model.module.named_parameters() if n.endswith("bias")}
-        if not biases:
-            raise UserError(f"bitfit has nothing to train: {model.name} has no bias terms. Try --method lora.")
-        chosen = {n: p for n, p in biases.items() if not self.terms or any(t in n for t in self.terms)}
-        if not chosen:
-            parts = sorted({n.removesuffix(".bias").rsplit(".", 1)[-1] for n in biases})
-            raise UserError(f"bitfit: no bias is called {', '.join(self.terms)}. This model has: {', '.join(parts)}.")
-        for parameter in chosen.values():
-            parameter.requires_grad_(True)
-        return model
+    def found(self, model: Model) -> dict[str, torch.nn.Parameter]:
+        return {n: p for n, p in model.module.named_parameters() if n.endswith("bias")}
 
     def defaults(self, model: Model, rows: int) -> dict[str, Default]:
         return {"learning_rate": Default(1e-3, "Ben Zaken et al. 2021: 1e-4 to 1e-2, larger than full tuning")}

@@ -10,15 +10,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from luthier.core.errors import UserError
 from luthier.core.kinds import Default, Method
 from luthier.core.step import FitCtx
-from luthier.techniques.methods._shared import linear_names, wrap
+from luthier.techniques.methods._shared import require_rank, targeted, wrap
 
 if TYPE_CHECKING:
     from luthier.engine.models import Model
-
-ATTENTION_QV = ("q_proj", "v_proj", "query", "value", "q", "v")
 
 
 class Lora(Method, name="lora", seeds=[114]):
@@ -35,26 +32,12 @@ class Lora(Method, name="lora", seeds=[114]):
     def prepare(self, model: Model, ctx: FitCtx) -> Model:
         from peft import LoraConfig
 
-        names = linear_names(model)
-        targets = self._targets(names)
-        smallest = min(min(names[n]) for n in targets)
-        if self.rank > smallest:
-            raise UserError(f"lora: rank = {self.rank} is above {smallest}, the smallest side of a targeted layer.")
+        targets = targeted("lora", model, self.target)
+        require_rank("lora", self.rank, targets)
         return wrap(model, LoraConfig(
             r=self.rank, lora_alpha=self.alpha,  # type: ignore[arg-type]
-            lora_dropout=self.dropout, target_modules=targets,
+            lora_dropout=self.dropout, target_modules=list(targets),
             use_rslora=self.rslora, use_dora=self.dora))
-
-    def _targets(self, names: dict[str, tuple[int, int]]) -> list[str]:
-        if self.target == "all-linear":
-            return sorted(names)
-        wanted = ATTENTION_QV if self.target == "attention-qv" else (
-            (self.target,) if isinstance(self.target, str) else self.target)
-        found = [n for n in names if n in wanted or n.rsplit(".", 1)[-1] in wanted]
-        if not found:
-            short = sorted({n.rsplit(".", 1)[-1] for n in names})
-            raise UserError(f"lora: no linear layer is called {', '.join(wanted)}. This model has: {', '.join(short)}.")
-        return sorted(found)
 
     def defaults(self, model: Model, rows: int) -> dict[str, Default]:
         if model.architecture == "encoder":

@@ -1,0 +1,138 @@
+"""Tuners of our own in PEFT: they wrap, save, load and are switched off as PEFT's are, once this module was imported.
+
+PEFT registers names of its own enumeration only, so its three mappings are written here, and nowhere else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from peft import PeftConfig, mapping
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from torch import nn
+
+from luthier.core.errors import UserError
+
+Reads = Literal["output", "input", "second", "norm"]
+ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU}
+
+
+@dataclass
+class BottleneckConfig(PeftConfig):
+    """target_modules: where an adapter sits; reads: what it sees there (`Bottlenecked`); width, size: of its two layers."""
+
+    target_modules: list[str] = field(default_factory=list)
+    modules_to_save: list[str] | None = None
+    exclude_modules: list[str] | None = None
+    reads: Reads = "output"
+    width: int = 0
+    size: int = 0
+    activation: str = "gelu"
+    scale: float = 1.0
+    init: float = 0.01
+    zero_up: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = "LUTHIER_BOTTLENECK"  # type: ignore[assignment]
+
+
+class Bottleneck(nn.Module):
+    """f(h) = W_up act(W_down h + b_down) + b_up: [.., width] to [.., width] through [.., size]."""
+
+    def __init__(self, config: BottleneckConfig, like: torch.Tensor) -> None:
+        super().__init__()
+        options: dict[str, Any] = {"device": like.device, "dtype": like.dtype}
+        self.down = nn.Linear(config.width, config.size, **options)
+        self.up = nn.Linear(config.size, config.width, **options)
+        self.activation = ACTIVATIONS[config.activation]()
+        self.scale = config.scale
+        for layer in (self.down, self.up):
+            nn.init.trunc_normal_(layer.weight, std=config.init, a=-2 * config.init, b=2 * config.init)
+            nn.init.zeros_(layer.bias)
+        if config.zero_up:
+            nn.init.zeros_(self.up.weight)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """`scale` times f."""
+        return self.scale * self.up(self.activation(self.down(hidden)))
+
+
+class Bottlenecked(nn.Module, BaseTunerLayer):
+    """A module m with an adapter f at it, by what f reads.
+
+    output: m(x) + f(m(x)). input: m(x) + f(x). second: m(h, x + f(x)), for a module that adds x to what it makes of h.
+    norm: m(u + f(m(u))), for a normalisation.
+    """
+
+    adapter_layer_names = ("bottleneck_layers",)
+
+    def __init__(self, base_layer: nn.Module, adapter_name: str, config: BottleneckConfig, like: torch.Tensor) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.bottleneck_layers = nn.ModuleDict({adapter_name: Bottleneck(config, like)})
+        self.reads = config.reads
+        self._active_adapter = adapter_name
+        self.merged_adapters: list[str] = []
+        self.set_adapter(adapter_name, inference_mode=config.inference_mode)
+
+    def __getattr__(self, name: str) -> Any:
+        """What the wrapper is not asked itself, the module answers (a layer's own settings)."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "base_layer":
+                raise
+            return getattr(super().__getattr__("base_layer"), name)
+
+    def forward(self, *given: Any, **named: Any) -> Any:
+        """See the class."""
+        base = self.base_layer
+        if self.disable_adapters or not self.active_adapters:
+            return base(*given, **named)
+        f = self.bottleneck_layers[self.active_adapters[0]]
+        if self.reads == "norm":
+            return base(given[0] + f(base(given[0])))
+        if self.reads == "second":
+            return base(given[0], given[1] + f(given[1]))
+        out = base(*given, **named)
+        first = out[0] if isinstance(out, tuple) else out
+        first = first + f(given[0] if self.reads == "input" else first)
+        return (first, *out[1:]) if isinstance(out, tuple) else first
+
+    def merge(self, *given: Any, **named: Any) -> None:
+        """Refused: the adapter is not linear."""
+        raise UserError("An adapter of method 'adapter' is not linear and can't be merged into the base's weights. Keep it "
+                        "beside the base, or use --method lora.")
+
+
+class BottleneckModel(BaseTuner):
+    """PEFT's seam for `Bottlenecked`."""
+
+    prefix: str = "bottleneck_"
+    tuner_layer_cls = Bottlenecked
+    target_module_mapping: dict[str, list[str]] = {}
+
+    def _create_and_replace(self, peft_config: PeftConfig, adapter_name: str, target: nn.Module, target_name: str,
+                            parent: nn.Module, current_key: str, parameter_name: str | None = None) -> None:
+        assert isinstance(peft_config, BottleneckConfig)
+        like = next(self.model.parameters())
+        if isinstance(target, Bottlenecked):
+            target.bottleneck_layers[adapter_name] = Bottleneck(peft_config, like)
+            target.set_adapter(self.active_adapters)
+            return
+        made = Bottlenecked(target, adapter_name, peft_config, like)
+        made.train(target.training)
+        setattr(parent, target_name, made)
+
+
+def register(name: str, config: type[PeftConfig], tuner: type[BaseTuner]) -> None:
+    """Let PEFT know a tuner under a name of ours."""
+    mapping.PEFT_TYPE_TO_CONFIG_MAPPING[name] = config  # type: ignore[index]
+    mapping.PEFT_TYPE_TO_TUNER_MAPPING[name] = tuner  # type: ignore[index]
+    mapping.PEFT_TYPE_TO_PREFIX_MAPPING[name] = tuner.prefix  # type: ignore[index]
+
+
+register("LUTHIER_BOTTLENECK", BottleneckConfig, BottleneckModel)
