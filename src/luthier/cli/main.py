@@ -18,6 +18,7 @@ COMMANDS = {
     "audit": "what tuning broke: forgetting, calibration, refusals, leaks",
     "ask": "ask a run, with cited passages",
     "chat": "question after question, with citations",
+    "serve": "the arms of runs over HTTP: chat, completions, embeddings, cited answers",
     "export": "the tuned model as an adapter or as full weights, with receipts",
     "data": "inspect, ingest, write questions, curate, select, split",
     "plan": "memory, time and disk of a run before it starts",

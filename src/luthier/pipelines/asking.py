@@ -22,7 +22,7 @@ from luthier.core.rng import Rng
 from luthier.core.run import Run
 from luthier.core.step import Ctx
 from luthier.engine.rendering import Prompting, Render
-from luthier.pipelines.showing import as_shot, citations
+from luthier.pipelines.showing import as_shot, citations, harmless
 from luthier.pipelines.steps.evaluate import Evaluate
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ class Asker:
 
         self.run, self.arms = run, arms(run)
         self._decoder = build("decoder", decoder) if decoder else None
+        self._promptings: dict[str, tuple[Prompting, bool]] = {}
         kept = decided(run)
         self._own = engine is None
         self._engine = engine or Engine(exact=bool(kept.get("exact")))
@@ -94,7 +95,7 @@ class Asker:
         Raises:
             UserError: no such arm, an arm that gives labels, or passages of an arm that shows none.
         """
-        name = choose(self.run, arm)
+        name = arm if arm in self.arms else choose(self.run, arm)
         step = self._step(name, passages)
         inputs, began = self._inputs(name), time.monotonic()
         model = self.model(name)
@@ -106,7 +107,8 @@ class Asker:
             if step.passages and not hits:
                 prediction = Prediction("asked", text=ABSTENTION)
             else:
-                (prediction,), _ = step._answer(model, [asked], [[p for p, _ in hits]], prompting, ctx)
+                shown = harmless([p for p, _ in hits], model.tokenizer)
+                (prediction,), _ = step._answer(model, [asked], [shown], prompting, ctx)
         return {
             "question": text, "answer": prediction.text, "arm": name, "stopped": prediction.stopped,
             "seconds": time.monotonic() - began, "citations": citations(prediction, [p for p, _ in hits[:step.passages]]),
@@ -161,6 +163,11 @@ class Asker:
 
     def prompting(self, name: str) -> tuple[Prompting, bool]:
         """How an arm was evaluated, and whether that was a conversation."""
+        if name not in self._promptings:
+            self._promptings[name] = self._prompting(name)
+        return self._promptings[name]
+
+    def _prompting(self, name: str) -> tuple[Prompting, bool]:
         node, inputs = self.arms[name], self._inputs(name)
         step = node.step
         assert isinstance(step, Evaluate)

@@ -1,0 +1,65 @@
+"""The server process: connections that keep their time, signals, and an end that lets answers finish."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from luthier.serving.app import application
+from luthier.serving.limits import Limits
+from luthier.serving.served import Catalogue
+
+HEADER_SECONDS = 10.0
+CONNECTIONS = 1024
+
+
+class Connection(H11Protocol):
+    """A connection that is closed when it was opened and then asked nothing: half-open ones must not pile up."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait for the first whole head of a request."""
+        super().connection_made(transport)
+        self._patience = self.loop.call_later(HEADER_SECONDS, self._give_up)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Wait no longer."""
+        self._patience.cancel()
+        super().connection_lost(exc)
+
+    def _give_up(self) -> None:
+        if self.cycle is None:
+            self.transport.close()
+
+
+def made(app: Any, host: str, port: int, limits: Limits) -> uvicorn.Server:
+    """A server that is not yet started."""
+    return uvicorn.Server(uvicorn.Config(
+        app, host=host, port=port, http=Connection, loop="asyncio", ws="none", access_log=False, log_level="warning",
+        server_header=False, proxy_headers=False, limit_concurrency=CONNECTIONS,
+        timeout_graceful_shutdown=int(limits.drain_seconds)))
+
+
+def run(catalogue: Catalogue, host: str, port: int, limits: Limits, token: bytes | None = None, log_text: bool = False
+        ) -> None:
+    """Serve until a signal: SIGINT and SIGTERM let what is being written finish for `limits.drain_seconds`, then end it."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    logger = logging.getLogger("luthier.serving")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    server = made(application(catalogue, limits, token, log_text), host, port, limits)
+    # The server hands a signal on when it has ended by it; to have ended is all that was asked.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
+    logger.info("http://%s:%d serves %s", f"[{host}]" if ":" in host else host, port, ", ".join(catalogue.names()))
+    server.run()
+    if not server.started:
+        from luthier.core.errors import UserError
+
+        raise UserError(f"Port {port} of {host} can't be had: something listens there, or it is not allowed. Give --port.")
