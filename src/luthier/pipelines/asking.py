@@ -95,7 +95,7 @@ class Asker:
         Raises:
             UserError: no such arm, an arm that gives labels, or passages of an arm that shows none.
         """
-        name = arm if arm in self.arms else choose(self.run, arm)
+        name = self._named(arm)
         step = self._step(name, passages)
         inputs, began = self._inputs(name), time.monotonic()
         model = self.model(name)
@@ -119,13 +119,16 @@ class Asker:
 
     def write(self, prompt: str, *, arm: str | None = None, max_tokens: int = 48) -> str:
         """One line of what an arm's model writes after a text."""
-        model = self.model(choose(self.run, arm))
+        model = self.model(self._named(arm))
         render = Render(model.tokenizer, model.architecture, model.limit)
         ids = render._start() + render.encode(prompt)
         if len(ids) + max_tokens > model.limit:
             return ""
         (made,) = self._engine.generate(model, [ids], f"greedy:max_new_tokens={max_tokens}", stop="newline")
         return made.text.strip()
+
+    def _named(self, arm: str | None) -> str:
+        return arm if arm in self.arms else choose(self.run, arm)
 
     def _step(self, name: str, passages: int | None) -> Evaluate:
         step = self.arms[name].step

@@ -17,7 +17,7 @@ from luthier.serving.errors import as_api, response_of
 from luthier.serving.limits import ApiError, Limits
 
 if TYPE_CHECKING:
-    from luthier.serving.app import Server
+    from luthier.serving.service import Service
 
 log = logging.getLogger("luthier.serving")
 
@@ -37,7 +37,7 @@ LINGER_SECONDS = 5.0
 class Told:
     """The outermost layer: counts each request and its seconds, and writes a line without any of its text."""
 
-    def __init__(self, app: App, server: Server) -> None:
+    def __init__(self, app: App, server: Service) -> None:
         self.app, self.server = app, server
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
