@@ -9,20 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import torch
-
-pytest.importorskip("fastapi")
-pytest.importorskip("uvicorn")
-httpx = pytest.importorskip("httpx")
 
 from luthier.core.recipe import Recipe
 from luthier.core.run import Run
 from luthier.engine.executor import execute
-from luthier.serving.app import application
 from luthier.serving.limits import Limits
 from luthier.serving.served import Catalogue
-from luthier.serving.server import made
 
 PARTS = "clamp glue plane wood string varnish peg nut bridge scroll".split()
 ARM = {"use": "evaluate", "shots": [2], "decoder": "greedy:max_new_tokens=6", "sets": ["unseen"]}
@@ -84,10 +79,15 @@ def free_port() -> int:
 class Listening:
     """A server in a thread of its own, and a client for it."""
 
-    def __init__(self, app: Any, limits: Limits) -> None:
+    def __init__(self, catalogue: Catalogue, limits: Limits, token: bytes | None = None, **rest: Any) -> None:
+        pytest.importorskip("fastapi")
+        pytest.importorskip("uvicorn")
+        from luthier.serving.app import application
+        from luthier.serving.server import made
+
         self.port = free_port()
-        self.app = app
-        self.server = made(app, "127.0.0.1", self.port, limits)
+        self.app = application(catalogue, limits, token, **rest)
+        self.server = made(self.app, "127.0.0.1", self.port, limits)
         self.server.config.lifespan = "off"  # the desk is shared by all servers of these tests
         self.thread = threading.Thread(target=self.server.run, daemon=True)
         self.thread.start()
@@ -112,7 +112,7 @@ def listen(catalogue) -> Iterator[Any]:
     opened = []
 
     def start(limits: Limits = Limits(), token: bytes | None = None, **rest: Any) -> Listening:
-        opened.append(Listening(application(catalogue, limits, token, **rest), limits))
+        opened.append(Listening(catalogue, limits, token, **rest))
         return opened[-1]
 
     yield start
@@ -123,8 +123,7 @@ def listen(catalogue) -> Iterator[Any]:
 @pytest.fixture(scope="session")
 def served(catalogue) -> Iterator[Listening]:
     """One server for all tests that leave it as it is."""
-    limits = Limits(max_tokens=256)
-    one = Listening(application(catalogue, limits), limits)
+    one = Listening(catalogue, Limits(max_tokens=256))
     yield one
     one.stop()
 

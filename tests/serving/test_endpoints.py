@@ -93,7 +93,8 @@ def test_a_system_message_is_the_instruction_and_several_turns_are_a_conversatio
         "<bos>Be brief.\n\nUser: A?\nAssistant: B<eos>\n\nUser: C?\nAssistant:"
 
 
-@pytest.mark.parametrize("options", [{}, {"temperature": 0.9, "seed": 5}, {"n": 3, "temperature": 1.3, "seed": 8, "top_p": 0.8}])
+@pytest.mark.parametrize("options", [
+    {}, {"temperature": 0.9, "seed": 5}, {"n": 3, "temperature": 1.3, "seed": 8, "top_p": 0.8}])
 def test_pieces_of_a_stream_are_the_whole_answer(client, options):
     whole = chat(client, **options).json()
     told = events(client, "/v1/chat/completions", model="run3", messages=HELLO, max_tokens=12,

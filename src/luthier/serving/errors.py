@@ -40,6 +40,8 @@ def as_api(error: Exception) -> ApiError:
 
 def invalid(found: dict[str, Any]) -> ApiError:
     """The first thing that is wrong with a body, by its place."""
+    if found["type"] == "json_invalid":
+        return ApiError(400, f"The body is no JSON: {found['ctx']['error']} at character {found['loc'][-1]}.")
     place = [str(p) for p in found["loc"] if p != "body"]
     where = ".".join(place)[:SHOWN]
     if found["type"] == "extra_forbidden" and len(place) == 1:
