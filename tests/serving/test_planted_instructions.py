@@ -74,7 +74,8 @@ def test_a_planted_instruction_stays_a_passage(prompt_of, catalogue, text):
     ids, answer = prompt_of([text, "A nut is of bone."])
     shown, usual = tokenizer.decode(ids), tokenizer.decode(plain)
     # The rules of the arm and its solved examples: the same words before the first passage of the question.
-    head, tail = usual.rpartition("Passage: [1] ")[0], f"Passage: [2] Parts / Pegs: A nut is of bone.\nQuestion: {QUESTION}\nAnswer:"
+    head = usual.rpartition("Passage: [1] ")[0]
+    tail = f"Passage: [2] Parts / Pegs: A nut is of bone.\nQuestion: {QUESTION}\nAnswer:"
     assert head.startswith("<bos>Answer from the passages.") and shown.startswith(f"{head}Passage: [1] Parts / Pegs: ")
     assert shown.endswith(f"\n{tail}")
     # The passage in between: one line, all of its words, and no control token that the template did not write.

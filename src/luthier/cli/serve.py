@@ -32,10 +32,11 @@ def command(
     token = read_token(token_file) if token_file else None
     check_host(host, token)
     try:
-        from luthier.serving.server import run
+        from luthier.serving.server import bound, run
     except ModuleNotFoundError as error:
         raise UserError(f'Serving needs the package {error.name}. Install it: pip install "luthier[serve]"') from None
     from luthier.serving.served import Catalogue
 
     limits = Limits(queue=queue, request_seconds=seconds, max_tokens=max_tokens, max_bytes=max_bytes)
-    run(Catalogue(runs), host, port, limits, token, log_text)
+    with bound(host, port) as listening:
+        run(Catalogue(runs), listening, limits, token, log_text)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import socket
 import sys
 from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from luthier.core.errors import UserError
 from luthier.serving.app import application
 from luthier.serving.limits import Limits
 from luthier.serving.served import Catalogue
@@ -45,7 +47,19 @@ def made(app: Any, host: str, port: int, limits: Limits) -> uvicorn.Server:
         timeout_graceful_shutdown=int(limits.drain_seconds)))
 
 
-def run(catalogue: Catalogue, host: str, port: int, limits: Limits, token: bytes | None = None, log_text: bool = False
+def bound(host: str, port: int) -> socket.socket:
+    """The port, taken before anything is loaded; nobody is let in yet. Raises UserError where it can't be had."""
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        taken = socket.socket(family, socket.SOCK_STREAM)
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(address)
+    except OSError as error:
+        raise UserError(f"--host {host} --port {port} can't be had: {error.strerror}. Give another one.") from None
+    return taken
+
+
+def run(catalogue: Catalogue, listening: socket.socket, limits: Limits, token: bytes | None = None, log_text: bool = False
         ) -> None:
     """Serve until a signal: SIGINT and SIGTERM let what is being written finish for `limits.drain_seconds`, then end it."""
     handler = logging.StreamHandler(sys.stderr)
@@ -53,13 +67,10 @@ def run(catalogue: Catalogue, host: str, port: int, limits: Limits, token: bytes
     logger = logging.getLogger("luthier.serving")
     logger.setLevel(logging.INFO)
     logger.addHandler(handler)
+    host, port, *_ = listening.getsockname()
     server = made(application(catalogue, limits, token, log_text), host, port, limits)
     # The server hands a signal on when it has ended by it; to have ended is all that was asked.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
     logger.info("http://%s:%d serves %s", f"[{host}]" if ":" in host else host, port, ", ".join(catalogue.names()))
-    server.run()
-    if not server.started:
-        from luthier.core.errors import UserError
-
-        raise UserError(f"Port {port} of {host} can't be had: something listens there, or it is not allowed. Give --port.")
+    server.run(sockets=[listening])
