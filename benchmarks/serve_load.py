@@ -1,8 +1,8 @@
 """A server under load: `python benchmarks/serve_load.py --pico` (200 streaming clients), `--gemma` (16), or `--run RUN`.
 
 Each client asks again and again, streamed, with a nonce in its prompt, so no two prompts are alike. Some prompts are asked
-alone before and again under load: their answers must be the same, or answers of different clients were mixed. Memory of the server
-is sampled all the while; it is flat if the last third needs no more than the middle third.
+alone before and again under load: their answers must be the same, or answers of different clients were mixed. The server's
+memory is sampled all the while; it is flat if the last third needs no more than the middle third.
 """
 
 from __future__ import annotations

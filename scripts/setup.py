@@ -2,8 +2,9 @@
 
 Needs nothing but a Python 3.11, 3.12 or 3.13 (the variable PYTHON names one; else it is looked for). What could stop
 it is checked first, and each lack is reported with the command that mends it. Then pip installs the project, editable,
-with its extras `demo`, `code`, `office`, `serve` and `dev` at the versions pinned in `constraints.txt`. A stamp in `.venv` records
-from what it was made; as long as that is unchanged nothing is done, so every `make` target works offline after that.
+with its extras `demo`, `code`, `office`, `serve` and `dev` at the versions pinned in `constraints.txt`. A stamp in
+`.venv` records from what it was made; as long as that is unchanged nothing is done, so every `make` target works
+offline after that.
 """
 
 from __future__ import annotations
