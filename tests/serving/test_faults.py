@@ -209,6 +209,26 @@ def test_half_open_connections_hinder_nobody_and_are_closed(listen, monkeypatch)
     body.close()
 
 
+def test_a_connection_that_was_good_once_may_not_stay_half_open(listen, monkeypatch):
+    pytest.importorskip("uvicorn")
+    from luthier.serving import server as process
+
+    monkeypatch.setattr(process, "HEADER_SECONDS", 0.2)
+    server = listen()
+    whole = b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", server.port)) as one:
+        one.settimeout(5)
+        for _ in range(3):
+            one.sendall(whole)
+            told = b""
+            while not told.endswith(b"ready"):
+                assert (part := one.recv(1000)), told
+                told += part
+            time.sleep(0.15)
+        one.sendall(whole[:20])
+        assert one.recv(10) == b"", "closed, and not by the timer of idle connections, which the first byte stops"
+
+
 def test_a_reader_that_does_not_read_is_not_waited_for(listen, monkeypatch):
     pytest.importorskip("fastapi")
     from luthier.serving import layers, service

@@ -169,7 +169,7 @@ def _asked(app: FastAPI, server: Service) -> None:
         name = f"ans-{secrets.token_hex(12)}"
         server.tell(name, model=served.name, passages=len(answer["passages"]))
         if server.log_text:
-            server.tell(name, question=body.question, answer=answer["answer"])
+            server.tell(name, question=repr(body.question), answer=repr(answer["answer"]))
         return {"id": name, "object": "answer", "model": served.name, "abstained": abstained(answer), **answer}
 
 

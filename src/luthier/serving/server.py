@@ -22,21 +22,28 @@ CONNECTIONS = 1024
 
 
 class Connection(H11Protocol):
-    """A connection that is closed when it was opened and then asked nothing: half-open ones must not pile up."""
+    """A connection that is closed where the head of a request does not come to its end: half-open ones must not pile up."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin to wait for the first whole head of a request."""
+        """Begin to look after it."""
         super().connection_made(transport)
-        self._patience = self.loop.call_later(HEADER_SECONDS, self._give_up)
+        # The request that was answered last, as of the last look; the connection itself while one is being answered.
+        self._answered: Any = None
+        self._look = self.loop.call_later(HEADER_SECONDS, self._looked)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Wait no longer."""
-        self._patience.cancel()
+        """Look no more."""
+        self._look.cancel()
         super().connection_lost(exc)
 
-    def _give_up(self) -> None:
-        if self.cycle is None:
+    def _looked(self) -> None:
+        """Close it where nothing was asked since the last look, unless the timer of idle connections runs."""
+        between = self.cycle is None or (self.cycle.response_complete and self.timeout_keep_alive_task is None)
+        if between and self.cycle is self._answered:
             self.transport.close()
+            return
+        self._answered = self.cycle if between else self
+        self._look = self.loop.call_later(HEADER_SECONDS, self._looked)
 
 
 def made(app: Any, host: str, port: int, limits: Limits) -> uvicorn.Server:
