@@ -110,6 +110,7 @@ def test_a_bad_token_is_refused(listen, given):
 
 
 def test_tokens_are_compared_in_constant_time(monkeypatch, listen):
+    pytest.importorskip("fastapi")
     from luthier.serving import layers
 
     compared = []

@@ -19,6 +19,8 @@ from luthier.serving.served import Catalogue
 
 HEADER_SECONDS = 10.0
 CONNECTIONS = 1024
+# Longer than the pools of usual clients keep a connection: it is they who close it, so no request meets a closing one.
+KEEP_ALIVE_SECONDS = 30
 
 
 class Connection(H11Protocol):
@@ -51,7 +53,7 @@ def made(app: Any, host: str, port: int, limits: Limits) -> uvicorn.Server:
     return uvicorn.Server(uvicorn.Config(
         app, host=host, port=port, http=Connection, loop="asyncio", ws="none", access_log=False, log_level="warning",
         server_header=False, proxy_headers=False, limit_concurrency=CONNECTIONS,
-        timeout_graceful_shutdown=int(limits.drain_seconds)))
+        timeout_keep_alive=KEEP_ALIVE_SECONDS, timeout_graceful_shutdown=int(limits.drain_seconds)))
 
 
 def bound(host: str, port: int) -> socket.socket:
