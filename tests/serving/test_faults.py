@@ -223,7 +223,8 @@ def test_a_connection_that_was_good_once_may_not_stay_half_open(listen, monkeypa
             one.sendall(whole)
             told = b""
             while not told.endswith(b"ready"):
-                assert (part := one.recv(1000)), told
+                part = one.recv(1000)
+                assert part, told
                 told += part
             time.sleep(0.15)
         one.sendall(whole[:20])
