@@ -128,7 +128,7 @@ def test_scores_are_sums_of_log_softmax(model, prompts):
 
 def test_a_journal_answers_without_the_model(model, prompts, tmp_path, monkeypatch):
     first = generate({"policy": model}, prompts, greedy(3), Rng(0), journal=Journal(tmp_path / "j.jsonl"))
-    monkeypatch.setattr(generation, "_answer", lambda models, requests, *rest: requests and pytest.fail("asked again"))
+    monkeypatch.setattr(generation, "scheduler_of", lambda *rest: pytest.fail("asked again"))
     assert generate({"policy": model}, prompts, greedy(3), Rng(0), journal=Journal(tmp_path / "j.jsonl")) == first
 
 

@@ -12,7 +12,7 @@ from luthier.core.files import Journal
 from luthier.core.rng import Rng
 from luthier.engine import generation, scheduling, slots
 from luthier.engine.forward import packs
-from luthier.engine.generation import generate
+from luthier.engine.generation import generate, scheduler_of
 from luthier.engine.models import load_base
 from luthier.engine.scheduling import Request, Scheduler, beginnings
 from luthier.engine.scoring import score_tokens
@@ -125,6 +125,57 @@ def test_a_late_request_joins_and_is_not_kept_waiting(model):
     assert len(late.written) == 1 and len(requests[0].written) == 2
 
 
+@pytest.mark.parametrize("when", ["waiting", "reading", "writing"])
+def test_a_cancelled_request_leaves_its_row_and_changes_no_other_answer(model, when):
+    prompts = some(model)
+    scheduler = Scheduler({"policy": model}, (2,), rows=2 if when == "waiting" else 6)
+    requests = [Request(p, greedy(), Rng(0)) for p in prompts]
+    for request in requests:
+        scheduler.submit(request)
+    for _ in range({"waiting": 1, "reading": 0, "writing": 4}[when]):
+        scheduler.step()
+    requests[4].cancelled = True
+    (gone,) = [r for r in scheduler.step() if r.cancelled]
+    assert gone is requests[4] and gone.done and len(gone.written) == (4 if when == "writing" else 0)
+    assert all(gone not in rows for rows in scheduler.active.values()) and gone not in [r for r, _ in scheduler.waiting]
+    while not scheduler.idle:
+        scheduler.step()
+    assert not scheduler.voices["policy"].lanes
+    assert [r.written for r in requests if r is not gone] == \
+        [theirs(model, p, {2}) for p, r in zip(prompts, requests, strict=True) if r is not gone]
+
+
+def test_requests_that_end_at_other_tokens_share_a_batch(model):
+    prompts = some(model)
+    free = served(model, prompts, ends=())
+    scheduler = Scheduler({"policy": model}, (2,))
+    requests = [Request(p, greedy(), Rng(0), ends=frozenset({free[i][3]})) for i, p in enumerate(prompts)]
+    for request in requests:
+        scheduler.submit(request)
+    while not scheduler.idle:
+        scheduler.step()
+    assert [r.written for r in requests] == [w[:w.index(w[3])] for w in free] and all(r.stopped for r in requests)
+
+
+def test_weighed_tokens_have_the_log_probabilities_of_the_model(model):
+    prompts = some(model, (5, 11))
+    scheduler = Scheduler({"policy": model}, ())
+    requests = [Request(p, greedy(), Rng(0), likely=n) for p, n in zip(prompts, (0, 3), strict=True)]
+    for request in requests:
+        scheduler.submit(request)
+    while not scheduler.idle:
+        scheduler.step()
+    for request in requests:
+        whole = torch.tensor([request.prompt + request.written])
+        with torch.no_grad():
+            expected = model.module(whole).logits[0].float().log_softmax(-1)[len(request.prompt) - 1:-1]
+        for at, (token, found) in enumerate(zip(request.written, request.weighed, strict=True)):
+            best = expected[at].topk(request.likely)
+            assert [t for t, _ in found] == [token, *best.indices.tolist()]
+            assert torch.allclose(torch.tensor([w for _, w in found]), torch.cat([expected[at][token][None], best.values]),
+                                  atol=1e-4)
+
+
 def test_further_roles_hear_the_same_tokens(pico, model):
     """Logits of a second model that is the same one add up to the same choice; its slots move with the first one's."""
     class Both(type(greedy())):
@@ -205,6 +256,23 @@ def test_rows_of_different_width_read_a_shared_beginning_once(model, monkeypatch
 def test_what_does_not_pack_is_refused(bases):
     with pytest.raises(LuthierError, match="padding"):
         Scheduler({"policy": load_base(bases["encoder-decoder"])}, [2])
+
+
+def test_what_is_padded_is_answered_batch_by_batch_without_the_cancelled(bases):
+    model = load_base(bases["encoder-decoder"])
+    prompts = some(model)
+    alone = generate({"policy": model}, prompts, greedy(), Rng(0), stop_ids=[2])
+    scheduler = scheduler_of({"policy": model}, [2])
+    requests = [Request(p, greedy(), Rng(0)) for p in prompts]
+    heard = []
+    requests[0].on_token = lambda token: (heard.append(token), setattr(requests[0], "cancelled", len(heard) > 1))
+    requests[1].cancelled = True
+    for request in requests:
+        scheduler.submit(request)
+    ended = scheduler.step()
+    assert scheduler.idle and sorted(map(id, ended)) == sorted(map(id, requests))
+    assert len(heard) == 2 and requests[1].written == []
+    assert [scheduler.answering.text(r) for r in requests[2:]] == [a.text for a in alone[2:]]
 
 
 def test_nothing_is_asked_of_an_empty_prompt(model):

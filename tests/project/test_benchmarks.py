@@ -14,7 +14,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = ROOT / "benchmarks"
-SCRIPTS = ("train_speed", "generate_speed", "memory", "scaling", "results", "ingest_speed", "plan_accuracy", "search_speed")
+SCRIPTS = ("train_speed", "generate_speed", "memory", "scaling", "results", "ingest_speed", "plan_accuracy", "search_speed",
+           "serve_load")
 
 
 @pytest.fixture

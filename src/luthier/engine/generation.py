@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,12 +13,15 @@ from luthier.core.identity import digest
 from luthier.core.kinds import Decoder
 from luthier.core.rng import Rng
 from luthier.core.step import Progress, silent
-from luthier.engine import padded
 from luthier.engine.forward import packs, vocabulary_of
 from luthier.engine.models import Model
+from luthier.engine.padded import Padded
 from luthier.engine.scheduling import Answering, Request, Scheduler, Stop, beginnings
 
-__all__ = ["Generated", "Stop", "generate"]
+__all__ = ["Generated", "Stop", "answers", "generate", "scheduler_of"]
+
+# Requests with the beginnings that they share, and what ends them; each request is given back when it ends.
+Answers = Callable[[Mapping[str, Model], Sequence[tuple[Request, tuple[int, ...]]], Sequence[int]], Iterator[Request]]
 
 
 @dataclass(frozen=True)
@@ -56,13 +59,30 @@ class _Kept:
         self.progress(len(self.found), len(self.keys), "answers")
 
 
+def scheduler_of(models: Mapping[str, Model], ends: Sequence[int]) -> Scheduler | Padded:
+    """What answers requests of these models: without padding where they can be read so."""
+    with torch.no_grad():
+        scheduled = all(packs(m) and vocabulary_of(m) is not None for m in models.values())
+    return Scheduler(models, ends) if scheduled else Padded(models, ends)
+
+
+def answers(models: Mapping[str, Model], requests: Sequence[tuple[Request, tuple[int, ...]]], ends: Sequence[int]
+            ) -> Iterator[Request]:
+    """Answer these requests and no others."""
+    scheduler = scheduler_of(models, ends)
+    for request, beginning in requests:
+        scheduler.submit(request, beginning)
+    while not scheduler.idle:
+        yield from scheduler.step()
+
+
 def generate(models: Mapping[str, Model], prompts: Sequence[list[int]], decoder: Decoder, rng: Rng, *,
              stop: Stop = "token", stop_ids: Collection[int] | None = None, journal: Journal | None = None,
-             progress: Progress = silent) -> list[Generated]:
+             progress: Progress = silent, answers: Answers = answers) -> list[Generated]:
     """Continue each prompt (token ids) with the decoder. `models["policy"]` speaks; other roles are asked too.
 
     An answer ends at any of `stop_ids`; those of the speaking model when left out. With a journal every finished answer is
-    kept under the digest of what was asked.
+    kept under the digest of what was asked. `answers` is who answers: a server's requests join those of others.
 
     Raises:
         UserError: a prompt is empty.
@@ -75,39 +95,20 @@ def generate(models: Mapping[str, Model], prompts: Sequence[list[int]], decoder:
               "seed": rng.seed, "scope": rng.scope, "stop": stop, "stop_ids": ends}
     keys = [f"generate/{digest({**common, 'prompt': p, 'item': i})}" for i, p in enumerate(prompts)]
     kept = _Kept(Answering(models["policy"], ends), journal, keys, progress, {})
-    requests = {i: Request(list(p), decoder, rng.within(f"item/{i}"), stop)
+    requests = {i: Request(list(p), decoder, rng.within(f"item/{i}"), stop, ends=frozenset(ends))
                 for i, p in enumerate(prompts) if not kept.known(i)}
+    # Of all prompts, whatever is answered already: what is read together must not depend on when a run was cut.
+    shared = beginnings(prompts)
+    # Lane by lane, long prompts first: what is left at the end is short.
+    order = sorted(requests, key=lambda i: (shared[i], -len(requests[i].prompt), i))
+    number = {id(request): i for i, request in requests.items()}
     training = {role: m.module.training for role, m in models.items()}
     for model in models.values():
         model.module.eval()
     try:
-        # Of all prompts, whatever is answered already: what is read together must not depend on when a run was cut.
-        _answer(models, requests, beginnings(prompts), ends, kept)
+        for request in answers(models, [(requests[i], shared[i]) for i in order], ends) if order else ():
+            kept.put(number[id(request)], request)
     finally:
         for role, model in models.items():
             model.module.train(training[role])
     return [kept.found[i] for i in range(len(prompts))]
-
-
-def _answer(models: Mapping[str, Model], requests: Mapping[int, Request], shared: Sequence[tuple[int, ...]],
-            ends: Sequence[int], kept: _Kept) -> None:
-    items = list(requests)
-    if not items:
-        return
-    with torch.no_grad():
-        scheduled = all(packs(m) and vocabulary_of(m) is not None for m in models.values())
-    if not scheduled:
-        for group in padded.groups_of(models, [requests[i].prompt for i in items]):
-            batch = [items[n] for n in group]
-            padded.answer(models, [requests[i] for i in batch], kept.answering)
-            for i in batch:
-                kept.put(i, requests[i])
-        return
-    scheduler = Scheduler(models, ends)
-    number = {id(request): i for i, request in requests.items()}
-    # Lane by lane, long prompts first: what is left at the end is short.
-    for i in sorted(items, key=lambda i: (shared[i], -len(requests[i].prompt), i)):
-        scheduler.submit(requests[i], shared[i])
-    while not scheduler.idle:
-        for request in scheduler.step():
-            kept.put(number[id(request)], request)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,36 @@ def groups_of(models: Mapping[str, Model], prompts: Sequence[list[int]]) -> list
     return groups
 
 
+class Padded:
+    """A `Scheduler` for these models: a step answers one batch of what waits, so requests join between batches only."""
+
+    def __init__(self, models: Mapping[str, Model], ends: Sequence[int]) -> None:
+        self.models = models
+        self.answering = Answering(models["policy"], ends)
+        self.waiting: list[Request] = []
+        self.batches: deque[list[Request]] = deque()
+
+    def submit(self, request: Request, beginning: Sequence[int] = ()) -> None:
+        """Queue a request; no beginning is shared here."""
+        self.waiting.append(request)
+
+    @property
+    def idle(self) -> bool:
+        """Whether every request is answered."""
+        return not self.waiting and not self.batches
+
+    def step(self) -> list[Request]:
+        """Answer a batch; returns its requests."""
+        if not self.batches:
+            waiting, self.waiting = self.waiting, []
+            self.batches.extend([waiting[i] for i in g] for g in groups_of(self.models, [r.prompt for r in waiting]))
+        batch = self.batches.popleft() if self.batches else []
+        asked = [r for r in batch if not r.cancelled]
+        if asked:
+            answer(self.models, asked, self.answering)
+        return batch
+
+
 @torch.no_grad()
 def answer(models: Mapping[str, Model], requests: Sequence[Request], answering: Answering) -> None:
     """Write the answers of a batch; it ends with its longest one."""
@@ -31,6 +62,7 @@ def answer(models: Mapping[str, Model], requests: Sequence[Request], answering: 
     while True:
         chosen = choose(requests, {role: s.scores() for role, s in speakers.items()})
         for request, token in zip(requests, chosen, strict=True):
+            request.done = request.done or request.cancelled
             if not request.done:
                 answering.take(request, token)
         if all(r.done for r in requests):

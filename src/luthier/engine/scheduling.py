@@ -1,7 +1,8 @@
 """Continuous batching: many requests in one model, each forward without padding, rows given back when an answer ends.
 
 A step reads some waiting prompts in one pack and writes one token for every row that is being answered. Requests whose
-prompts begin alike share a lane, which reads the common beginning once.
+prompts begin alike share a lane, which reads the common beginning once. Requests may join between any two steps, and
+leave when nobody waits for them any more.
 
 An answer is a function of its prompt, decoder and random numbers, not of its company: numbers are drawn by item and
 position. Floating point sets the limit: a matrix product of another height may round its last bit in another way, so two
@@ -47,16 +48,25 @@ Key = tuple[tuple[int, ...], int]
 
 @dataclass
 class Request:
-    """One prompt (token ids) to be continued. `on_token` is told every token as it comes."""
+    """One prompt (token ids) to be continued. `on_token` is told every token as it comes, and may end the answer.
+
+    ends: ids that end it; those of the scheduler when None. likely: how many of the likeliest tokens `weighed` lists beside
+    each token that was chosen, with log-probabilities of the policy's own scores; None weighs nothing. cancelled: set by
+    any thread, when nobody waits for the answer any more; the next step lets it go.
+    """
 
     prompt: list[int]
     decoder: Decoder
     rng: Rng
     stop: Stop = "token"
     on_token: Callable[[int], None] | None = None
+    ends: frozenset[int] | None = None
+    likely: int | None = None
     written: list[int] = field(default_factory=list)
+    weighed: list[list[tuple[int, float]]] = field(default_factory=list)
     stopped: bool = False
     done: bool = False
+    cancelled: bool = False
 
     def needs(self, beginning: Sequence[int] = ()) -> int:
         """Own tokens that are kept until the answer is whole."""
@@ -77,7 +87,7 @@ class Answering:
 
     def take(self, request: Request, token: int) -> None:
         """Add a token to an answer, and end it where it ends."""
-        if token in self.ends:
+        if token in (self.ends if request.ends is None else request.ends):
             request.stopped = request.done = True
             return
         request.written.append(token)
@@ -109,7 +119,17 @@ def choose(requests: Sequence[Request], states: Mapping[str, torch.Tensor]) -> l
             for i in rows]
         for i, token in zip(rows, decoder.choose(decoder.scores(mine), rngs).tolist(), strict=True):
             chosen[i] = token
+    for i, request in enumerate(requests):
+        if request.likely is not None and not request.done:
+            request.weighed.append(_weighed(states["policy"][i], chosen[i], request.likely))
     return chosen
+
+
+def _weighed(scores: torch.Tensor, chosen: int, likely: int) -> list[tuple[int, float]]:
+    """The chosen token and then the likeliest ones, each with its log-probability under [vocabulary] scores."""
+    weights = scores.log_softmax(-1)
+    best = weights.topk(likely)
+    return [(chosen, float(weights[chosen])), *zip(best.indices.tolist(), best.values.tolist(), strict=True)]
 
 
 class _Voice:
@@ -182,6 +202,7 @@ class Scheduler:
     @torch.no_grad()
     def step(self) -> list[Request]:
         """Write one token for every request being answered, read some waiting ones; returns those that ended."""
+        gone = self._let_go()
         going = [(key, list(requests)) for key, requests in self.active.items()]
         fresh = self._admitted()
         states = {role: self._states(voice, going, fresh) for role, voice in self.voices.items()}
@@ -196,12 +217,23 @@ class Scheduler:
                 voice.lanes[key].lengths += [len(r.prompt) - len(key[0]) for r in requests]
         asked = [r for _, requests in (*going, *fresh) for r in requests]
         if not asked:
-            return []
+            return gone
         chosen = choose(asked, {role: self.voices[role].scores(s) for role, s in states.items()})
         for request, token in zip(asked, chosen, strict=True):
             self.answering.take(request, token)
         self._release()
-        return [r for r in asked if r.done]
+        return gone + [r for r in asked if r.done]
+
+    def _let_go(self) -> list[Request]:
+        """End the requests that were cancelled, waiting or not, before anything is computed for them."""
+        everyone = [*(r for r, _ in self.waiting), *(r for requests in self.active.values() for r in requests)]
+        gone = [r for r in everyone if r.cancelled]
+        if gone:
+            for request in gone:
+                request.done = True
+            self.waiting = deque(item for item in self.waiting if not item[0].done)
+            self._release()
+        return gone
 
     def _states(self, voice: _Voice, going: Sequence[tuple[Key, list[Request]]],
                 fresh: Sequence[tuple[Key, list[Request]]]) -> torch.Tensor:

@@ -39,7 +39,12 @@ Weights = Literal["own", "int8"]
 
 
 class Engine:
-    """One per process. Keeps the models it loaded; `decisions` are what it chose by measuring."""
+    """One per process. Keeps the models it loaded; `decisions` are what it chose by measuring.
+
+    A server keeps all of its models, and answers requests beside others: it sets `most_models` and `answers`.
+    """
+
+    most_models = 2
 
     def __init__(self, threads: int | None = None, exact: bool = False, device: str = "cpu") -> None:
         # More threads than processors would wait for each other at every operation.
@@ -49,6 +54,7 @@ class Engine:
         self.device = device
         self.exact = exact
         self.decisions: dict[str, Any] = {"threads": torch.get_num_threads(), "exact": exact}
+        self.answers: generation.Answers = generation.answers
         self._models: dict[tuple[str, str, torch.dtype, str], Model] = {}
         _quiet()
 
@@ -93,17 +99,25 @@ class Engine:
         wanted = dtype or self.dtype(base)
         key = (base.identity, tuned.identity if tuned else "", wanted, weights)
         if key not in self._models:
-            model = self.fresh(base, wanted)
-            if len(self._models) >= 2:
+            model = self.bare(base, tuned, wanted)
+            if len(self._models) >= self.most_models:
                 self._models.pop(next(iter(self._models)))
             model = models.add_tuned(model, tuned) if tuned else model
             if weights == "int8":
                 model = quick.quicken(model, Int8Linear)
                 model.identity = f"{model.identity}-int8"
             elif self.reorders(wanted):
-                model = quick.quicken(model)
+                model = self.quicken(model)
             self._models[key] = model
         return self._models[key]
+
+    def bare(self, base: Artifact, tuned: Artifact | None, dtype: torch.dtype) -> Model:
+        """The base that a model kept here is made from; a tuned artifact is put on it."""
+        return self.fresh(base, dtype)
+
+    def quicken(self, model: Model) -> Model:
+        """Give a model that only answers its reordered weights."""
+        return quick.quicken(model)
 
     def reorders(self, dtype: torch.dtype) -> bool:
         """Whether models that only answer keep their weights reordered: where that is measured to be faster."""
@@ -130,7 +144,7 @@ class Engine:
         """
         speakers = {"policy": model} if isinstance(model, Model) else model
         return generation.generate(speakers, prompts, build("decoder", decoder), rng or Rng(0), stop=stop, stop_ids=stop_ids,
-                                   journal=journal, progress=progress)
+                                   journal=journal, progress=progress, answers=self.answers)
 
     def score(self, model: Model, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, int]]:
         """Log-probability and length of given continuations (ids) of given prompts (ids)."""

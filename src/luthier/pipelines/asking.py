@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -20,11 +22,12 @@ from luthier.core.rng import Rng
 from luthier.core.run import Run
 from luthier.core.step import Ctx
 from luthier.engine.rendering import Prompting, Render
-from luthier.pipelines.showing import as_shot, citations
+from luthier.pipelines.showing import as_shot, citations, harmless
 from luthier.pipelines.steps.evaluate import Evaluate
 
 if TYPE_CHECKING:
     from luthier.engine.models import Model
+    from luthier.engine.workshop import Engine
 
 PREFERRED = ("tuned+retrieval", "base+retrieval", "tuned", "base")
 EXCERPT = 240
@@ -59,25 +62,32 @@ def ask(run: Run, text: str, *, arm: str | None = None, passages: int | None = N
         return asker.ask(text, arm=arm, passages=passages)
 
 
-class Asker:
-    """Asks the arms of a run; models are loaded once and kept while it is open."""
+def decided(run: Run) -> dict[str, Any]:
+    """What a run decided that makes its answers: whether it was exact, and how fast bfloat16 was measured to be."""
+    return {k: v for k, v in run.record.get("decisions", {}).items() if k in ("exact", "bfloat16_speedup")}
 
-    def __init__(self, run: Run, *, decoder: Any = None) -> None:
+
+class Asker:
+    """Asks the arms of a run; models are loaded once and kept while it is open, or by the engine that is given."""
+
+    def __init__(self, run: Run, *, decoder: Any = None, engine: Engine | None = None) -> None:
         from luthier.engine.workshop import Engine
 
         self.run, self.arms = run, arms(run)
         self._decoder = build("decoder", decoder) if decoder else None
-        decided = run.record.get("decisions", {})
-        self._engine = Engine(exact=bool(decided.get("exact")))
-        self._engine.decisions.update({k: v for k, v in decided.items() if k == "bfloat16_speedup"})
-        self._folder = TemporaryDirectory()
-        self._asked = 0
+        self._promptings: dict[str, tuple[Prompting, bool]] = {}
+        kept = decided(run)
+        self._own = engine is None
+        self._engine = engine or Engine(exact=bool(kept.get("exact")))
+        if self._own:
+            self._engine.decisions.update({k: v for k, v in kept.items() if k == "bfloat16_speedup"})
 
     def __enter__(self) -> Asker:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._folder.cleanup()
+        if self._own:
+            self._engine.forget()
 
     def ask(self, text: str, *, arm: str | None = None, passages: int | None = None) -> dict[str, Any]:
         """Answer, arm, seconds, and the passages it was shown with their scores.
@@ -85,18 +95,20 @@ class Asker:
         Raises:
             UserError: no such arm, an arm that gives labels, or passages of an arm that shows none.
         """
-        name = choose(self.run, arm)
+        name = self._named(arm)
         step = self._step(name, passages)
-        inputs, ctx, began = self._inputs(name), self._ctx(), time.monotonic()
-        model = self._model(name)
-        prompting, conversation = self._prompting(name, inputs)
+        inputs, began = self._inputs(name), time.monotonic()
+        model = self.model(name)
+        prompting, conversation = self.prompting(name)
         # A model that was tuned on conversations is asked in one.
         asked = make_question("asked", text, task="chat" if conversation else "qa")
-        hits = self._search(step, text, inputs, ctx)
-        if step.passages and not hits:
-            prediction = Prediction("asked", text=ABSTENTION)
-        else:
-            (prediction,), _ = step._answer(model, [asked], [[p for p, _ in hits]], prompting, ctx)
+        with self._ctx() as ctx:
+            hits = self._search(step, text, inputs, ctx)
+            if step.passages and not hits:
+                prediction = Prediction("asked", text=ABSTENTION)
+            else:
+                shown = harmless([p for p, _ in hits], model.tokenizer)
+                (prediction,), _ = step._answer(model, [asked], [shown], prompting, ctx)
         return {
             "question": text, "answer": prediction.text, "arm": name, "stopped": prediction.stopped,
             "seconds": time.monotonic() - began, "citations": citations(prediction, [p for p, _ in hits[:step.passages]]),
@@ -107,13 +119,16 @@ class Asker:
 
     def write(self, prompt: str, *, arm: str | None = None, max_tokens: int = 48) -> str:
         """One line of what an arm's model writes after a text."""
-        model = self._model(choose(self.run, arm))
+        model = self.model(self._named(arm))
         render = Render(model.tokenizer, model.architecture, model.limit)
         ids = render._start() + render.encode(prompt)
         if len(ids) + max_tokens > model.limit:
             return ""
         (made,) = self._engine.generate(model, [ids], f"greedy:max_new_tokens={max_tokens}", stop="newline")
         return made.text.strip()
+
+    def _named(self, arm: str | None) -> str:
+        return arm if arm in self.arms else choose(self.run, arm)
 
     def _step(self, name: str, passages: int | None) -> Evaluate:
         step = self.arms[name].step
@@ -128,23 +143,35 @@ class Asker:
     def _inputs(self, name: str) -> dict[str, Artifact]:
         return {wanted: self.run.step(source) for wanted, source in self.arms[name].inputs.items()}
 
-    def _ctx(self) -> Ctx:
+    @contextmanager
+    def _ctx(self) -> Iterator[Ctx]:
         """A context of its own for each answer: a journal must not answer the next question with the last one."""
-        self._asked += 1
-        folder = Path(self._folder.name) / str(self._asked)
-        folder.mkdir()
-        return Ctx(Rng(int(self.run.record["seed"])), folder, Journal(folder / "journal.jsonl"), self._engine)
+        with TemporaryDirectory() as folder:
+            yield Ctx(Rng(int(self.run.record["seed"])), Path(folder), Journal(Path(folder) / "journal.jsonl"), self._engine)
 
-    def _model(self, name: str) -> Model:
+    def model(self, name: str) -> Model:
+        """The model of an arm. Raises UserError where it gives labels."""
         inputs = self._inputs(name)
-        model = self._engine.load(inputs["base"], inputs.get("tuned"))
+        step = self.arms[name].step
+        assert isinstance(step, Evaluate)
+        model = self._engine.load(inputs["base"], inputs.get("tuned"), weights=step.weights)
         if model.heads:
             raise UserError(f"Arm '{name}' gives labels, not answers. Use: luthier evaluate")
         return model
 
-    def _prompting(self, name: str, inputs: dict[str, Artifact]) -> tuple[Prompting, bool]:
-        """How the arm was evaluated, and whether that was a conversation."""
-        node = self.arms[name]
+    def encoder(self, name: str) -> Model | None:
+        """The encoder that finds an arm's passages; None where it shows none."""
+        inputs = self._inputs(name)
+        return self._engine.load(inputs["encoder"]) if "encoder" in inputs and "index" in inputs else None
+
+    def prompting(self, name: str) -> tuple[Prompting, bool]:
+        """How an arm was evaluated, and whether that was a conversation."""
+        if name not in self._promptings:
+            self._promptings[name] = self._prompting(name)
+        return self._promptings[name]
+
+    def _prompting(self, name: str) -> tuple[Prompting, bool]:
+        node, inputs = self.arms[name], self._inputs(name)
         step = node.step
         assert isinstance(step, Evaluate)
         # An arm that only read texts has no way of asking that was chosen for it.

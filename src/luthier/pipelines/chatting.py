@@ -45,7 +45,8 @@ class Chat:
     ended: bool = False
 
     def __post_init__(self) -> None:
-        self.arm = choose(self.asker.run, self.arm)
+        if self.arm not in self.asker.arms:
+            self.arm = choose(self.asker.run, self.arm)
 
     def hear(self, line: str) -> tuple[str, dict[str, Any] | None]:
         """What to print for a line, and the answer where it was a question.

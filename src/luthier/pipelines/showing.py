@@ -59,6 +59,27 @@ def as_shot(example: Example, reads: bool) -> Example:
     return with_passages(with_answer(example, answer) if answer else example, ())
 
 
+def control_tokens(tokenizer: Any) -> frozenset[str]:
+    """Texts that a tokenizer reads as control tokens: ends of turns, starts of roles and the like."""
+    added = tokenizer.added_tokens_decoder.values()
+    return frozenset({*map(str, tokenizer.all_special_tokens), *(t.content for t in added if t.special)} - {""})
+
+
+def harmless(passages: Sequence[Passage], tokenizer: Any) -> list[Passage]:
+    """Passages as text and nothing else: a control token that stands in one is broken up by a word joiner, U+2060.
+
+    A document that says "<end_of_turn>" would else end the question that it is shown with, and speak in another role.
+    """
+    marks = sorted(control_tokens(tokenizer), key=len, reverse=True)
+
+    def broken(text: str) -> str:
+        for mark in marks:
+            text = text.replace(mark, f"{mark[0]}\u2060{mark[1:]}")
+        return text
+
+    return [replace(p, text=broken(p.text), headings=tuple(map(broken, p.headings))) for p in passages]
+
+
 def cited(prediction: Prediction, passages: Sequence[str]) -> Prediction:
     """A prediction whose closing citations are taken out of its text; `passages` are the ids shown, in order.
 

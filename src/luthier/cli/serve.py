@@ -1,0 +1,42 @@
+"""`luthier serve RUN…`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from luthier.cli import _shared as shared
+
+
+def command(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="folders of runs", show_default=False)],
+    host: Annotated[str, typer.Option("--host", help="address to listen at; any but this machine's needs --token-file")]
+    = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="port to listen at")] = 8000,
+    token_file: Annotated[Path | None, typer.Option("--token-file", metavar="FILE", help="file with the token that requests "
+                                                    "must bring (Authorization: Bearer)")] = None,
+    queue: Annotated[int, typer.Option("--queue", min=0, help="answers that may wait; more get 429")] = 64,
+    seconds: Annotated[float, typer.Option("--seconds", min=1, help="longest time of a request")] = 120.0,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="most new tokens of an answer")] = 1024,
+    max_bytes: Annotated[int, typer.Option("--max-bytes", min=1024, help="largest body of a request")] = 1_000_000,
+    log_text: Annotated[bool, typer.Option("--log-text", help="write prompts and answers to the log, too")] = False,
+    accept_terms: shared.Terms = None,
+) -> None:
+    """Serve the arms of runs over HTTP, in OpenAI's dialect: chat, completions, embeddings, answers with citations."""
+    from luthier.core.errors import UserError
+    from luthier.serving.limits import Limits, check_host, read_token
+
+    shared.accept(accept_terms)
+    token = read_token(token_file) if token_file else None
+    check_host(host, token)
+    try:
+        from luthier.serving.server import bound, run
+    except ModuleNotFoundError as error:
+        raise UserError(f'Serving needs the package {error.name}. Install it: pip install "luthier[serve]"') from None
+    from luthier.serving.served import Catalogue
+
+    limits = Limits(queue=queue, request_seconds=seconds, max_tokens=max_tokens, max_bytes=max_bytes)
+    with bound(host, port) as listening:
+        run(Catalogue(runs), listening, limits, token, log_text)

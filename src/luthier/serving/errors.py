@@ -1,0 +1,50 @@
+"""Errors as clients hear them: one form, OpenAI's, and not a word of what was sent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from luthier.core.errors import LuthierError, UserError, nearest
+from luthier.serving.desk import Closed
+from luthier.serving.limits import ApiError
+from luthier.serving.schemas import AnswerBody, ChatBody, CompletionBody, EmbeddingBody
+
+# Characters of a field's name that an error repeats.
+SHOWN = 80
+
+
+def response_of(error: ApiError) -> Response:
+    return JSONResponse(error.body, error.status, error.headers)
+
+
+def as_api(error: Exception) -> ApiError:
+    """What a client is told of an error."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, RequestValidationError):
+        return invalid(error.errors()[0])
+    if isinstance(error, HTTPException):
+        return ApiError(error.status_code, str(error.detail))
+    if isinstance(error, TimeoutError):
+        return ApiError(504, "The answer was not whole in time (--seconds).", "timeout_error", code="timeout")
+    if isinstance(error, UserError):
+        return ApiError(400, str(error))
+    if isinstance(error, Closed):
+        return ApiError(503, str(error), "server_error", headers={"Retry-After": "5"})
+    return ApiError(500, str(error) if isinstance(error, LuthierError) else "Something went wrong here.", "server_error")
+
+
+def invalid(found: dict[str, Any]) -> ApiError:
+    """The first thing that is wrong with a body, by its place."""
+    if found["type"] == "json_invalid":
+        return ApiError(400, f"The body is no JSON: {found['ctx']['error']} at character {found['loc'][-1]}.")
+    place = [str(p) for p in found["loc"] if p != "body"]
+    where = ".".join(place)[:SHOWN]
+    if found["type"] == "extra_forbidden" and len(place) == 1:
+        legal = {f for kind in (ChatBody, CompletionBody, EmbeddingBody, AnswerBody) for f in kind.model_fields}
+        return ApiError(400, f"'{where}' is no field here, or not with this value. {nearest(where, legal)}", param=where)
+    return ApiError(400, f"{where + ': ' if where else ''}{found['msg']}", param=where or None)
