@@ -79,7 +79,7 @@ class Graft(WeightRule, name="graft", seeds=[59]):
         return chosen
 
     def _count(self, total: int) -> int:
-        count = int(round(self.sparsity * total))
+        count = round(self.sparsity * total)
         if not count:
             raise UserError(f"graft: sparsity = {self.sparsity:g} of {total} entries leaves none. Give at least "
                             f"{1 / max(total, 1):.1g}.")
