@@ -8,12 +8,11 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
-from safetensors import safe_open
 
 from luthier.core.artifact import Artifact
 from luthier.engine import quick
+from luthier.engine.deltas import Delta
 from luthier.engine.models import Model
-from luthier.engine.weights import DELTA_FILE
 from luthier.engine.workshop import Engine, Weights
 from luthier.serving.desk import Desk
 
@@ -63,8 +62,7 @@ def _written(tuned: Artifact | None) -> Collection[str]:
     """Names of the weights that putting a tuned artifact on its base writes over."""
     if tuned is None or tuned.kind != "delta":
         return ()
-    with safe_open(tuned.folder / DELTA_FILE, "pt") as file:
-        return set(file.keys())
+    return set(Delta(tuned.folder).parts)
 
 
 def twin(model: Model, own: Collection[str] = ()) -> Model:
