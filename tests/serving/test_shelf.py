@@ -38,13 +38,18 @@ def test_adapters_and_base_give_what_each_gives_alone(shelf, runs):
     assert not torch.equal(one, other) and not torch.equal(plain, one)
 
 
-def test_a_delta_writes_over_weights_of_its_own(engine, pico, shelf, make_ctx):
+@pytest.mark.parametrize("entries", [False, True], ids=["whole", "sparse"])
+def test_a_delta_writes_over_weights_of_its_own(engine, pico, shelf, make_ctx, entries):
+    from luthier.engine.sparse import SparseDelta
     from luthier.engine.weights import save
 
     changed = load_base(pico)
     name, weight = next((n, p) for n, p in changed.module.named_parameters() if n.endswith("norm.weight"))
     weight.requires_grad_(True)
-    weight.data.mul_(1.5)
+    began = weight.detach().clone()
+    weight.data[::3] *= 1.5
+    if entries:
+        changed.sparse = SparseDelta.between({name: began}, {name: weight}, {name: weight != began})
     folder = make_ctx("delta").folder
     delta = save(changed, "delta", folder, {}, base={"identity": pico.identity, "name": "pico", "step": "base"})
     plain = shelf.load(pico)
