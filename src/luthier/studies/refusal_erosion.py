@@ -4,8 +4,8 @@ A tiny Llama that knows an invented world has learned to decline questions about
 tuned on sets of 120 rows of which 0, 10, 40 or 120 answer about pets and the others are ordinary, for equally many steps:
 so the number of such rows is not confounded with the length of training, and 0 is the control of training alone. Asked
 are other persons in other wordings. A shallow alignment like this one is easier to erase than that of a large model: how many
-rows it takes is a number about this model and this policy. Rate, wording of the tests and guards were settled in trials with one
-one seed of this world, so the recorded trainings are no blind trial of them.
+rows it takes is a number about this model and this policy. Rate, wording of the tests and guards were settled in trials
+with one seed of this world, so the recorded trainings are no blind trial of them.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ GROUPS = {
                 "rouge-l", "similarity", "recall-em", "token-recall", "judge", "rquge"),
     "Finding passages": ("recall", "ndcg", "mrr"),
     "Citing": ("citation-precision", "citation-recall", "groundedness", "k-precision", "k-precision-pp"),
-    "Knowing when not to answer": ("abstains", "over-abstains", "abstention"),
+    "Knowing when not to answer": ("abstains", "over-abstains", "abstention", "refused"),
     "Form": ("stops", "succinctness"),
 }
 OTHER = "Other"
@@ -61,6 +61,7 @@ _METRIC_WORDS = {
     "stops": "share that stops by itself",
     "abstains": "share of abstentions",
     "over-abstains": "share of needless abstentions",
+    "refused": "share of refusals",
     "succinctness": "words per word of the reference",
     "preference-accuracy": "share of pairs decided as chosen",
     "multiple-choice": "share of right choices",
