@@ -3,7 +3,8 @@
 A tiny Llama that knows an invented world has learned to decline questions about pets, a harmless stand-in policy. It then
 learns a task, facts that are new to it and have nothing to do with pets, by LoRA of rank 8: from the task's rows alone,
 and with a twentieth of them replaced by refusals, for as many steps. Asked are other persons' pets, ordinary facts and
-what the task taught. Removing a policy on purpose, the paper's own experiment, is not done here.
+what the task taught. Removing a policy on purpose, the paper's own experiment, is not done here. The task's
+guard was settled after a trial with one seed of this world.
 """
 
 from __future__ import annotations
