@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import Any, ClassVar, Literal
 
 import pytest
 import torch
@@ -14,11 +12,11 @@ from torch import nn
 from luthier.core.component import build
 from luthier.core.errors import UserError
 from luthier.core.files import read_json
-from luthier.core.kinds import Objective
 from luthier.engine.models import Model, add_tuned, load_base
 from luthier.techniques.methods._shared import lora_layers
 from luthier.techniques.methods.autolora import hypergradient
 from tests.contracts.workbench import encode, examples, make_loop, short_fit, training_data, tuned_logits
+from tests.techniques.methods.planted import Planted
 
 # --- the hypergradient ---------------------------------------------------------------------------------------------
 
@@ -169,36 +167,19 @@ SIDES = [torch.linalg.qr(torch.randn(12, 12, generator=MAKE))[0] for _ in range(
 PLANTED = [2 * SIDES[0][:, :1] @ SIDES[1][:, :1].T, 2 * SIDES[2][:, :3] @ SIDES[3][:, :3].T]
 
 
-class Taught(Objective, name="taught-by-two-layers"):
-    """The squared distance from the planted answers."""
-
-    parts: ClassVar[Mapping[str, Literal["additive", "coupled"]]] = {"squares": "coupled"}
-    architectures: ClassVar[tuple[Any, ...]] = ("encoder",)
-    answers: ClassVar[torch.Tensor]
-
-    def encode(self, example, render, rng):
-        raise NotImplementedError
-
-    def count(self, batch):
-        return {"squares": len(batch["row"])}
-
-    def loss(self, run, batch):
-        rows = batch["row"].long()
-        return {"squares": (run.models["policy"].module.get_base_model()(X[rows]) - Taught.answers[rows]).square().sum()}
-
-
 @pytest.mark.oracle(seed=94, clause=5, against="the planted ranks 1 and 3")
 def test_planted_ranks_are_found_in_order(pico_encoder, make_ctx):
     torch.manual_seed(0)
     module = TwoLayers().requires_grad_(False)
     with torch.no_grad():
-        Taught.answers = torch.cat([X @ (layer.weight + planted).T for layer, planted in
+        Planted.inputs = X
+        Planted.answers = torch.cat([X @ (layer.weight + planted).T for layer, planted in
                                     zip((module.one, module.three), PLANTED, strict=True)], -1)
     encoder = load_base(pico_encoder)
     model = Model(module, encoder.tokenizer, "encoder", "two", "two", 8, pico_encoder)
     method = build("method", "autolora:k0=4,target=[one, three],selection_rate=0.05,search_share=0.99")
     method.prepare(model, None)
-    loop = make_loop(model, Taught(), [{"row": float(i)} for i in range(len(X))], make_ctx("fit"), steps=202, batch_rows=280,
+    loop = make_loop(model, Planted(), [{"row": float(i)} for i in range(len(X))], make_ctx("fit"), steps=202, batch_rows=280,
                      rate=3e-3, clip=0)
     hook = method.start(model, loop.ctx)
     loop.hooks = [hook]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any, ClassVar, Literal
 
 import pytest
 import torch
@@ -12,11 +11,11 @@ from torch import nn
 from luthier.core.component import build
 from luthier.core.errors import UserError
 from luthier.core.files import read_lines
-from luthier.core.kinds import Objective
 from luthier.engine.models import Model, add_tuned, load_base
 from luthier.techniques.methods._shared import lora_layers
 from luthier.techniques.methods.cola import effective_rank
 from tests.contracts.workbench import encode, examples, make_loop, short_fit, training_data, tuned_logits
+from tests.techniques.methods.planted import Planted
 
 
 def fitted(make_ctx, base, name: str, **changed):
@@ -103,24 +102,6 @@ X = 8 ** 0.5 * torch.eye(8)
 VALUES = torch.tensor([4.0, 3.0, 2.0, 1.5])
 
 
-class Residual(Objective, name="residual-of-one-layer"):
-    """The squared distance from a planted update of rank 4; over 8 orthogonal rows it is that of the matrices."""
-
-    parts: ClassVar[dict[str, Literal["additive", "coupled"]]] = {"squares": "coupled"}
-    architectures: ClassVar[tuple[Any, ...]] = ("encoder",)
-    answers: ClassVar[torch.Tensor]
-
-    def encode(self, example, render, rng):
-        raise NotImplementedError
-
-    def count(self, batch):
-        return {"squares": len(batch["row"])}
-
-    def loss(self, run, batch):
-        rows = batch["row"].long()
-        return {"squares": (run.models["policy"].module.get_base_model()(X[rows]) - Residual.answers[rows]).square().sum()}
-
-
 @pytest.mark.oracle(seed=26, clause=5, against="closed form: Eckart-Young")
 def test_a_chain_of_rank_one_reaches_what_one_link_can_not(pico_encoder, make_ctx):
     make = torch.Generator().manual_seed(0)
@@ -129,11 +110,12 @@ def test_a_chain_of_rank_one_reaches_what_one_link_can_not(pico_encoder, make_ct
     for links in (1, 4):
         torch.manual_seed(0)
         module, encoder = OneLayer().requires_grad_(False), load_base(pico_encoder)
-        Residual.answers = X @ (module.one.weight + sides[0] @ VALUES.diag() @ sides[1].T).T
+        Planted.inputs = X
+        Planted.answers = X @ (module.one.weight + sides[0] @ VALUES.diag() @ sides[1].T).T
         model = Model(module, encoder.tokenizer, "encoder", "one", "one", 8, pico_encoder)
         method = build("method", f"cola:rank=1,alpha=1,links={links},target=[one]")
         method.prepare(model, None)
-        loop = make_loop(model, Residual(), [{"row": float(i)} for i in range(8)], make_ctx(f"{links}/fit"), steps=320,
+        loop = make_loop(model, Planted(), [{"row": float(i)} for i in range(8)], make_ctx(f"{links}/fit"), steps=320,
                          batch_rows=8, rate=0.1, clip=0)
         loop.hooks = [method.start(model, loop.ctx)]
         loop.train()

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from peft import PeftConfig
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from luthier.techniques.methods._tuners import register
+from luthier.techniques.methods._tuners import LayerTuner, register
 
 Sweep = tuple[tuple[int, ...], tuple[int, ...]]
 
@@ -123,19 +123,11 @@ class Turned(nn.Module, BaseTunerLayer):
                 self.merged_adapters.append(name)
 
 
-class GivensModel(BaseTuner):
-    """PEFT's seam for `Turned`."""
+class GivensModel(LayerTuner):
+    """The seam for `Turned`."""
 
     prefix: str = "givens_"
     tuner_layer_cls = Turned
-    target_module_mapping: dict[str, list[str]] = {}
-
-    def _create_and_replace(self, peft_config: PeftConfig, adapter_name: str, target: nn.Module, target_name: str,
-                            parent: nn.Module, current_key: str, parameter_name: str | None = None) -> None:
-        assert isinstance(peft_config, GivensConfig)
-        made = Turned(target, adapter_name, peft_config, next(self.model.parameters()))
-        made.train(target.training)
-        setattr(parent, target_name, made)
 
 
 register("LUTHIER_GIVENS", GivensConfig, GivensModel)

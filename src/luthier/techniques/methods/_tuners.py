@@ -108,24 +108,33 @@ class Bottlenecked(nn.Module, BaseTunerLayer):
                         "beside the base, or use --method lora.")
 
 
-class BottleneckModel(BaseTuner):
-    """PEFT's seam for `Bottlenecked`."""
+class LayerTuner(BaseTuner):
+    """PEFT's seam for a layer of ours: `tuner_layer_cls(target, adapter_name, config, like)` takes the place of `target`."""
 
-    prefix: str = "bottleneck_"
-    tuner_layer_cls = Bottlenecked
+    tuner_layer_cls: type[Any]
     target_module_mapping: dict[str, list[str]] = {}
 
     def _create_and_replace(self, peft_config: PeftConfig, adapter_name: str, target: nn.Module, target_name: str,
                             parent: nn.Module, current_key: str, parameter_name: str | None = None) -> None:
-        assert isinstance(peft_config, BottleneckConfig)
-        like = next(self.model.parameters())
-        if isinstance(target, Bottlenecked):
-            target.bottleneck_layers[adapter_name] = Bottleneck(peft_config, like)
-            target.set_adapter(self.active_adapters)
-            return
-        made = Bottlenecked(target, adapter_name, peft_config, like)
+        made = self.tuner_layer_cls(target, adapter_name, peft_config, next(self.model.parameters()))
         made.train(target.training)
         setattr(parent, target_name, made)
+
+
+class BottleneckModel(LayerTuner):
+    """The seam for `Bottlenecked`, which holds several adapters."""
+
+    prefix: str = "bottleneck_"
+    tuner_layer_cls = Bottlenecked
+
+    def _create_and_replace(self, peft_config: PeftConfig, adapter_name: str, target: nn.Module, *where: Any, **named: Any
+                            ) -> None:
+        if not isinstance(target, Bottlenecked):
+            super()._create_and_replace(peft_config, adapter_name, target, *where, **named)
+            return
+        assert isinstance(peft_config, BottleneckConfig)
+        target.bottleneck_layers[adapter_name] = Bottleneck(peft_config, next(self.model.parameters()))
+        target.set_adapter(self.active_adapters)
 
 
 def register(name: str, config: type[PeftConfig], tuner: type[BaseTuner]) -> None:
