@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from luthier.core.finding import Finding
 from luthier.pipelines.report import compare as report
+from luthier.pipelines.report.markup import number
 from luthier.pipelines.report.plots import Point, curves, front, pareto
 from luthier.pipelines.report.words import outnumbered
 
@@ -113,3 +114,8 @@ def test_lower_may_be_better_and_points_may_stand_alone():
 def test_a_difference_lost_among_many_comparisons_says_so(interval, verdict, said):
     found = Finding.from_dict(finding("lora", "full", verdict, interval))
     assert ("(Holm)" in (outnumbered(found) or "")) == said
+
+
+@pytest.mark.parametrize(("value", "said"), [(-4.1e-91, "+0.000"), (0.0, "+0.000"), (2e-7, "+2.0e−07"), (-0.25, "−0.250")])
+def test_what_rounding_leaves_of_zero_is_zero(value, said):
+    assert f">{said}<" in str(number(value, 3, sign=True))

@@ -56,7 +56,7 @@ class Engine:
         self.decisions: dict[str, Any] = {"threads": torch.get_num_threads(), "exact": exact}
         self.answers: generation.Answers = generation.answers
         self._models: dict[tuple[str, str, torch.dtype, str], Model] = {}
-        _quiet()
+        quiet()
 
     def dtype(self, model: Artifact, training: bool = False) -> torch.dtype:
         """bfloat16 where its matrix products are measured faster than float32; embeddings are made in float32.
@@ -187,7 +187,7 @@ def _bfloat16_speedup(size: int = 768, rounds: int = 12) -> float:
     return seconds[torch.float32] / seconds[torch.bfloat16]
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Silence what the libraries print for their own developers; their errors still reach the user as exceptions."""
     import warnings
 

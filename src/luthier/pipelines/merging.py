@@ -45,6 +45,9 @@ def merge(models: Sequence[str], rule: Any, out: Path, *, base: str | None = Non
         UserError: models that can't be merged with one another or by this rule, or a place that is taken.
         GateError: a receipt differs; nothing appears at the place.
     """
+    from luthier.engine.workshop import quiet
+
+    quiet()
     chosen: WeightRule = build("weight_rule", rule)
     _check(chosen, models, base)
     given = [locate(name, base) for name in models]

@@ -12,6 +12,7 @@ from typing import Any
 MINUS = "\N{MINUS SIGN}"
 NBSP = "\N{NO-BREAK SPACE}"
 ABSENT = "–"
+NOTHING = 1e-15  # less is what rounding leaves of zero
 # What no HTML page may hold: control characters and halves of surrogate pairs (models do write them).
 _ILLEGAL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 _VOID = {"br", "hr", "meta", "link"}
@@ -59,7 +60,9 @@ def number(value: Any, places: int = 3, sign: bool = False) -> Html:
 
 
 def _rounded(value: float, places: int, sign: bool) -> str:
-    if value and abs(value) < 0.5 * 10**-places:
+    if abs(value) < NOTHING:
+        value = 0.0
+    elif abs(value) < 0.5 * 10**-places:
         return f"{value:{'+' if sign else ''}.1e}"
     return f"{value:{'+' if sign else ''},.{places}f}"
 
