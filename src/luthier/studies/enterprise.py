@@ -21,7 +21,7 @@ QUESTIONS = {"data": "examples.train", "objective": "supervised"}
 PARAGRAPHS = {"data": "rows.train", "objective": "pretrain"}
 
 
-class EnterpriseStudy(Study, name="enterprise", seeds=[126]):
+class EnterpriseStudy(Study, name="enterprise", version=2, seeds=[126]):
     """Which format of the same documents teaches a model most?"""
 
     world: ClassVar[str] = "real model (Gemma 3 270M) on invented bulletins"
@@ -51,7 +51,8 @@ class EnterpriseStudy(Study, name="enterprise", seeds=[126]):
             "asked": dict(told),
             "tests": {**told, "subsets": ["known", "unseen"]},
             "texts": {**told, "subsets": ["statements", "pages"]},
-            "split": {"use": "split", "inputs": {"questions": "asked", "test": "tests", "documents": "pages"}},
+            "split": {"use": "split", "augment": ["show-passage:share=0"],
+                      "inputs": {"questions": "asked", "test": "tests", "documents": "pages"}},
             "rows": {"use": "format-rows", "format": "paragraphs", "inputs": {"documents": "pages", "examples": "split"}},
             "tuned": {"use": "fit", "tasks": [QUESTIONS, PARAGRAPHS], "method": "lora:rank=16,alpha=32", "batch_rows": 4,
                       "learning_rate": 5e-4, "length": {"steps": 60},
