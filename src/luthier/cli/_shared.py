@@ -86,13 +86,15 @@ class _Shown:
     def progress(self, name: str) -> Callable[..., None]:
         """What one step reports, with its own pace: several may run at the same time."""
         began = last = 0.0
-        first = -1
+        first, latest, counted = -1, -1, (-1, "")
 
         def show(done: int, total: int, unit: str = "", **numbers: float) -> None:
-            nonlocal began, last, first
+            nonlocal began, last, first, latest, counted
             now = time.monotonic()
-            if first < 0:  # what a resumed step finds done must not enter the rate
-                first, began = done, now
+            # What a resumed step finds done must not enter the rate, nor a count that came before: a sweep counts anew.
+            if done < latest or (total, unit) != counted:
+                first, began, counted = done, now, (total, unit)
+            latest = done
             if now - last < (0.5 if self.moving else 15) and done < total:
                 return
             last = now
