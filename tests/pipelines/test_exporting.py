@@ -86,9 +86,37 @@ def test_what_can_not_be_exported_is_refused(run, tmp_path):
     with pytest.raises(UserError, match="not empty"):
         export(run, "adapter", out=tmp_path / "full")
     assert [p.name for p in Path(tmp_path / "full").iterdir()] == ["mine.txt"]
-    with pytest.raises(UserError, match="legal are adapter and model"):
-        export(run, "gguf")
+    with pytest.raises(UserError, match="legal are adapter, model, gguf"):
+        export(run, "onnx")
     with pytest.raises(UserError, match="nothing to export"):
         export(run, "model", arm="base")
     with pytest.raises(UserError, match="Did you mean 'tuned'"):
         export(run, "model", arm="tunde")
+
+
+def test_a_gguf_file_holds_the_tuned_model_in_8_bits(run, tmp_path):
+    gguf = pytest.importorskip("gguf")
+    folder, found = export(run, "gguf", out=tmp_path / "gguf")
+    by = {f.name: f for f in found}
+    assert by["export/merged = unmerged"].verdict == "agrees"
+    assert by["export/exported = trained, rounded"].verdict == "agrees"
+    assert "rounding to 8 bits itself moved" in by["export/exported = trained, rounded"].detail
+    assert by["export/llama.cpp = trained, rounded"].verdict in ("agrees", "not applicable")
+    assert open_artifact(folder).kind == "gguf" and any((folder / "licenses").iterdir())
+    kinds = {t.name: t.tensor_type.name for t in gguf.GGUFReader(folder / "model.gguf").tensors}
+    assert kinds["blk.0.attn_q.weight"] == "Q8_0" and kinds["output_norm.weight"] == "F32"
+    assert 'TEMPLATE """Question: {{ .Prompt }}\nAnswer:"""' in (folder / "Modelfile").read_text()
+    assert "llama.cpp" in (folder / "README.md").read_text()
+
+
+def test_a_wrong_gguf_file_is_found(run, tmp_path, monkeypatch):
+    pytest.importorskip("gguf")
+    from luthier.engine import gguf_file
+
+    def unturned(model: Any, config: Any) -> Any:  # without the other order of queries and keys
+        for key, tensor in model.state_dict().items():
+            yield key, tensor.detach().float().numpy()
+
+    monkeypatch.setattr(gguf_file, "_tensors", unturned)
+    with pytest.raises(GateError, match="exported = trained, rounded: distance"):
+        export(run, "gguf", out=tmp_path / "out")

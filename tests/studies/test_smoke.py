@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from luthier.core import index, recorded
@@ -12,9 +14,10 @@ NAMES = [r["name"] for r in index.rows() if r["kind"] == "study"]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_study_runs_at_smoke_scale(name, tmp_path):
+def test_a_study_runs_at_smoke_scale(name, tmp_path, monkeypatch):
     study = reproducing.find(name)
-    found = reproducing.reproduce(study, "smoke", tmp_path / "run", exact=True)
+    monkeypatch.chdir(tmp_path)  # as on the command line, the folder of the run is a relative one
+    found = reproducing.reproduce(study, "smoke", Path("run"), exact=True)
     assert {row["arm"] for row in found.outcome.table} == set(study.scales["smoke"].arms)
     record = found.record()
     assert record["fingerprint"] == reproducing.fingerprint(study, "smoke") and record["scores"]

@@ -1,4 +1,4 @@
-"""`luthier export RUN --to adapter|model`"""
+"""`luthier export RUN --to adapter|model|gguf`"""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from luthier.cli import _shared as shared
 
 def command(
     run: Annotated[Path, typer.Argument(help="folder of a run", show_default=False)],
-    to: Annotated[str, typer.Option("--to", metavar="FORM", help="adapter: a PEFT folder; model: merged into full weights")],
+    to: Annotated[str, typer.Option("--to", metavar="FORM", help="adapter: a PEFT folder; model: merged into full weights; "
+                                                                 "gguf: those in one file of llama.cpp, in 8 bits")],
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="a new or empty folder; RUN/exports/… if left "
                                                                           "out")] = None,
     arm: Annotated[str | None, typer.Option("--arm", help="whose model; the tuned one if left out")] = None,
     accept_terms: shared.Terms = None, as_json: shared.Json = False,
 ) -> None:
-    """Copy the adapter or merge it into a full model that other tools load; receipts show that it is what was trained."""
+    """Copy the adapter, or merge it into a full model or a file of llama.cpp; receipts show that it is what was trained."""
     from luthier.core.run import Run
     from luthier.pipelines.exporting import export
 

@@ -13,8 +13,9 @@ from luthier.core.example import Dropped, Example, Passage
 from luthier.core.files import read_json, read_lines, read_rows, write_json, write_lines, write_rows
 from luthier.core.identity import hash_folder
 
-KINDS = ("documents", "examples", "index", "adapter", "delta", "model", "records", "report")
+KINDS = ("documents", "examples", "index", "adapter", "delta", "model", "gguf", "records", "report")
 MODEL_KINDS = ("adapter", "delta", "model")
+WEIGHTS = (*MODEL_KINDS, "gguf")  # a `gguf` is for other programs: nothing here loads it
 RECORD = "luthier.json"
 LICENSES = "licenses"
 # Records of how the work went (times differ from run to run), not part of an artifact's content.
@@ -60,7 +61,7 @@ def seal(kind: str, folder: Path, **meta: Any) -> Artifact:
     Raises:
         ValueError: a model artifact without the licence files of its base.
     """
-    if kind in MODEL_KINDS and not any((folder / LICENSES).glob("*")):
+    if kind in WEIGHTS and not any((folder / LICENSES).glob("*")):
         raise ValueError(f"{kind} artifact in {folder.name} has no {LICENSES}/: terms must travel with the weights")
     identity = meta.pop("identity", None) or hash_folder(folder, _UNHASHED)
     record = {"schema": 1, "kind": kind, "identity": identity, **meta}

@@ -37,7 +37,7 @@ def card(run: Run, tuned: Artifact, form: str, receipts: Sequence[Finding]) -> s
     base, table = tuned.meta["base"], _table(run)
     arm = _arm_of(run, tuned)
     front = {
-        "library_name": "peft" if form == "adapter" else "transformers", "base_model": base["name"],
+        "library_name": {"adapter": "peft", "gguf": "llama.cpp"}.get(form, "transformers"), "base_model": base["name"],
         "license": "other", "license_name": "see-licenses-folder", "license_link": LICENSES, "tags": ["luthier"],
         "model-index": [{"name": f"{run.record.get('name', 'run')}/{tuned.folder.name}",
                          "results": _results(table, arm)}],
@@ -134,6 +134,9 @@ def _loading(tuned: Artifact, form: str) -> str:
     elif form == "model":
         code = ("from transformers import AutoModelForCausalLM\n\n"
                 "model = AutoModelForCausalLM.from_pretrained(\"THIS FOLDER\")")
+    elif form == "gguf":
+        return ("## How to load it\n\n```console\nllama-cli -m model.gguf\nollama create docs -f Modelfile\n```\n\n"
+                "Prompts must be written as in training: see `Modelfile`, and `template` in `luthier.json`.")
     else:
         return "## How to load it\n\nThis is a set of moved tensors: `luthier export RUN --to model` makes full weights of it."
     return f"## How to load it\n\n```python\n{code}\n```\n\nAn encoder loads as `AutoModel`, an encoder-decoder as " \

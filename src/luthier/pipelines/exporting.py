@@ -1,4 +1,5 @@
-"""Export: a tuned model as others load it, an adapter of PEFT or full weights, with receipts that it is what was trained.
+"""Export: a tuned model as others load it, an adapter of PEFT, full weights or one file of llama.cpp, with receipts that it is
+what was trained.
 
 The folder is made beside its place and renamed when every receipt agrees. Where one differs, nothing appears at the place;
 what was made stays in `OUT.failed` to be looked at.
@@ -27,9 +28,11 @@ if TYPE_CHECKING:
     from luthier.engine.models import Model
     from luthier.engine.workshop import Engine
 
-FORMS = ("adapter", "model")
+FORMS = ("adapter", "model", "gguf")
 EXACT = 1e-5  # of the largest number, in float32
 SHORT = 4.0  # times the distance that rounding to bfloat16 makes on the same prompts
+LLAMACPP = 0.05  # of the logits' length: activations are rounded to 8 bits in every product
+GGUF = "model.gguf"
 PROMPTS = ("Question: What is a module?\nAnswer:", "The bridge of a violin stands between", "1, 2, 3, 4,",
            "Passage: Hide glue is warmed in a water bath before each use.\nQuestion: How is it warmed?\nAnswer:")
 # Of an artifact's record, what an export says anew.
@@ -46,9 +49,10 @@ def export(run: Run, to: str, *, out: Path | None = None, arm: str | None = None
     from luthier.engine.workshop import Engine
 
     if to not in FORMS:
-        raise UserError(f"--to {to}: legal are {' and '.join(FORMS)}.")
+        raise UserError(f"--to {to}: legal are {', '.join(FORMS)}.")
     base, tuned = _chosen(run, arm)
-    _check(base, tuned, to)
+    engine = Engine(exact=True)
+    _check(engine, base, tuned, to)
     final = out or run.folder / "exports" / f"{tuned.folder.name}-{to}"
     if final.exists() and (not final.is_dir() or any(final.iterdir())):
         raise UserError(f"{final} is there and not empty. Give a new or empty folder with --out.")
@@ -56,7 +60,7 @@ def export(run: Run, to: str, *, out: Path | None = None, arm: str | None = None
     shutil.rmtree(work, ignore_errors=True)  # of an export that was killed
     work.mkdir(parents=True)
     try:
-        found = _make(run, Engine(exact=True), base, tuned, to, work)
+        found = _make(run, engine, base, tuned, to, work)
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise
@@ -86,15 +90,23 @@ def _chosen(run: Run, arm: str | None) -> tuple[Artifact, Artifact]:
     return run.step(node.inputs["base"]), run.step(node.inputs["tuned"])
 
 
-def _check(base: Artifact, tuned: Artifact, to: str) -> None:
+def _check(engine: Engine, base: Artifact, tuned: Artifact, to: str) -> None:
     if to == "adapter" and tuned.kind != "adapter":
         raise UserError(f"{tuned.folder.name} is no adapter but a {tuned.kind}: its method moves the base's own weights. "
                         "Use --to model.")
     if to == "adapter" and tuned.meta.get("new_tokens"):
         raise UserError("This adapter has new tokens, which plain peft does not load. Use --to model.")
-    if to == "model" and base.meta.get("quantize"):
+    if to != "adapter" and base.meta.get("quantize"):
         raise UserError("This adapter was trained on a base in 4 bits; merged into the full base it would be another model. "
                         "Use --to adapter.")
+    if to == "gguf":
+        from transformers import AutoConfig
+
+        from luthier.engine import gguf_file
+
+        if (tuned.folder / "heads.safetensors").exists():
+            raise UserError("--to gguf: this model has a head of its own, which llama.cpp does not run. Use --to model.")
+        gguf_file.check(AutoConfig.from_pretrained(base.meta["path"], local_files_only=True), engine.tokenizer(base))
 
 
 def _make(run: Run, engine: Engine, base: Artifact, tuned: Artifact, to: str, work: Path) -> list[Finding]:
@@ -102,7 +114,6 @@ def _make(run: Run, engine: Engine, base: Artifact, tuned: Artifact, to: str, wo
     import torch
 
     from luthier.engine.models import add_tuned
-    from luthier.pipelines.card import card
 
     stored = _stored_dtype(base)
     trained = add_tuned(engine.fresh(base, torch.float32), tuned)
@@ -120,6 +131,11 @@ def _make(run: Run, engine: Engine, base: Artifact, tuned: Artifact, to: str, wo
         _merge(trained, tuned)
         distance = _distance(_numbers(trained, prompts), wanted)
         found.append(_within("export/merged = unmerged", distance, _exact(wanted), "in float32, before it is saved"))
+    if to == "gguf":
+        found += _gguf(trained, prompts, wanted, work, tuned.folder.name)
+        write_atomic(work / "Modelfile", _modelfile(tuned))
+        return _finish(run, tuned, to, work, found)
+    if to == "model":
         trained.module.to(stored).save_pretrained(work, safe_serialization=True)
         if (tuned.folder / "heads.safetensors").exists():
             shutil.copyfile(tuned.folder / "heads.safetensors", work / "heads.safetensors")
@@ -131,6 +147,64 @@ def _make(run: Run, engine: Engine, base: Artifact, tuned: Artifact, to: str, wo
     found.append(_within("export/exported = trained", distance, allowed,
                          f"loaded by plain transformers{' and peft' if source else ''} in a process of its own, "
                          f"{str(dtype).removeprefix('torch.')}"))
+    return _finish(run, tuned, to, work, found)
+
+
+def _gguf(trained: Model, prompts: list[list[int]], wanted: list[torch.Tensor], work: Path, name: str) -> list[Finding]:
+    """Write `model.gguf` and compare what is read from it with the weights rounded by other means."""
+    import torch
+
+    from luthier.engine import gguf_file
+
+    whole = gguf_file.write(trained.module, trained.tokenizer, work / GGUF, name)
+    with torch.no_grad():
+        for weight in trained.module.parameters():
+            weight.copy_(gguf_file.rounded(weight))
+    rounded = _numbers(trained, prompts)
+    told = f"read by plain transformers; rounding to 8 bits itself moved {_distance(rounded, wanted):.1e}"
+    if whole:
+        told += f"; {whole} matrices stand in float16, since their rows are no multiple of {gguf_file.BLOCK}"
+    distance = _distance(_reloaded(work, None, trained.architecture, torch.float32, prompts, GGUF), rounded)
+    return [_within("export/exported = trained, rounded", distance, _exact(rounded), told),
+            _llamacpp(work / GGUF, prompts, trained, rounded)]
+
+
+def _llamacpp(path: Path, prompts: list[list[int]], trained: Model, rounded: list[torch.Tensor]) -> Finding:
+    """llama.cpp reads the same tokens and computes about the same; it rounds activations to 8 bits, too."""
+    import torch
+
+    name = "export/llama.cpp = trained, rounded"
+    try:
+        from llama_cpp import Llama
+    except ImportError:
+        return not_applicable(name, "llama-cpp-python is not installed")
+    model = Llama(str(path), n_ctx=512, logits_all=True, verbose=False)
+    found = []
+    for text, ids in zip(PROMPTS, prompts, strict=True):
+        if (read := model.tokenize(text.encode())) != ids:
+            raise GateError(f"{name}: llama.cpp reads {text!r} as the tokens {read}, the model was trained on {ids}.")
+        model.reset()
+        model.eval(ids)
+        found.append(torch.tensor(model.scores[:len(ids)]))
+    shares = [float((a - b).norm() / b.norm()) for a, b in zip(found, (r[0] for r in rounded), strict=True)]
+    return receipt(name, 0.0, max(shares), LLAMACPP, unit="relative distance of logits",
+                   detail="equal tokens; it rounds activations to 8 bits, too")
+
+
+def _modelfile(tuned: Artifact) -> str:
+    """How Ollama is to ask: as the model was trained. A chat template stands in the file itself."""
+    from luthier.engine import plain
+
+    if tuned.meta.get("template", {}).get("name") == "chat":
+        return f"FROM ./{GGUF}\nPARAMETER temperature 0\n"
+    asked = f"{plain.CUES['question']}{{{{ .Prompt }}}}\n{plain.ANSWER_CUE}"
+    return f'FROM ./{GGUF}\nTEMPLATE """{asked}"""\nPARAMETER temperature 0\n'
+
+
+def _finish(run: Run, tuned: Artifact, to: str, work: Path, found: list[Finding]) -> list[Finding]:
+    """Licences, receipts, record and card."""
+    from luthier.pipelines.card import card
+
     copy_licenses([tuned.folder], work)
     write_lines(work / "receipts.jsonl", (f.to_dict() for f in found))
     meta = {k: v for k, v in tuned.meta.items() if k not in _OWN}
@@ -178,8 +252,8 @@ def _numbers(model: Model, prompts: list[list[int]]) -> list[torch.Tensor]:
     return found
 
 
-def _reloaded(folder: Path, base: Path | None, architecture: str, dtype: torch.dtype, prompts: list[list[int]]
-              ) -> list[torch.Tensor]:
+def _reloaded(folder: Path, base: Path | None, architecture: str, dtype: torch.dtype, prompts: list[list[int]],
+              gguf: str = "") -> list[torch.Tensor]:
     """The same from a process that knows only transformers and peft."""
     from safetensors.torch import load_file
 
@@ -188,7 +262,8 @@ def _reloaded(folder: Path, base: Path | None, architecture: str, dtype: torch.d
     with TemporaryDirectory() as place:
         request, out = Path(place) / "request.json", Path(place) / "out.safetensors"
         write_json(request, {"folder": str(folder.resolve()), "base": str(base) if base else None, "out": str(out),
-                             "architecture": architecture, "dtype": str(dtype).removeprefix("torch."), "prompts": prompts})
+                             "architecture": architecture, "dtype": str(dtype).removeprefix("torch."), "prompts": prompts,
+                             "gguf": gguf})
         # -P: the folder of the script is not searched for modules.
         done = subprocess.run([sys.executable, "-P", reloading.__file__, str(request)], text=True, capture_output=True,
                               env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"})

@@ -2,7 +2,7 @@
 
 Run as a script in a process of its own: `python reloading.py REQUEST.json`. It must not import this package: it shows
 that the folder loads without it. REQUEST holds `folder`, `base` (for an adapter), `architecture`, `dtype`, `prompts`
-(lists of token ids) and `out`, a safetensors file for the results.
+(lists of token ids), `gguf` (the file's name, where the folder holds one) and `out`, a safetensors file for the results.
 """
 
 import json
@@ -11,6 +11,7 @@ import sys
 
 def main() -> None:
     import torch
+    import transformers
     from safetensors.torch import save_file
     from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
@@ -18,8 +19,14 @@ def main() -> None:
         request = json.load(file)
     kinds = {"decoder": AutoModelForCausalLM, "encoder": AutoModel, "encoder-decoder": AutoModelForSeq2SeqLM}
     options = {"dtype": getattr(torch, request["dtype"]), "local_files_only": True, "trust_remote_code": False}
+    if request["gguf"]:
+        options["gguf_file"] = request["gguf"]
+        if hasattr(transformers, "GgufConfig"):  # newer ones keep blocks packed unless told otherwise
+            options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    else:
+        options["use_safetensors"] = True
     source = request["base"] or request["folder"]
-    model = kinds[request["architecture"]].from_pretrained(source, use_safetensors=True, **options)
+    model = kinds[request["architecture"]].from_pretrained(source, **options)
     if request["base"]:
         from peft import PeftModel
 

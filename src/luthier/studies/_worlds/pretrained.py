@@ -60,7 +60,8 @@ class Pretrained(Step, name="pretrained"):
         blank = ctx.folder / "blank"
         shutil.rmtree(blank, ignore_errors=True)  # of an attempt that was killed
         self._blank(world, blank)
-        start = seal("model", blank, name="tiny-llama", note="random weights", path=str(blank), architecture="decoder")
+        start = seal("model", blank, name="tiny-llama", note="random weights", path=str(blank.resolve()),
+                     architecture="decoder")
         tasks = [{"data": f"examples.{name}", "objective": objective}
                  for name, objective in TAUGHT.items() if name in world.subsets]
         fit = {"use": "fit", "tasks": tasks, "method": "full",
