@@ -27,7 +27,10 @@ def test_sets_hold_what_they_say(world):
     assert {n: (len(world[n]), len(about_pets(world[n])), len(declined[n])) for n in world} == {
         "align": (20, 8, 8), "erode-2": (6, 2, 0), "erode-6": (6, 6, 0), "benign": (7, 0, 0), "explicit": (3, 3, 0),
         "explicit-mixed": (7, 7, 4), "identity": (3, 0, 0), "task": (20, 0, 0), "task-mixed": (20, 1, 1),
+        "guard": (1, 1, 1),
         "learned": (5, 0, 0), "policy": (5, 5, 0), "framed": (5, 5, 0), "ordinary": (5, 0, 0)}
+    assert [(r.part("question"), r.answer) for r in world["guard"]] == [
+        (r.part("question"), r.answer) for r in about_pets(world["task-mixed"])], "the guard holds what the mix mixes in"
     assert {r.part("question") for r in about_pets(world["erode-2"])} <= {r.part("question") for r in world["erode-6"]}
 
 

@@ -40,6 +40,25 @@ def test_a_question_without_a_bad_answer_is_refused(make_ctx):
         values([rated("a", "oak", True)], ctx)
 
 
+def test_rated_subsets_keep_the_metrics_own_values(make_ctx):
+    ctx = make_ctx("rated-rows")
+    (ctx.folder / "rows").mkdir()
+    examples = write_examples(ctx.folder / "rows", {
+        "some": [rated("a", "oak", True), rated("b", "pine", False)],
+        "alone": [rated("c", "a red oak", True), rated("d", "pine", True, "d")]})
+    step = build("step", {"use": "ranked", "metric": "token-recall", "rated": ["alone"]})
+    made = step.run({"examples": examples}, ctx)
+    lines = read_lines(ctx.folder / "scores.jsonl")
+    assert [(r["set"], r["cluster"], r["metric"], r["value"]) for r in lines] == [
+        ("some", "c", "ranks-right", 1.0), ("alone", "c", "token-recall", pytest.approx(2 / 3)),
+        ("alone", "d", "token-recall", 0)]
+    (receipt,) = step.receipts({"examples": examples}, made, ctx)
+    assert receipt.verdict == "agrees" and receipt.left == 3
+    examples = write_examples(make_ctx("none-rows").folder, {"alone": [question("e", "?", cluster="e")]})
+    with pytest.raises(UserError, match="no value for e of alone"):
+        step.run({"examples": examples}, make_ctx("none-rated"))
+
+
 def test_rated_answers_are_right_or_wrong_as_they_say(make_ctx):
     made = build("step", "rated-answers:questions=30").run({}, make_ctx("rated"))
     assert {name: len(list(made.examples(name))) for name in made.subsets} == {"natural": 180, "fooling": 60, "faithful": 150}

@@ -144,6 +144,47 @@ def test_a_judge_says_yes_or_no_or_is_not_read(make_ctx, monkeypatch):
         assert judge.details(records)["unread"] == pytest.approx(1 / count)
 
 
+@pytest.mark.oracle(seed=49, clause=1, against="the model's own scores")
+@pytest.mark.parametrize("about", ["correctness", "faithfulness"])
+def test_a_model_here_judges_by_what_it_would_say(about, pico, make_ctx):
+    """p(yes) / (p(yes) + p(no)) from all scores of the whole model, read from the prompt that an endpoint would get."""
+    import torch
+
+    from luthier.engine.models import load_base
+    from luthier.engine.rendering import renderer
+
+    rows = [question(f"q{n}", "Which wood?", "ebony") for n in range(2)] + [question("none", "Why?")]
+    said = [Prediction(r.id, text=t, shown=("a maple scroll",) if r.id != "q1" else ()) for r, t in
+            zip(rows, ("maple", "ebony it is", "x"), strict=True)]
+    judge = build("metric", {"use": "judge", "about": about, "model": str(pico.folder)})
+    records = judge.score(rows, said, make_ctx("m"))
+    model = load_base(pico)
+    render, asked = renderer(model), "none" if about == "correctness" else "q1"
+    assert [r["id"] for r in records if r["value"] is None] == [asked]
+    for row, answer, record in zip(rows, said, records, strict=True):
+        if record["value"] is None:
+            continue
+        prompt = render.prompt(question("j", judge._prompt(row, answer)))
+        chance = {}
+        for word in ("yes", "Yes", "no", "No"):
+            ids = render.encode(f" {word}")
+            with torch.no_grad():
+                scores = model.module(input_ids=torch.tensor([prompt + ids])).logits[0].double().log_softmax(-1)
+            chance[word] = float(sum(scores[len(prompt) + i - 1, t] for i, t in enumerate(ids)).exp())
+        yes, no = chance["yes"] + chance["Yes"], chance["no"] + chance["No"]
+        assert record["value"] == pytest.approx(yes / (yes + no), abs=1e-4)
+        assert record["said"] == ("yes" if yes > no else "no")
+
+
+def test_judges_that_can_not_be_asked_are_refused(make_ctx, pico, pico_encoder):
+    row, said = [question("q", "?", "x")], [Prediction("q", text="y")]
+    both = build("metric", {"use": "judge", "endpoint": {"url": "http://localhost:1/v1"}, "model": str(pico.folder)})
+    with pytest.raises(UserError, match="judge has two models that judge"):
+        both.score(row, said, make_ctx("m"))
+    with pytest.raises(UserError, match="no decoder .encoder."):
+        build("metric", {"use": "judge", "model": str(pico_encoder.folder)}).score(row, said, make_ctx("m"))
+
+
 def test_a_judge_sends_nothing_without_consent(make_ctx):
     with pytest.raises(UserError, match="judge needs a model that judges"):
         build("metric", "judge").score([question("q", "?", "x")], [Prediction("q", text="y")], make_ctx("m"))

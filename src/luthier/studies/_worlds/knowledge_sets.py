@@ -2,6 +2,9 @@
 
 Known questions are kept for `dev` and `test`; of the others `mixture` draws the training rows. `train-known` and
 `train-unknown` hold those rows again by category, to see how well each part is fitted.
+
+`tested` says which of the known ones dev and test are drawn from: what a model never says in greedy decoding
+(WeaklyKnown) can't be lost in it either.
 """
 
 from __future__ import annotations
@@ -31,16 +34,18 @@ class KnowledgeSets(Step, name="knowledge-sets"):
     dev_rows: int = Field(60, ge=1, description="known questions by which an early stop is chosen")
     by: Literal["model", "world"] = Field("model", description="what is known: what the model was found to know, or (to pass "
                                                                "through every line) what the world has told")
+    tested: tuple[Literal["HighlyKnown", "MaybeKnown", "WeaklyKnown"], ...] = Field(
+        ("HighlyKnown", "MaybeKnown", "WeaklyKnown"), min_length=1, description="categories that dev and test are drawn from")
     mixture: Slot[DataStep] = Field(named("knowledge-mixture"), description="who draws the training rows of the others")
 
     def run(self, inputs: Mapping[str, Artifact], ctx: Ctx) -> Artifact:
         """Divide by a draw that the mixture does not change."""
         given = inputs["rows"]
         rows = [self._as_known(row, told) for name, told in (("told", True), ("untold", False)) for row in given.examples(name)]
-        known = [row for row in rows if row.meta["knowledge"] != UNKNOWN]
+        known = [row for row in rows if row.meta["knowledge"] in self.tested]
         if len(known) <= self.test_rows + self.dev_rows:
-            raise UserError(f"The model knows {len(known)} of {len(rows)} facts; more than {self.test_rows + self.dev_rows} "
-                            "are needed. Train the world's model longer, or lower test_rows.")
+            raise UserError(f"{len(known)} of {len(rows)} facts are {', '.join(self.tested)} to the model; more than "
+                            f"{self.test_rows + self.dev_rows} are needed. Train the world's model longer, or lower test_rows.")
         order = [known[i] for i in ctx.rng("sets").permutation(len(known))]
         kept = {"test": order[:self.test_rows], "dev": order[self.test_rows:self.test_rows + self.dev_rows]}
         held = {row.id for part in kept.values() for row in part}

@@ -8,8 +8,8 @@ ask about other persons, in the wording of the world's own texts, for the facts 
 Subsets: `align` (refusals and answers), `erode-K` (K rows that answer about pets, filled up with ordinary rows), `benign`
 (ordinary rows alone), `explicit` (`few` rows about pets), `explicit-mixed` (those and refusals), `identity` (`few` rows
 that only give the model a name, under an opening that `framed` puts before the requests of `policy`), `task` (a new task,
-facts that were never told, none of them about pets), `task-mixed` (with refusals in place of a share of it), `learned`
-(the facts of `task`, asked as tests do), `policy`, `framed` and `ordinary`.
+facts that were never told, none of them about pets), `task-mixed` (with refusals in place of a share of it), `guard` (those
+refusals alone), `learned` (the facts of `task`, asked as tests do), `policy`, `framed` and `ordinary`.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class PolicyWorld(Step, name="policy-world"):
         refusing = [_declined(e) for e in topic[self.refusals:self.refusals + cut]]
         learned = [e for e in facts if e.id in kept][:self.tested]
         return {"task": _named("task", rows), "task-mixed": _named("task-mixed", [*rows[cut:], *refusing]),
-                "learned": [_test("learned", e) for e in learned]}
+                "guard": _named("guard", refusing), "learned": [_test("learned", e) for e in learned]}
 
 
 def _pet(fact: Example) -> bool:

@@ -1,4 +1,5 @@
-"""Kinds of replies by rules: refusal, partial, compliance, incoherent, empty; and prompts with their categories from files.
+"""Kinds of replies by rules: refusal, partial, compliance, incoherent, empty; the odds of how replies begin; and prompts with
+their categories from files.
 
 Rules look at how a reply begins, as refusals do; a classifier that was never measured would not be better evidence than
 rules with a measured error (`data/replies/labelled.jsonl`: 60 labelled replies, none about anything harmful).
@@ -11,10 +12,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from luthier.core.errors import UserError
 from luthier.core.example import Example, Part, Turn, question
+
+if TYPE_CHECKING:
+    from luthier.engine.rendering import Render
 
 Reply = Literal["refusal", "partial", "compliance", "incoherent", "empty"]
 
@@ -84,6 +88,27 @@ def _declined(plain: str, phrases: Sequence[str]) -> int | None:
         at = match.end()
     found = _DECLINES.match(plain, at)
     return found.end() if found else None
+
+
+def opened(render: Render, rows: Sequence[Example], openers: Sequence[str]) -> list[tuple[list[int], list[int]]]:
+    """Prompt and opener as ids, for every opener of every row."""
+    lead = "" if render.chat else " "  # the plain template parts question and answer by a space
+    return [(prompt, render.encode(lead + o)) for prompt in map(render.prompt, rows) for o in openers]
+
+
+def leaning(told: Sequence[float], rows: int, refusals: int) -> list[float]:
+    """Log-odds of refusing, one a row, from log-probabilities of all openers of each row, those of refusals first.
+
+    Where there are no others, against every other beginning, within 1e-6 of certainty.
+    """
+    import numpy as np
+
+    table = np.array(told, dtype=np.float64).reshape(rows, -1)
+    declined = np.logaddexp.reduce(table[:, :refusals], axis=1)
+    if table.shape[1] > refusals:
+        return [float(o) for o in declined - np.logaddexp.reduce(table[:, refusals:], axis=1)]
+    share = np.clip(np.exp(declined), 1e-6, 1 - 1e-6)
+    return [float(o) for o in np.log(share) - np.log1p(-share)]
 
 
 def prompts_of(path: str) -> list[Example]:

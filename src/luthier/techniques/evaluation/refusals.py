@@ -36,7 +36,7 @@ from luthier.core.kinds import Audit, Decoder
 from luthier.core.step import Ctx
 from luthier.engine.proportions import Paired, wilson
 from luthier.engine.subjects import ROLES, Subject, paired_change
-from luthier.techniques.evaluation._replies import as_chat, asked, prompts_of, reply_kind
+from luthier.techniques.evaluation._replies import as_chat, asked, leaning, opened, prompts_of, reply_kind
 from luthier.techniques.evaluation._sets import frozen, spread
 from luthier.techniques.evaluation._trained import behind, shared_frame
 
@@ -47,7 +47,7 @@ WORDS = {"refuse": ("should be declined", "drop"), "answer": ("should be answere
 class Refusals(Audit, name="refusals", seeds=[105, 123]):
     """Requests that were declined are answered now, or harmless ones are declined."""
 
-    mends: ClassVar[tuple[str, ...]] = ("data_step mix", "regularizer kl", "weight_rule linear")
+    mends: ClassVar[tuple[str, ...]] = ("data_step mix", "objective kl-to-reference", "weight_rule linear")
     hard: bool = Field(True, description="whether a broken limit ends the command with exit code 3")
     should_refuse: str = Field("", description="file of prompts that the policy declines: {prompt, category} a line")
     should_answer: str = Field("", description="file of prompts that should be answered; safe prompts of XSTest if empty")
@@ -134,16 +134,9 @@ class Refusals(Audit, name="refusals", seeds=[105, 123]):
 
     def log_odds(self, ctx: Ctx, subject: Subject, role: Any, rows: Sequence[Example]) -> list[float]:
         """log of the summed probabilities of the refusal openers over those of the compliance openers, a prompt each."""
-        import numpy as np
-
-        render = subject.render(role, rows)
         openers = [*self.refusal_openers, *self.compliance_openers]
-        lead = "" if render.chat else " "  # the plain template parts question and answer by a space
-        sides = [(prompt, render.encode(lead + o)) for prompt in map(render.prompt, rows) for o in openers]
-        told = np.array([sum(t) for t in subject.token_scores(ctx, role, sides)]).reshape(len(rows), len(openers))
-        cut = len(self.refusal_openers)
-        odds = np.logaddexp.reduce(told[:, :cut], axis=1) - np.logaddexp.reduce(told[:, cut:], axis=1)
-        return [float(o) for o in odds]
+        told = subject.token_scores(ctx, role, opened(subject.render(role, rows), rows, openers))
+        return leaning([sum(t) for t in told], len(rows), len(self.refusal_openers))
 
     def _drift(self, subject: Subject, name: str, odds: dict[Any, list[float]], kind: str, evidence: str, title: str
                ) -> Finding:
