@@ -23,7 +23,10 @@ def test_rounding_is_that_of_the_file_format():
     weight[1, :32] = torch.linspace(-127, 127, 32)  # halves of a step
     kind = gguf.GGMLQuantizationType.Q8_0
     theirs = gguf.dequantize(gguf.quantize(weight.numpy(), kind), kind)
-    assert torch.allclose(gguf_file.rounded(weight), torch.from_numpy(theirs), atol=1e-6)
+    assert torch.equal(gguf_file.rounded(weight), torch.from_numpy(theirs))
+    # Weights of few bits, as those of a model that was quantised before: many lie on halves.
+    coarse = (torch.randint(-8, 8, (64, 256), generator=torch.Generator().manual_seed(1)) * 0.0371).bfloat16().float()
+    assert torch.equal(gguf_file.rounded(coarse), torch.from_numpy(gguf.dequantize(gguf.quantize(coarse.numpy(), kind), kind)))
     assert gguf_file.rounded(weight[0]) is not None and torch.equal(gguf_file.rounded(weight[0]), weight[0])
     odd = torch.randn(4, 20)
     assert torch.equal(gguf_file.rounded(odd), odd.half().float())

@@ -100,10 +100,12 @@ def rounded(weight: torch.Tensor) -> torch.Tensor:
         return weight.to(torch.float16).to(weight.dtype)
     blocks = weight.float().unflatten(-1, (-1, BLOCK))
     scale = blocks.abs().amax(-1, keepdim=True) / 127
-    steps = torch.where(scale > 0, blocks / scale.clamp_min(torch.finfo(torch.float32).tiny), 0.0)
-    # Halves go away from zero, as in llama.cpp's roundf; torch.round would take them to the even one.
+    # As llama.cpp does: times the reciprocal, in float32, and halves away from zero. Weights that were rounded to few bits
+    # before lie on halves often, where a quotient, or torch.round, would give the other neighbour.
+    steps = blocks * torch.where(scale > 0, 1 / scale, 0.0)
     whole = steps.sign() * (steps.abs() + 0.5).floor()
-    return (whole * scale.to(torch.float16).float()).flatten(-2).to(weight.dtype)
+    kept: torch.Tensor = (whole * scale.to(torch.float16).float()).flatten(-2)
+    return kept.to(weight.dtype)
 
 
 def _facts(writer: Any, config: Any) -> None:

@@ -120,7 +120,8 @@ def _make(run: Run, engine: Engine, base: Artifact, tuned: Artifact, to: str, wo
     prompts = [trained.tokenizer(p)["input_ids"] for p in PROMPTS]
     wanted = _numbers(trained, prompts)
     trained.tokenizer.save_pretrained(work)
-    found = []
+    found: list[Finding] = []
+    source: Path | None = None
     if to == "adapter":
         for file in ("adapter_config.json", "adapter_model.safetensors", "heads.safetensors"):
             if (tuned.folder / file).exists():
@@ -139,7 +140,7 @@ def _make(run: Run, engine: Engine, base: Artifact, tuned: Artifact, to: str, wo
         trained.module.to(stored).save_pretrained(work, safe_serialization=True)
         if (tuned.folder / "heads.safetensors").exists():
             shutil.copyfile(tuned.folder / "heads.safetensors", work / "heads.safetensors")
-        allowed, dtype, source = _exact(wanted), stored, None
+        allowed, dtype = _exact(wanted), stored
         if stored != torch.float32:
             short = _numbers(add_tuned(engine.fresh(base, stored), tuned), prompts)
             allowed = max(allowed, SHORT * _distance(short, wanted))
