@@ -1,0 +1,127 @@
+"""The documentation: every `$` command in it runs as it stands, links lead somewhere, and the reference holds every component.
+
+Pages run on pico models, as they say; a command that is meant to be refused is named here with the words of its refusal.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from luthier.core import index
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted(p.relative_to(ROOT / "docs").as_posix() for p in (ROOT / "docs").rglob("*.md") if "```console" in p.read_text())
+REFUSED = {"luthier evaluate runs/first rows.jsonl": "was trained on", "luthier merge runs/labels": "head of its own"}
+PACKAGE = ROOT / "examples" / "component-package"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    sys.path.insert(0, str(ROOT / "scripts"))
+    try:
+        import make_docs
+    finally:
+        sys.path.remove(str(ROOT / "scripts"))
+    out = tmp_path_factory.mktemp("site") / "docs"
+    return make_docs, out, make_docs.gather(out)
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """The package of the how-to, installed in a folder of its own."""
+    place, source = tmp_path_factory.mktemp("installed"), tmp_path_factory.mktemp("source") / "package"
+    shutil.copytree(PACKAGE, source)
+    done = subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--no-index",
+                           "--target", str(place), str(source)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return place
+
+
+def commands(page: str) -> list[str]:
+    blocks = re.findall(r"```console\n(.*?)```", (ROOT / "docs" / page).read_text(encoding="utf-8"), re.DOTALL)
+    return [line.removeprefix("$ ") for block in blocks for line in block.splitlines() if line.startswith("$ ")]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_of_a_page_runs(page, tmp_path, installed):
+    paths = [str(installed), str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "NO_COLOR": "1", "COLUMNS": "200"}
+    here = Path(sys.executable).parent
+    for command in commands(page):
+        shell = re.sub(r"^luthier\b", f"{sys.executable} -m luthier", re.sub(r"^python\b", sys.executable, command))
+        done = subprocess.run(shell, shell=True, cwd=tmp_path, env={**env, "PATH": f"{here}{os.pathsep}{env['PATH']}"},
+                              capture_output=True, text=True)
+        expected = next((words for start, words in REFUSED.items() if command.startswith(start)), None)
+        if expected is None:
+            assert done.returncode == 0, f"{command}\n{done.stderr[-3000:]}"
+        else:
+            assert done.returncode != 0 and expected in done.stderr and "Traceback" not in done.stderr, done.stderr[-3000:]
+
+
+def test_the_site_has_every_page_that_it_names(made):
+    _, out, pages = made
+    names = {p.relative_to(out).as_posix() for p in pages}
+    told = tomllib.loads((ROOT / "zensical.toml").read_text())["project"]["nav"]
+
+    def walk(entry):
+        for item in entry if isinstance(entry, list) else entry.values() if isinstance(entry, dict) else [entry]:
+            yield from walk(item) if not isinstance(item, str) else [item]
+
+    listed = set(walk(told))
+    assert listed <= names
+    reached = listed | {n for n in names if n.startswith("reference/")} | {"results.md"}
+    assert names == reached, "a page that no menu shows"
+
+
+def test_the_reference_holds_every_component_with_its_fields(made):
+    _, out, _ = made
+    for row in index.rows():
+        text = (out / "reference" / f"{row['kind']}.md").read_text()
+        part = text.split(f"\n## {row['name']}\n")[1].split("\n## ")[0]
+        assert row["summary"] in part and all(f"| `{field}` |" in part for field in row["schema"].get("properties", {}))
+    catalogue = (out / "catalogue.md").read_text()
+    assert catalogue.count("\n| ") == 210 + 1 and "](evidence.md#" in catalogue
+    assert "## luthier compare" in (out / "reference" / "commands.md").read_text()
+
+
+def test_a_link_to_nothing_is_an_error(made, tmp_path):
+    make_docs, _, _ = made
+    (tmp_path / "page.md").write_text("See [there](elsewhere.md).")
+    with pytest.raises(ValueError, match=r"page.md links to elsewhere.md"):
+        make_docs._check(tmp_path, [tmp_path / "page.md"])
+
+
+def test_links_are_made_to_fit(made):
+    make_docs, _, _ = made
+    text = "[a](CONTRIBUTING.md) [b](docs/rows.md#files) ![c](docs/report.png) [d](NOTICE) [e](https://example.org/x)"
+    assert make_docs._relinked(text, "README.md", "index.md") == (
+        "[a](contributing.md) [b](rows.md#files) ![c](report.png) d [e](https://example.org/x)")
+    assert make_docs._relinked("[x](../arms.md)", "docs/how-to/a.md", "how-to/a.md") == "[x](../arms.md)"
+
+
+@pytest.mark.parametrize("name", ["pyproject.toml", "luthier_halving.py"])
+def test_the_package_shown_is_the_package_installed(name):
+    assert (PACKAGE / name).read_text().rstrip("\n") in (ROOT / "docs" / "how-to" / "technique.md").read_text()
+
+
+def test_the_site_builds_without_a_warning(made, tmp_path):
+    pytest.importorskip("zensical")
+    _, out, _ = made
+    text = (ROOT / "zensical.toml").read_text().replace("build/docs", "docs").replace("build/site", "site")
+    (tmp_path / "zensical.toml").write_text(text)
+    shutil.copytree(out, tmp_path / "docs")
+    done = subprocess.run([str(Path(sys.executable).parent / "zensical"), "build", "--strict", "-f", "zensical.toml"],
+                          cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    pages = list((tmp_path / "site").rglob("*.html"))
+    assert len(pages) > len(made[2]) - 1
+    outside = [m for p in pages for m in re.findall(r'(?:src|href)="(https?://[^"]+\.(?:css|js|woff2?))"', p.read_text())]
+    assert not outside, "the site must be readable without a network"
