@@ -28,7 +28,11 @@ class CrossEncoder:
     def score(self, pairs: Sequence[tuple[str, str]], max_tokens: int = 512) -> list[float]:
         """The score of each (query, text), before any sigmoid; the longer side of a long pair is cut."""
         most = min(max_tokens, self.limit)
-        rows = [self.tokenizer(q, t, truncation=True, max_length=most) for q, t in pairs]
+        return self.of_rows([self.tokenizer(q, t, truncation=True, max_length=most) for q, t in pairs])
+
+    @torch.no_grad()
+    def of_rows(self, rows: Sequence[Any]) -> list[float]:
+        """The score of each tokenised row, whatever the batch."""
         scores = [0.0] * len(rows)
         for group in batches_of([len(r["input_ids"]) for r in rows], rows=64):
             batch = self.tokenizer.pad({name: [rows[i][name] for i in group] for name in rows[0]}, return_tensors="pt")

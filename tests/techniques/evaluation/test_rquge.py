@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import string
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -219,6 +221,63 @@ def test_a_missing_scorer_a_wrong_head_and_no_answers_are_refused(scorer, make_c
         measured(classifier, ctx, asking(), ["x"] * 5)
 
 
+def official(qa, scorer, rows):
+    """The published module's computation, written out: T5 answers, the classifier rates, padded to 512 tokens."""
+    from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification, AutoTokenizer
+
+    def normal(s):
+        s = "".join(ch for ch in s.lower() if ch not in set(string.punctuation))
+        return " ".join(re.sub(r"\b(a|an|the)\b", " ", s).split())
+
+    reader, rater = AutoModelForSeq2SeqLM.from_pretrained(qa), AutoModelForSequenceClassification.from_pretrained(scorer).eval()
+    spoken, read = AutoTokenizer.from_pretrained(qa), AutoTokenizer.from_pretrained(scorer)
+    answers, scores = [], []
+    for asked, context, gold in rows:
+        with torch.no_grad():
+            ids = spoken(asked + " \\n " + context, return_tensors="pt")["input_ids"]
+            said = reader.generate(ids, max_new_tokens=30, do_sample=False, num_beams=1)
+            answers.append(spoken.batch_decode(said, skip_special_tokens=True)[0])
+            text = f"{normal(asked)} <q> {normal(gold)} <r> {normal(answers[-1])} <c> {normal(context)}"
+            batch = read(text, max_length=512, truncation=True, padding="max_length", return_tensors="pt")
+            scores.append(float(rater(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[0, 0]))
+    return answers, scores
+
+
+def published(qa, scorer, ctx):
+    rows = asking()
+    found = build("metric", {"use": "rquge", "qa": str(qa), "scorer": str(scorer)}).score(
+        rows, [Prediction(r.id) for r in rows], ctx)
+    return [r["predicted"] for r in found], [r["value"] for r in found]
+
+
+@pytest.mark.oracle(seed=106, clause=5, against="transformers, with checkpoints of random weights")
+def test_checkpoints_of_the_published_kind_are_read_as_they_are(make_ctx, pico_encoder, pico_encoder_decoder, tmp_path):
+    from transformers import AutoTokenizer, RobertaConfig, RobertaForSequenceClassification
+
+    from luthier.engine.models import folder_of
+
+    tokenizer = AutoTokenizer.from_pretrained(folder_of(pico_encoder))
+    torch.manual_seed(0)
+    RobertaForSequenceClassification(RobertaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=514, num_labels=1, initializer_range=0.5, pad_token_id=tokenizer.pad_token_id)
+    ).save_pretrained(tmp_path / "scorer")
+    tokenizer.save_pretrained(tmp_path / "scorer")
+    qa = folder_of(pico_encoder_decoder)
+    answers, scores = official(qa, tmp_path / "scorer", [(q, d, a) for q, d, a, *_ in HAND])
+    found, values = published(qa, tmp_path / "scorer", make_ctx("m"))
+    assert found == [a.strip() for a in answers]
+    assert values == pytest.approx(scores, abs=1e-4) and len({round(v, 3) for v in values}) == 5
+
+
+@pytest.mark.skipif(not os.environ.get("LUTHIER_RQUGE"), reason="LUTHIER_RQUGE names no folder with the official qa and scorer")
+@pytest.mark.oracle(seed=106, clause=5, against="rquge_score with the official checkpoints")
+def test_official_checkpoints_give_the_official_scores(make_ctx):
+    folder = Path(os.environ["LUTHIER_RQUGE"])
+    module = pytest.importorskip("rquge_score")
+    theirs = module.RQUGE(sp_scorer_path=str(folder / "scorer"), qa_model_path=str(folder / "qa"))
+    wanted = [theirs.scorer(d, q, a) for q, d, a, *_ in HAND]
+    assert published(folder / "qa", folder / "scorer", make_ctx("m"))[1] == pytest.approx(wanted, abs=1e-3)
 
 
 def reranked(rows, ctx, **options):

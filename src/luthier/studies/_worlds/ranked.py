@@ -38,9 +38,8 @@ class Ranked(Step, name="ranked"):
     output: ClassVar[str] = "records"
     arm: str = Field("metric", description="name of this arm in tables")
     metric: Slot[Metric] = Field(named("token-recall"), description="what scores the rows")
-    sets: tuple[str, ...] = Field((), description="subsets that are compared; all when left out")
-
-    rated: tuple[str, ...] = Field((), description="subsets whose rows keep the metric's own value; none of `sets`")
+    sets: tuple[str, ...] = Field((), description="subsets that are compared; all when neither these nor `rated` are named")
+    rated: tuple[str, ...] = Field((), description="subsets whose rows keep the metric's own value")
 
     def run(self, inputs: Mapping[str, Artifact], ctx: Ctx) -> Artifact:
         """`scores.jsonl` has a line for each cluster of each subset, and for each row of those that are rated.
@@ -53,13 +52,13 @@ class Ranked(Step, name="ranked"):
         if "encoder" in inputs:
             ctx.roles = {**ctx.roles, "encoder": ctx.engine.load(inputs["encoder"])}
         lines: list[dict[str, Any]] = []
-        for name in (*self._compared(inputs), *self.rated):
+        for name, alone in (*((n, False) for n in self._compared(inputs)), *((n, True) for n in self.rated)):
             rows = list(inputs["examples"].examples(name))
             said = [Prediction(r.id, text=str(r.meta.get("said", "")), shown=tuple(r.meta.get("shown", ()))) for r in rows]
             records = metric.score(rows, said, ctx)
             values = {str(r["id"]): r["value"] for r in records}
-            found = _compared(name, rows, values) if name not in self.rated else _rated(name, rows, values)
-            kind = NAME if name not in self.rated else metric.info.name
+            found = _rated(name, rows, values) if alone else _compared(name, rows, values)
+            kind = metric.info.name if alone else NAME
             lines += [{"id": f"{name}/{key}", "set": name, "cluster": cluster, "metric": kind, "value": value}
                       for key, (cluster, value) in found.items()]
         write_lines(ctx.folder / "scores.jsonl", lines)
@@ -73,7 +72,7 @@ class Ranked(Step, name="ranked"):
         return [receipt("ranked/clusters", wanted, artifact.meta["lines"], unit="clusters and rated rows")]
 
     def _compared(self, inputs: Mapping[str, Artifact]) -> list[str]:
-        return [name for name in self.sets or inputs["examples"].subsets if name not in self.rated]
+        return [*(self.sets or (() if self.rated else inputs["examples"].subsets))]
 
 
 def _rated(name: str, rows: Sequence[Example], values: Mapping[str, float | None]) -> dict[str, tuple[str, float]]:

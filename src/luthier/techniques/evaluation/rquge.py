@@ -4,7 +4,8 @@ With context D, candidate question q and the answer a_r it was meant to have: a_
 greedy, at most 30 new tokens), and RQUGE = S(q, a_r, a_c, D), the score of a trained `span-scorer` on its text, 1 to 5, not
 clipped. A question without words scores 1. The answers are those of the model under evaluation, or of a reader named by `qa`.
 An answer that does not stand in its context is logged and scored all the same. A row longer than the scorer reads keeps the
-part of the context around the answer (`long: window`) or its beginning (`long: cut`), and is logged.
+part of the context around the answer (`long: window`) or its beginning (`long: cut`), and is logged. Both may also be
+folders of published checkpoints: a reader, and a sequence classifier with one output, which rates by its own head.
 
 When it helps: choosing among synthetic questions (data step `rerank`). Source: Mohammadshahi et al. 2023, "RQUGE:
 reference-free metric for evaluating question generation by answering the question" (seed 106). Scores depend on reader and
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from luthier.core.component import Slot, named
+from luthier.core.component import Slot, build, named
 from luthier.core.errors import UserError
 from luthier.core.example import Example, question
 from luthier.core.kinds import Decoder, Metric, Objective, Prediction
@@ -29,7 +30,10 @@ from luthier.core.step import Ctx
 from luthier.techniques.evaluation._shared import pairs
 
 if TYPE_CHECKING:
+    from luthier.core.artifact import Artifact
+    from luthier.engine.cross_encoder import CrossEncoder
     from luthier.engine.models import Model
+    from luthier.engine.rendering import Render
 
 LEAST = 1.0
 MOST_TOKENS = 512
@@ -39,7 +43,7 @@ class Rquge(Metric, name="rquge", seeds=[106]):
     """Rating of the answer that a question leads to, from 1 to 5."""
 
     unit: ClassVar[str] = "of 5"
-    scorer: str = Field("", description="folder of a tuned span-scorer: RUN/steps/tuned")
+    scorer: str = Field("", description="folder of a tuned span-scorer, RUN/steps/tuned, or of a sequence classifier")
     qa: str = Field("", description="folder of a reader: RUN/steps/tuned; left out: the answers of the evaluated model")
     ask: Literal["published", "trained"] = Field("published", description="how the reader is asked: question, \\n, context; "
                                                  "or by the template it was trained with")
@@ -54,7 +58,7 @@ class Rquge(Metric, name="rquge", seeds=[106]):
         Raises:
             UserError: no scorer, one whose head has more than one output, or no answers to rate.
         """
-        scorer = self._opened("scorer", ctx)
+        scorer = self._classifier(ctx) or self._opened("scorer", ctx)
         found = list(pairs(examples, predictions))
         asked = [e for e, _ in found if e.part("question").strip() and _intended(e)]
         said = self._answers(asked, {p.id: p.text for _, p in found}, ctx)
@@ -69,6 +73,25 @@ class Rquge(Metric, name="rquge", seeds=[106]):
                             "answer_in_context": e.id in rated and e.id not in strange})
         return records
 
+    def _published(self, field: str, ctx: Ctx) -> Artifact | None:
+        """A checkpoint that was not made here, as a base; None where the folder is of a run's step, or not named."""
+        from luthier.core.artifact import RECORD
+
+        folder = Path(getattr(self, field) or ".").expanduser()
+        if not getattr(self, field) or (folder / RECORD).exists() or not (folder / "config.json").exists():
+            return None
+        place = ctx.folder / f"rquge-{field}"
+        place.mkdir(parents=True, exist_ok=True)
+        base: Artifact = build("step", {"use": "base", "model": str(folder)}).run({}, replace(ctx, folder=place))
+        return base
+
+    def _classifier(self, ctx: Ctx) -> CrossEncoder | None:
+        """A published scorer with the head that it comes with."""
+        from luthier.engine.cross_encoder import load_cross_encoder
+
+        base = self._published("scorer", ctx)
+        return load_cross_encoder(base) if base is not None else None
+
     def _opened(self, field: str, ctx: Ctx) -> Model:
         from luthier.core.artifact import open_artifact
         from luthier.engine.models import base_of
@@ -77,6 +100,10 @@ class Rquge(Metric, name="rquge", seeds=[106]):
         if not folder:
             raise UserError("rquge needs a scorer: tune one with --objective span-scorer, then "
                             "--metric rquge:scorer=RUN/steps/tuned.")
+        published = self._published(field, ctx)
+        if published is not None:
+            found: Model = ctx.engine.load(published)
+            return found
         artifact = open_artifact(Path(folder))
         model: Model = ctx.engine.load(base_of(artifact), artifact)
         if field == "scorer":
@@ -100,21 +127,29 @@ class Rquge(Metric, name="rquge", seeds=[106]):
 
         reader = self._opened("qa", ctx)
         render = renderer(reader)
-        prompts = [render._start() + render.encode(reader_input(e.part("question"), e.part("passage")))
-                   if self.ask == "published" else render.prompt(e) for e in asked]
+        prompts = [_asked(render, reader_input(e.part("question"), e.part("passage"))) if self.ask == "published"
+                   else render.prompt(e) for e in asked]
         made = ctx.engine.generate(reader, prompts, self.decoder, rng=ctx.rng.within("rquge"), stop_ids=render.stop_ids,
                                    journal=ctx.journal, progress=ctx.progress)
         return {e.id: g.text.strip() for e, g in zip(asked, made, strict=True)}
 
-    def _rated(self, scorer: Model, asked: Sequence[Example], said: Mapping[str, str], ctx: Ctx) -> dict[str, float]:
+    def _rated(self, scorer: Model | CrossEncoder, asked: Sequence[Example], said: Mapping[str, str], ctx: Ctx
+               ) -> dict[str, float]:
         """Scores by id: the scorer's own, whatever the batch."""
         import torch
 
         from luthier.engine.batches import collate
+        from luthier.engine.cross_encoder import CrossEncoder
         from luthier.engine.forward import Forward
-        from luthier.engine.rendering import renderer
+        from luthier.engine.rendering import Render, renderer
         from luthier.engine.scoring import batches_of
 
+        if isinstance(scorer, CrossEncoder):
+            own = Render(scorer.tokenizer, "encoder", min(scorer.limit, MOST_TOKENS), over_long="truncate")
+            fitted = [self._fitting(scored_row(e, said[e.id]), own, ctx) for e in asked]
+            read = [self.form.encode(row, own, Rng(0))["input"].ids for row in fitted]  # type: ignore[union-attr]
+            values = scorer.of_rows([{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in read])
+            return {e.id: value for e, value in zip(asked, values, strict=True)}
         render = renderer(scorer, min(scorer.limit, int(scorer.template.get("max_tokens", MOST_TOKENS))), over_long="truncate")
         rows = [self._fitting(scored_row(e, said[e.id]), render, ctx) for e in asked]
         features = [self.form.encode(row, render, Rng(0)) for row in rows]
@@ -151,6 +186,13 @@ class Rquge(Metric, name="rquge", seeds=[106]):
 def reader_input(asked: str, context: str) -> str:
     """What a reader is shown: question, a backslash and an n, context."""
     return f"{asked} \\n {context}"
+
+
+def _asked(render: Render, text: str) -> list[int]:
+    """The text as ids; for an encoder with the tokens that its own tokenizer puts around a text."""
+    if render.architecture == "encoder-decoder":
+        return list(render.tokenizer(text, verbose=False)["input_ids"])
+    return [*render._start(), *render.encode(text)]
 
 
 def scored_row(example: Example, candidate: str) -> Example:
