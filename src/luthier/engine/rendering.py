@@ -50,8 +50,8 @@ class Cut:
 class Render:
     """Renders for one model. `max_tokens` is the longest sequence allowed, prompt and target together.
 
-    `chat` is the chat template, None for the plain one. `cuts` grows with what `pieces` shortens or divides. `routes` are names of
-    parts that the method's gates choose from.
+    `chat` is the chat template, None for the plain one. `cuts` grows with what `pieces` shortens or divides. `routes` are
+    names of parts that the method's gates choose from.
     """
 
     tokenizer: PreTrainedTokenizerBase

@@ -1,8 +1,8 @@
 """Routing: which parts of a model each token goes through, as its gates say.
 
-A gate is a module with `routes`, the names of its parts, and `temperature`, by which it divides its logits when it answers. In
-each forward it tells what it chose (`tell`), and whoever listens hears it: an objective that teaches gates, a trace of an
-answer. Where nobody listens nothing is kept.
+A gate is a module with `routes`, the names of its parts, and `temperature`, by which it divides its logits when it
+answers. In each forward it tells what it chose (`tell`), and whoever listens hears it: an objective that teaches gates,
+a trace of an answer. Where nobody listens nothing is kept.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ def tempered(model: Model, temperature: float | None) -> Iterator[None]:
     """
     found = gates(model) if temperature is not None else []
     if temperature is not None and not found:
-        raise UserError(f"gate_temperature = {temperature:g}: {model.name} has no gates. They come with methods that choose among "
-                        "adapters, such as --method meteora.")
+        raise UserError(f"gate_temperature = {temperature:g}: {model.name} has no gates. They come with methods that choose "
+                        "among adapters, such as --method meteora.")
     kept = [gate.temperature for gate in found]
     try:
         for gate in found:
