@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -46,7 +47,7 @@ def test_a_trace_says_which_adapter_each_token_took(run):
     assert "What is a scope?" in prompt and answer.startswith(said["answer"].rstrip("\ufffd"))
     parts = spans(told)
     assert "".join(text for *_, text in parts) == "".join(told["tokens"])
-    assert all(share >= 0.5 for _, share, _ in parts) and all(a[0] != b[0] for a, b in zip(parts, parts[1:], strict=False))
+    assert all(share >= 0.5 for _, share, _ in parts) and all(a[0] != b[0] for a, b in pairwise(parts))
     assert "routing" not in ask(run, "What is a scope?", arm="tuned")
 
 

@@ -70,14 +70,14 @@ class Errands(Step, name="errands"):
         rows["single"] = [_row(f"single/{task}/{n}", task, e) for task in TASKS for n, e in enumerate(tests[task])]
         rows["composite"] = [self._composite(n, tests, draw("composite", n)) for n in range(self.composites)]
         others, kinds = _others(names), draw("told")
-        rows["asked"] = [_asked(f"asked/{n}", [others[kinds.integers(len(others))](kinds) for _ in range(kinds.integers(1, 4))])
-                         for n in range(self.told)]
+        rows["asked"] = [_asked(f"asked/{n}", [others[int(kinds.integers(len(others)))](kinds)
+                                               for _ in range(kinds.integers(1, 4))]) for n in range(self.told)]
         rows["pretrain"] = _sentences(names, draw("pretrain"))
         return write_examples(ctx.folder, rows)
 
     def _composite(self, number: int, tests: Mapping[str, Sequence[Errand]], rng: np.random.Generator) -> Example:
         tasks = [TASKS[i] for i in rng.permutation(len(TASKS))[:3]]
-        errands = [tests[task][rng.integers(len(tests[task]))] for task in tasks]
+        errands = [tests[task][int(rng.integers(len(tests[task])))] for task in tasks]
         segments = [[task, e[side]] for side in (0, 1) for task, e in zip(tasks, errands, strict=True)]
         return _asked(f"composite/{number}", errands, segments=segments)
 
@@ -120,7 +120,7 @@ def _others(names: Sequence[str]) -> list[Callable[[np.random.Generator], Errand
 
 def _sentences(names: Sequence[str], rng: np.random.Generator) -> list[Example]:
     """Each word of the tasks in a few sentences, so that it is one token and no stranger."""
-    made = [f"The {noun} of {names[rng.integers(len(names))]} was {word}." for noun, word in product(NOUNS, [*GOOD, *BAD])]
+    made = [f"The {noun} of {names[int(rng.integers(len(names)))]} was {word}." for noun, word in product(NOUNS, [*GOOD, *BAD])]
     made += [f"After {NUMBERS[i]} comes {NUMBERS[i + 1]}." for i in range(len(NUMBERS) - 1)]
     made += [f'One may judge, reverse, add and pair: {{"{key}": "{name}"}}.' for key, name in product(KEYS, names[:4])]
     return [Example(f"text/{n}", (Turn("assistant", (Part(text),), target=True),), task="text", cluster=f"text/{n}")

@@ -50,8 +50,8 @@ class GateAccuracy(Metric, name="gate-accuracy", seeds=[109]):
         if not places:
             return {"id": example.id, "value": None}
         best = torch.stack([gate.logits.argmax(-1) for gate in routing.heard(model, ids)])  # [gates, tokens]
-        hits = [float((best[:, i] == wanted[i]).float().mean()) for i in places]
-        return {"id": example.id, "value": sum(hits) / len(hits), "tokens": len(hits)}
+        labels = torch.tensor([wanted[i] for i in places], device=best.device)
+        return {"id": example.id, "value": float((best[:, places] == labels).float().mean()), "tokens": len(places)}
 
     def _labels(self, example: Example, ids: Sequence[int], render: Any, names: Sequence[str]) -> list[int | None]:
         """The adapter that each token belongs to."""

@@ -93,9 +93,9 @@ class Source:
         from peft.utils.other import get_pattern_key
 
         config, rank = self.config, len(self.factors[layer][0])
-        alphas = config.get("alpha_pattern") or {}
-        alpha = alphas.get(get_pattern_key(alphas, layer), config["lora_alpha"])
-        return float(alpha / (rank ** 0.5 if config.get("use_rslora") else rank))
+        alphas: dict[str, float] = config.get("alpha_pattern") or {}
+        alpha = float(alphas.get(get_pattern_key(list(alphas), layer), config["lora_alpha"]))
+        return alpha / (rank ** 0.5 if config.get("use_rslora") else rank)
 
     def refuse_unknown(self, method: str) -> None:
         """Raises UserError for an adapter that is more than A and B."""
