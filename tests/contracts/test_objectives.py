@@ -12,13 +12,15 @@ from luthier.core.rng import Rng
 from luthier.engine.forward import Forward
 from luthier.engine.models import load_base
 from luthier.engine.rendering import Render, renderer
-from tests.contracts import dummies  # noqa: F401  (registers the dummies)
+from tests.contracts import dummies, loras  # noqa: F401  (registers the dummies)
 from tests.contracts.workbench import encode, example_of, examples, labelled, make_batch, make_loop, shipped
 
 # Objectives that learn one number a text.
 RATING = {"span-scorer"}
 # Objectives that are 0 where the model is its reference: it is moved away first.
 HELD = {"kl-to-reference"}
+# Objectives that teach gates.
+GATED = {"gate-supervised"}
 
 every = pytest.mark.parametrize("row", shipped("objective"))
 
@@ -40,6 +42,9 @@ def settings(objective, bases) -> dict:
             with torch.no_grad():
                 for i, p in enumerate(model.module.parameters()):
                     p.add_(0.1 * torch.sin(torch.arange(p.numel()).view(p.shape) + i))
+        elif objective.info.name in GATED:
+            torch.manual_seed(0)
+            model = build("method", {"use": "meteora", "adapters": loras.two()}).prepare(model, None)
         features = encode(objective, model, examples(8))
         assert features, "no example row could be encoded: the suite's rows lack what this objective learns from"
         found[architecture] = (model, features)
@@ -169,7 +174,7 @@ def test_encoding_is_a_function_of_the_row(row, bases):
     objective = example_of(row)
     model = load_base(bases[objective.architectures[0]])
     render = renderer(model, 256)
-    render.labels = ["thing", "word"]
+    render.labels = render.routes = ["thing", "word"]
     for example in examples(3):
         first, second = (objective.encode(example, render, Rng(0).within(f"encode/{example.id}")) for _ in range(2))
         assert first == second

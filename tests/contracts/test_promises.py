@@ -261,7 +261,7 @@ def test_the_names_of_the_contexts_are_closed():
     names = ["rng", "folder", "journal", "engine", "stream", "roles", "log", "progress"]
     assert [f.name for f in dataclasses.fields(Ctx)] == names
     assert [f.name for f in dataclasses.fields(FitCtx)] == [
-        *names, "clock", "snapshot", "closure", "perturbed", "rebuild_optimizer", "rows"]
+        *names, "clock", "snapshot", "closure", "perturbed", "rebuild_optimizer", "rows", "inputs"]
     public = {n for n in dir(FitCtx) if not n.startswith("_")}
     assert public <= {f.name for f in dataclasses.fields(FitCtx)}, "no methods besides the fields"
 

@@ -20,6 +20,7 @@ from luthier.engine.loop import Loop, Plan, Task
 from luthier.engine.models import Model
 from luthier.engine.rendering import renderer
 from luthier.engine.steps.fit import Fit
+from tests.contracts import loras
 
 WORDS = "module class object list dict name scope block import yield".split()
 
@@ -27,6 +28,7 @@ WORDS = "module class object list dict name scope block import yield".split()
 ARGUMENTS: dict[tuple[str, str], dict[str, Any]] = {
     ("data_step", "slick"): {"prompts": 2, "samples": 2},
     ("method", "peft"): {"type": "IA3"},
+    ("method", "meteora"): {"adapters": loras.two},
     ("data_step", "rerank"): {"metric": "f1"},
     ("step", "base"): {"model": "pico"},
     ("step", "given"): {"kind": "examples"},
@@ -46,7 +48,7 @@ def shipped(kind: str = "") -> list[Any]:
 
 def arguments(row: Mapping[str, Any]) -> dict[str, Any]:
     """Values that a component can't be built without: from the table, the field's own examples, or its type."""
-    known = ARGUMENTS.get((row["kind"], row["name"]), {})
+    known = {n: v() if callable(v) else v for n, v in ARGUMENTS.get((row["kind"], row["name"]), {}).items()}
     fields = row["schema"].get("properties", {})
     made = {name: fields[name].get("examples", [_BY_TYPE.get(fields[name].get("type", ""), "x")])[0]
             for name in row["schema"].get("required", []) if name not in known}
@@ -78,7 +80,8 @@ def examples(count: int = 8) -> list[Example]:
         made.append(question(f"q{i}", f"What is a {word}{' in the language' * (i % 3)}?", f"a {word} of the {word}",
                              passage=f"A {word} is a {word} of the {word}.", label=("thing", "word")[i % 2],
                              source=f"s{i // 2}", cluster=f"c{i // 2}", references=(f"the {word}",),
-                             meta={"paraphrases": [f"Say what a {word} is."], "candidate": f"a {word}", "rating": 1 + i % 5},
+                             meta={"paraphrases": [f"Say what a {word} is."], "candidate": f"a {word}", "rating": 1 + i % 5,
+                                   "task": ("thing", "word")[i % 2]},
                              rejected=Turn("assistant", (Part(f"no {word}{' at all' * (i % 2)}"),), target=True)))
     return made
 
@@ -171,6 +174,7 @@ def encode(objective: Objective, model: Model, given: Sequence[Example], max_tok
 
     render = renderer(model, max_tokens)
     render.labels = sorted({str(e.label) for e in given if e.label is not None})
+    render.routes = ("thing", "word")
     found = []
     for example in given:
         try:

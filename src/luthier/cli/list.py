@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,12 +14,19 @@ from luthier.cli import _shared as shared
 def command(
     kind: Annotated[str | None, typer.Argument(help="only this kind: method, objective, metric, …; base: packaged "
                                                     "models")] = None,
+    probe: Annotated[bool, typer.Option("--probe", help="with methods: train each on tiny models and measure what it costs and "
+                                                        "allows; takes minutes")] = False,
     as_json: shared.Json = False,
 ) -> None:
     """The components, by kind."""
     from luthier.core.errors import UserError, nearest
     from luthier.core.index import rows
 
+    if probe:
+        if kind not in ("method", "methods"):
+            raise UserError(f"--probe measures methods: luthier list methods --probe, not {kind or 'everything'}.")
+        _probed(as_json)
+        return
     if kind == "base":
         _bases(as_json)
         return
@@ -45,6 +53,29 @@ def command(
             last = row["kind"]
         keys = ", ".join(row["schema"].get("properties", {}))
         print(f"  {row['name']:<20} {row['summary']}" + (f"  [{keys}]" if kind else ""))
+
+
+def _probed(as_json: bool) -> None:
+    """Every method, measured here and now."""
+    from tempfile import TemporaryDirectory
+
+    from luthier.engine.workshop import Engine
+    from luthier.pipelines import methods_probe
+
+    def line(cells: list[str]) -> None:
+        if not as_json:
+            print("  ".join(f"{c:<{w}}" for c, w in zip(cells, (15, 15, 18, 10, 6, 11, 10, 11, 10), strict=True)).rstrip())
+
+    line(list(methods_probe.HEAD))
+    with TemporaryDirectory() as folder, methods_probe.quietly():
+        rows = list(methods_probe.probe(Engine(threads=1, exact=True), Path(folder),
+                                        told=lambda row: None if row.refused else line(methods_probe.shown(row))))
+    if as_json:
+        print(methods_probe.as_json(rows))
+        return
+    for row in rows:
+        if row.refused:
+            print(f"  {row.method} refuses the {row.architecture}: {row.refused}")
 
 
 def _bases(as_json: bool) -> None:

@@ -55,7 +55,8 @@ class FitCtx(Ctx):
 
     clock: step, tokens, epoch and planned length. snapshot: the whole training state, restored bit for bit.
     closure: loss and gradients of a batch, replayable. perturbed: weights moved within a `with` block.
-    rebuild_optimizer: the only way to change what is trained. rows: those of the first task, to draw from.
+    rebuild_optimizer: the only way to change what is trained. rows: those of the first task, to draw from. inputs: the
+    artifacts that the training reads, by name.
     """
 
     clock: Clock | None = None
@@ -64,6 +65,7 @@ class FitCtx(Ctx):
     perturbed: Callable[..., Any] | None = None
     rebuild_optimizer: Callable[[bool], None] | None = None
     rows: Rows | None = None
+    inputs: Mapping[str, Artifact] = field(default_factory=dict)
 
 
 class Step(Component, kind="step"):

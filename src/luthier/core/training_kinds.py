@@ -174,6 +174,18 @@ class Method(_Adapting, kind="method"):
 
     artifact: ClassVar[Literal["adapter", "delta", "model"]] = "adapter"
 
+    @property
+    def routes(self) -> tuple[str, ...]:
+        """Names of the parts that its gates choose from, for rows that say which part they belong to."""
+        return ()
+
+    def check(self) -> None:
+        """Look at what can be refused before any model is loaded (files, sizes). Raises UserError."""
+
+    def content(self) -> dict[str, Any]:
+        """Hashes of outside files that it reads; part of the key of the training."""
+        return {}
+
     def parameter_groups(self, model: Model) -> list[dict[str, Any]]:
         """Optimizer groups: `params` and whatever the optimizer reads per group."""
         return [{"params": [p for p in model.module.parameters() if p.requires_grad]}]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from luthier.core.kinds import Tokens
+from luthier.engine import routing
 from luthier.engine.attention import NAME, no_masks
 from luthier.engine.batches import TokenBatch, collate
 from luthier.engine.output import Output, Vocabulary
@@ -40,13 +41,20 @@ class Forward:
         # What is known of the policy's frozen layers while it is trained; set by the training step.
         self.frozen: Frozen | None = None
 
-    def __call__(self, role: str, inputs: TokenBatch, embeds: torch.Tensor | None = None, layers: bool = False) -> Output:
-        """Compute the hidden states of `role` for `inputs`; `embeds` [batch, tokens, width] replaces the embedded ids."""
+    def __call__(self, role: str, inputs: TokenBatch, embeds: torch.Tensor | None = None, layers: bool = False,
+                 routes: bool = False) -> Output:
+        """Compute the hidden states of `role` for `inputs`; `embeds` [batch, tokens, width] replaces the embedded ids.
+
+        layers: keep the states of all layers. routes: keep what the model's gates say (`Output.routes`).
+        """
         model = self.models[role]
         bare = adapter_off(model) if role in self.bare else nullcontext()
         with torch.set_grad_enabled(torch.is_grad_enabled() and role == "policy"), bare:
-            return hidden_states(model, inputs, self._vocabulary[role], embeds, layers, packed=self.packs[role],
-                                 frozen=self.frozen if role == "policy" else None)
+            with routing.listening() if routes else nullcontext() as heard:
+                output = hidden_states(model, inputs, self._vocabulary[role], embeds, layers, packed=self.packs[role],
+                                       frozen=self.frozen if role == "policy" else None)
+            output.routed = heard
+            return output
 
     @property
     def splits(self) -> dict[str, bool]:

@@ -54,6 +54,8 @@ class Model:
     quick_head: Any = field(default=None, repr=False, compare=False)
     quick_kind: Any = field(default=None, repr=False, compare=False)
     new_tokens: NewTokens | None = None
+    # Positions that a learned prompt takes before every input.
+    taken: int = 0
     # Tensors of which a method moved chosen entries only, as they are stored.
     sparse: SparseDelta = field(default_factory=SparseDelta, repr=False)
 

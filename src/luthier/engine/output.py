@@ -18,6 +18,7 @@ from luthier.engine import fused
 if TYPE_CHECKING:
     from luthier.engine.batches import TokenBatch
     from luthier.engine.models import Model
+    from luthier.engine.routing import Routed
 
 LOGITS_LIMIT = 1 << 27
 Vocabulary = tuple[nn.Module, float | None]
@@ -39,6 +40,7 @@ class Output:
     vocabulary: Vocabulary | None
     all_scores: torch.Tensor | None = None
     all_states: tuple[torch.Tensor, ...] | None = None
+    routed: list[Routed] | None = None
 
     @property
     def rows(self) -> torch.Tensor:
@@ -117,6 +119,15 @@ class Output:
             raise LuthierError("hidden(layer) needs run(role, inputs, layers=True).")
         states = self.all_states[layer]
         return states if self.place is None else states.flatten(0, 1)[self.place]
+
+    def routes(self) -> list[Routed]:
+        """What each gate said, [batch, tokens, ...] of the tokens that `inputs.ids` holds; padding has no meaning."""
+        if self.routed is None:
+            raise LuthierError("routes() needs run(role, inputs, routes=True).")
+        place = self.place
+        if place is None:
+            return self.routed
+        return [said.map(lambda x: x.flatten(0, -2)[place]) for said in self.routed]
 
     def pooled(self) -> torch.Tensor:
         """[batch, width]: mean over the tokens, padding left out."""

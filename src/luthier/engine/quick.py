@@ -58,7 +58,7 @@ def quicken(model: Model, kind: Callable[[nn.Linear], nn.Module] = QuickLinear) 
     weight itself, which is anything but plain LoRA.
     """
     adapters = getattr(model.module, "peft_config", {}).values()
-    if any(str(a.peft_type.value) != "LORA" or a.use_dora for a in adapters):
+    if any(str(getattr(a.peft_type, "value", a.peft_type)) != "LORA" or a.use_dora for a in adapters):
         return model
     inner = model.module.get_base_model() if hasattr(model.module, "get_base_model") else model.module
     head = inner.get_output_embeddings() if hasattr(inner, "get_output_embeddings") else None

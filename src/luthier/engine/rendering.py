@@ -50,7 +50,8 @@ class Cut:
 class Render:
     """Renders for one model. `max_tokens` is the longest sequence allowed, prompt and target together.
 
-    `chat` is the chat template, None for the plain one. `cuts` grows with what `pieces` shortens or divides.
+    `chat` is the chat template, None for the plain one. `cuts` grows with what `pieces` shortens or divides. `routes` are
+    names of parts that the method's gates choose from.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -58,6 +59,7 @@ class Render:
     max_tokens: int
     over_long: OverLong = "drop"
     labels: Sequence[str] = ()
+    routes: Sequence[str] = ()
     prompting: Prompting = field(default_factory=Prompting)
     decoder_start: int | None = None
     chat: ChatTemplate | None = None
@@ -170,6 +172,21 @@ class Render:
     def label_id(self, label: Any) -> int:
         """Number of a label."""
         return list(self.labels).index(str(label))
+
+    def route_id(self, example: Example) -> int:
+        """Number of the part that an example's task belongs to, by the key `task` of its row.
+
+        Raises:
+            UserError: the method has no such parts, or the row names none of them.
+        """
+        if not self.routes:
+            raise UserError("This objective teaches gates, and the method has none. Use --method meteora.")
+        task = str(example.meta.get("task", ""))
+        if task not in self.routes:
+            found = f"names the task '{task}'" if task else "names no task"
+            raise UserError(f"Row {example.id} {found}. Each row needs a key 'task' with the name of its adapter: "
+                            f"{', '.join(self.routes)}. Without labels train with --objective supervised.")
+        return list(self.routes).index(task)
 
     def encode(self, text: str) -> list[int]:
         """Ids of a piece of text, no special tokens."""

@@ -81,7 +81,7 @@ def plan_fit(fit: Fit, inputs: Mapping[str, Artifact], ctx: Ctx, here: Rates, na
     render = fit._render(model, inputs)
     tasks, _ = encode_tasks(fit.tasks, model, render, inputs, ctx)
     weights = _bytes(model)
-    fit_ctx = FitCtx(**ctx.__dict__)
+    fit_ctx = FitCtx(**ctx.__dict__, inputs=inputs)
     model = fit.method.prepare(model, fit_ctx)
     for regularizer in fit.regularizers:
         model = regularizer.prepare(model, fit_ctx)

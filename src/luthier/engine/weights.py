@@ -57,6 +57,7 @@ def _load_adapter(model: Model, folder: Path) -> None:
                         f"(first: {lost[0]}).")
     wrapped.requires_grad_(False)
     model.module = wrapped
+    model.taken = int(getattr(config, "num_virtual_tokens", 0) or 0)
 
 
 def _save_delta(model: Model, folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -56,10 +57,11 @@ def choose(run: Run, arm: str | None = None) -> str:
     return name
 
 
-def ask(run: Run, text: str, *, arm: str | None = None, passages: int | None = None, decoder: Any = None) -> dict[str, Any]:
-    """The arm's answer with the passages it was shown; see `Asker`."""
+def ask(run: Run, text: str, *, arm: str | None = None, passages: int | None = None, decoder: Any = None, **gates: Any
+        ) -> dict[str, Any]:
+    """The arm's answer with the passages it was shown; see `Asker`. gates: `gate_temperature` and `trace`."""
     with Asker(run, decoder=decoder) as asker:
-        return asker.ask(text, arm=arm, passages=passages)
+        return asker.ask(text, arm=arm, passages=passages, **gates)
 
 
 def decided(run: Run) -> dict[str, Any]:
@@ -89,12 +91,18 @@ class Asker:
         if self._own:
             self._engine.forget()
 
-    def ask(self, text: str, *, arm: str | None = None, passages: int | None = None) -> dict[str, Any]:
+    def ask(self, text: str, *, arm: str | None = None, passages: int | None = None, gate_temperature: float | None = None,
+            trace: bool = False) -> dict[str, Any]:
         """Answer, arm, seconds, and the passages it was shown with their scores.
 
+        gate_temperature: of a model's gates. trace: add `routing`, which adapter each token of prompt and answer took.
+
         Raises:
-            UserError: no such arm, an arm that gives labels, or passages of an arm that shows none.
+            UserError: no such arm, an arm that gives labels, passages of an arm that shows none, or gates of a model that has
+                none.
         """
+        from luthier.engine import routing
+
         name = self._named(arm)
         step = self._step(name, passages)
         inputs, began = self._inputs(name), time.monotonic()
@@ -102,19 +110,26 @@ class Asker:
         prompting, conversation = self.prompting(name)
         # A model that was tuned on conversations is asked in one.
         asked = make_question("asked", text, task="chat" if conversation else "qa")
-        with self._ctx() as ctx:
+        temperature = step.gate_temperature if gate_temperature is None else gate_temperature
+        traced: dict[str, Any] = {}
+        with self._ctx() as ctx, routing.tempered(model, temperature):
             hits = self._search(step, text, inputs, ctx)
             if step.passages and not hits:
                 prediction = Prediction("asked", text=ABSTENTION)
             else:
                 shown = harmless([p for p, _ in hits], model.tokenizer)
                 (prediction,), _ = step._answer(model, [asked], [shown], prompting, ctx)
+                if trace:
+                    render = step._render(model, [asked], prompting=prompting)
+                    ids = [*render.prompt(step._shown(asked, shown)), *render.encode(f" {prediction.text}")]
+                    traced = {"routing": routing.told(model, ids)}
         return {
             "question": text, "answer": prediction.text, "arm": name, "stopped": prediction.stopped,
             "seconds": time.monotonic() - began, "citations": citations(prediction, [p for p, _ in hits[:step.passages]]),
             "passages": [{"id": p.id, "document": p.document, "page": p.page, "line": p.line, "place": p.place,
                           "headings": list(p.headings), "excerpt": _excerpt(p.text), "score": float(score)}
                          for p, score in hits[:step.passages]],
+            **traced,
         }
 
     def write(self, prompt: str, *, arm: str | None = None, max_tokens: int = 48) -> str:
@@ -122,7 +137,7 @@ class Asker:
         model = self.model(self._named(arm))
         render = Render(model.tokenizer, model.architecture, model.limit)
         ids = render._start() + render.encode(prompt)
-        if len(ids) + max_tokens > model.limit:
+        if len(ids) + max_tokens + model.taken > model.limit:
             return ""
         (made,) = self._engine.generate(model, [ids], f"greedy:max_new_tokens={max_tokens}", stop="newline")
         return made.text.strip()
@@ -195,6 +210,17 @@ def where(passage: dict[str, Any]) -> str:
     """Where a shown passage stands: file, page and line where known, headings."""
     topic = f": {' / '.join(passage['headings'])}" if passage["headings"] else ""
     return f"{passage['place']}{topic}"
+
+
+def spans(routing: dict[str, Any]) -> list[tuple[str, float, str]]:
+    """Adapter, mean weight and text of each run of tokens that took the same adapter most."""
+    found: list[tuple[str, float, str]] = []
+    tops = [max(range(len(w)), key=w.__getitem__) for w in routing["weights"]]
+    for top, several in groupby(range(len(tops)), key=tops.__getitem__):
+        places = list(several)
+        share = sum(routing["weights"][i][top] for i in places) / len(places)
+        found.append((routing["routes"][top], share, "".join(routing["tokens"][i] for i in places)))
+    return found
 
 
 def _excerpt(text: str) -> str:

@@ -97,13 +97,15 @@ class Fit(Step, name="fit"):
             raise UserError("sharding: fsdp is for training that moves every weight, without regularizers, new tokens, offload "
                             f"(--method full); method '{self.method.info.name}' needs sharding: none.")
         check_choice(self.template)
+        self.method.check()
         strange = [s for s in self.new_tokens if not s or self.new_tokens.count(s) > 1]
         if strange:
             raise UserError(f"new_tokens: {strange[0]!r} is {'given twice' if strange[0] else 'empty'}.")
 
     def content(self) -> dict[str, Any]:
-        """Hash of a template that is a file."""
-        return {} if self.template in CHOICES else {"template": hash_file(Path(self.template).expanduser())}
+        """Hash of a template that is a file, and of what the method reads."""
+        own = {} if self.template in CHOICES else {"template": hash_file(Path(self.template).expanduser())}
+        return {**own, **self.method.content()}
 
     def run(self, inputs: Mapping[str, Artifact], ctx: Ctx) -> Artifact:
         """Encode, train from the last checkpoint, save."""
@@ -131,7 +133,7 @@ class Fit(Step, name="fit"):
         check_method(base.meta.get("quantize", "none"), self.method.info.name, self.method.artifact)
         model = new_tokens.extend(model, self.new_tokens)
         render = self._render(model, inputs)
-        fit_ctx = FitCtx(**ctx.__dict__)
+        fit_ctx = FitCtx(**ctx.__dict__, inputs=inputs)
         roles = Roles.named([t.objective for t in self.tasks], self.roles, inputs, engine)
         tasks, encoded = self._encoded(model, render, lambda: roles.before(model), inputs, ctx)
         held_out = self._held_out(render, lambda: roles.before(model), inputs, ctx)
@@ -202,7 +204,8 @@ class Fit(Step, name="fit"):
         from luthier.engine.rendering import renderer
 
         talks = any(chats(subset(inputs, name)) for task in self.tasks for name in task.sources)
-        render = renderer(model, self.max_tokens_per_example, over_long=self.over_long, template=self.template, chats=talks)
+        render = renderer(model, self.max_tokens_per_example, over_long=self.over_long, template=self.template, chats=talks,
+                          routes=self.method.routes)
         if render.chat:
             model.tokenizer.chat_template = render.chat.jinja  # where the tokenizer is saved, other tools read it there
         return render

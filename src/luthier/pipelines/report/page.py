@@ -8,7 +8,7 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
-from luthier.pipelines.report import answers, audits, cases, gained, grounds, questions, retriever, work
+from luthier.pipelines.report import answers, audits, cases, gained, grounds, questions, retriever, routing, work
 from luthier.pipelines.report.facts import Facts
 from luthier.pipelines.report.markup import (
     Html,
@@ -27,7 +27,7 @@ from luthier.pipelines.report.markup import (
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page: how it is built, and what to say when there is nothing to build it from."""
+    """A part of the page: how it is built, and what to say, if anything, when there is nothing to build it from."""
 
     id: str
     title: str
@@ -47,6 +47,7 @@ SECTIONS = (
     Section("cost", "Cost", work.cost, "nothing was trained or evaluated"),
     Section("learning", "Learning curve", work.learning, "no step recorded a loss"),
     Section("examples", "Questions and answers", cases.cases, "no arm was evaluated"),
+    Section("routing", "Adapters by token", routing.routing, ""),
     Section("prompts", "Choice of prompts", work.prompts, "no arm was evaluated"),
     Section("questions", "Questions that were written", questions.questions, "no questions were written from documents"),
     Section("data", "Data", grounds.data, "no documents or examples were made"),
@@ -64,7 +65,7 @@ def page(facts: Facts) -> str:
     """The whole page as HTML text."""
     built = [(s, s.build(facts)) for s in SECTIONS]
     there = [(s, content) for s, content in built if content is not None]
-    absent = [s for s, content in built if content is None]
+    absent = [s for s, content in built if content is None and s.missing]
     body = join((_header(facts), _notices(facts), _contents([s for s, _ in there]),
                  *(_section(s, content) for s, content in there), _absent(absent)))
     here = files(__package__)

@@ -26,7 +26,8 @@ SETS = ("known", "unseen", "unanswerable", "dev")
 # What is measured, by what it is about: groups and metrics in the order in which they are read.
 GROUPS = {
     "Answers": ("f1", "exact-match", "accuracy", "multiple-choice", "preference-accuracy", "bits-per-byte", "perplexity",
-                "rouge-l", "similarity", "recall-em", "token-recall", "judge", "rquge"),
+                "rouge-l", "similarity", "recall-em", "token-recall", "judge", "rquge", "chrf", "lines",
+                "gate-accuracy"),
     "Finding passages": ("recall", "ndcg", "mrr"),
     "Citing": ("citation-precision", "citation-recall", "groundedness", "k-precision", "k-precision-pp"),
     "Knowing when not to answer": ("abstains", "over-abstains", "abstention", "refused"),
@@ -66,6 +67,9 @@ _METRIC_WORDS = {
     "preference-accuracy": "share of pairs decided as chosen",
     "multiple-choice": "share of right choices",
     "bits-per-byte": "bits per byte",
+    "chrf": "chrF",
+    "lines": "share of right lines",
+    "gate-accuracy": "share of gates at the right adapter",
 }
 _MARKS = {
     "better": "▲", "worse": "▼", "no difference": "=", "undecided": "?", "agrees": "✓", "differs": "✗",

@@ -60,6 +60,8 @@ class Evaluate(Step, name="evaluate"):
     template: str = Field("auto", description="auto (the trained one; of a base, its own for chats), plain, chat, or a file")
     other_template: bool = Field(False, description="allow a template other than the one the model was trained with")
     max_tokens_per_example: int = Field(512, ge=8, description="raw texts are scored in rows of at most so many tokens")
+    gate_temperature: float | None = Field(None, gt=0, description="temperature of a model's gates when it answers; its own if "
+                                                                   "left out")
 
     def check(self) -> None:
         """Refuse an empty choice."""
@@ -76,9 +78,15 @@ class Evaluate(Step, name="evaluate"):
         """Choose the prompting on dev, then open the test sets and answer them."""
         if self.passages and not ("index" in inputs and "encoder" in inputs):
             raise UserError(f"Arm '{self.arm}' shows passages: it needs the inputs 'index' and 'encoder'.")
+        from luthier.engine import routing
+
         began = time.monotonic()
-        examples = inputs["examples"]
         model = ctx.engine.load(inputs["base"], inputs.get("tuned"), weights=self.weights)
+        with routing.tempered(model, self.gate_temperature):
+            return self._run(model, inputs, ctx, began)
+
+    def _run(self, model: Model, inputs: Mapping[str, Artifact], ctx: Ctx, began: float) -> Artifact:
+        examples = inputs["examples"]
         if model.heads:
             return self._labels(model, inputs, ctx)
         sets = [s for s in self.sets if s in examples.subsets]
@@ -105,6 +113,7 @@ class Evaluate(Step, name="evaluate"):
         chosen = {"instruction": prompting.instruction, "shots": len(prompting.shots), "stop": prompting.stop,
                   "shot_ids": [s.id for s in prompting.shots],
                   **({"conversation": True} if rows[0][1].task == "chat" else {})}
+        self._trace(model, rows, predictions, prompting, ctx)
         write_json(ctx.folder / "cost.json", {"seconds": time.monotonic() - began})
         return self._write(ctx, rows, predictions, prompting=chosen, tried=tried, prompt_tokens=prompt_tokens,
                            new_tokens=sum(p.tokens for p in predictions), seconds=round(time.monotonic() - began, 2))
@@ -198,7 +207,7 @@ class Evaluate(Step, name="evaluate"):
         render = self._render(model, rows, prompting=prompting)
         asked = [self._shown(e, hits) for e, hits in zip(rows, found, strict=True)]
         prompts = [render.prompt(e) for e in asked]
-        longest = max(map(len, prompts)) + self.decoder.max_new_tokens
+        longest = max(map(len, prompts)) + self.decoder.max_new_tokens + model.taken
         if longest > model.limit:
             raise UserError(f"A prompt of arm '{self.arm}' has {longest} tokens; {model.name} reads {model.limit}. "
                             "Show fewer passages (passages) or fewer solved examples (shots).")
@@ -208,6 +217,18 @@ class Evaluate(Step, name="evaluate"):
             self._said(e, Prediction(e.id, text=g.text, stopped=g.stopped, tokens=g.tokens), hits)
             for e, g, hits in zip(rows, made, found, strict=True)]
         return predictions, sum(map(len, prompts))
+
+    def _trace(self, model: Model, rows: Sequence[tuple[str, Example]], predictions: Sequence[Prediction],
+               prompting: Prompting, ctx: Ctx) -> None:
+        """Of a model with gates: which adapters the tokens of the first row of each set took, for the report."""
+        from luthier.engine import routing
+
+        if not routing.routes(model) or model.architecture == "encoder-decoder":
+            return
+        render = self._render(model, [e for _, e in rows], prompting=prompting)
+        firsts = {s: (e, p) for (s, e), p in reversed(list(zip(rows, predictions, strict=True)))}
+        texts = {s: [*render.prompt(e), *render.encode(f" {p.text}" if p.text else "")] for s, (e, p) in firsts.items()}
+        write_json(ctx.folder / "routing.json", {s: routing.told(model, ids) for s, ids in texts.items()})
 
     def _render(self, model: Model, rows: Sequence[Example], **options: Any) -> Render:
         from luthier.engine.encoding import chats

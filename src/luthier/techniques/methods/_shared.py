@@ -19,10 +19,16 @@ def linear_names(model: Model) -> dict[str, tuple[int, int]]:
     found = {}
     for name, module in model.module.named_modules():
         if module is not head and isinstance(module, (nn.Linear, Conv1D)):
-            # A weight in 4 bits is packed: its shape is not that of the layer.
-            rows, columns = module.weight.shape
-            found[name] = (rows, columns) if isinstance(module, Conv1D) else (module.in_features, module.out_features)
+            found[name] = sides(module)
     return found
+
+
+def sides(layer: Any) -> tuple[int, int]:
+    """(inputs, outputs) of a linear layer. A weight in 4 bits is packed: its shape is not that of the layer."""
+    if hasattr(layer, "in_features"):
+        return int(layer.in_features), int(layer.out_features)
+    rows, columns = layer.weight.shape  # Conv1D
+    return int(rows), int(columns)
 
 
 ATTENTION_QV = ("q_proj", "v_proj", "query", "value", "q", "v")

@@ -60,23 +60,18 @@ class Bottleneck(nn.Module):
         return self.scale * self.up(self.activation(self.down(hidden)))
 
 
-class Bottlenecked(nn.Module, BaseTunerLayer):
-    """A module m with an adapter f at it, by what f reads.
+class Around(nn.Module, BaseTunerLayer):
+    """A module of the base with something of ours at it, one part an adapter in the dictionary that a class names."""
 
-    output: m(x) + f(m(x)). input: m(x) + f(x). second: m(h, x + f(x)), for a module that adds x to what it makes of h.
-    norm: m(u + f(m(u))), for a normalisation.
-    """
+    adapter_layer_names: tuple[str, ...]
 
-    adapter_layer_names = ("bottleneck_layers",)
-
-    def __init__(self, base_layer: nn.Module, adapter_name: str, config: BottleneckConfig, like: torch.Tensor) -> None:
+    def __init__(self, base_layer: nn.Module, adapter_name: str, part: nn.Module, inference_mode: bool = False) -> None:
         super().__init__()
         self.base_layer = base_layer
-        self.bottleneck_layers = nn.ModuleDict({adapter_name: Bottleneck(config, like)})
-        self.reads = config.reads
+        self.add_module(self.adapter_layer_names[0], nn.ModuleDict({adapter_name: part}))
         self._active_adapter = adapter_name
         self.merged_adapters: list[str] = []
-        self.set_adapter(adapter_name, inference_mode=config.inference_mode)
+        self.set_adapter(adapter_name, inference_mode=inference_mode)
 
     def __getattr__(self, name: str) -> Any:
         """What the wrapper is not asked itself, the module answers (a layer's own settings)."""
@@ -87,10 +82,29 @@ class Bottlenecked(nn.Module, BaseTunerLayer):
                 raise
             return getattr(super().__getattr__("base_layer"), name)
 
+    @property
+    def off(self) -> bool:
+        """Whether the module computes as in the base."""
+        return bool(self.disable_adapters or not self.active_adapters)
+
+
+class Bottlenecked(Around):
+    """A module m with an adapter f at it, by what f reads.
+
+    output: m(x) + f(m(x)). input: m(x) + f(x). second: m(h, x + f(x)), for a module that adds x to what it makes of h.
+    norm: m(u + f(m(u))), for a normalisation.
+    """
+
+    adapter_layer_names = ("bottleneck_layers",)
+
+    def __init__(self, base_layer: nn.Module, adapter_name: str, config: BottleneckConfig, like: torch.Tensor) -> None:
+        super().__init__(base_layer, adapter_name, Bottleneck(config, like), config.inference_mode)
+        self.reads = config.reads
+
     def forward(self, *given: Any, **named: Any) -> Any:
         """See the class."""
         base = self.base_layer
-        if self.disable_adapters or not self.active_adapters:
+        if self.off:
             return base(*given, **named)
         f = self.bottleneck_layers[self.active_adapters[0]]
         if self.reads == "norm":
@@ -119,6 +133,11 @@ class LayerTuner(BaseTuner):
         made = self.tuner_layer_cls(target, adapter_name, peft_config, next(self.model.parameters()))
         made.train(target.training)
         setattr(parent, target_name, made)
+
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        """What was wrapped takes its place again; PEFT would look for a weight of its own, which not every module has."""
+        setattr(parent, child_name, new_module)
 
 
 class BottleneckModel(LayerTuner):

@@ -1,7 +1,8 @@
 """Any method of PEFT whose configuration alone suffices, by PEFT's own name: `peft:{type: IA3}`.
 
 The keys besides `type` are those of PEFT's configuration class. Which types work without a key of ours is probed
-(wrap, the loss falls, save = load), never typed: `scripts/probe_peft.py` writes `peft_types.json`.
+(wrap, the loss falls, save = load) on an encoder, a decoder and an encoder-decoder, never typed: `scripts/probe_peft.py`
+writes `peft_types.json`.
 """
 
 from __future__ import annotations
@@ -25,11 +26,20 @@ if TYPE_CHECKING:
 TABLE = Path(__file__).with_name("peft_types.json")
 
 
+WORKS = "works"
+
+
+@cache
+def table() -> dict[str, Any]:
+    """What the probe found: `peft`, `probe`, `architectures`, and `types`: type -> architecture -> works, or why not."""
+    found: dict[str, Any] = json.loads(TABLE.read_text(encoding="utf-8")) if TABLE.exists() else {"types": {}}
+    return found
+
+
 @cache
 def probed() -> dict[str, str]:
-    """What the probe found for each of PEFT's types: `works`, or the reason why not."""
-    found: dict[str, str] = json.loads(TABLE.read_text(encoding="utf-8"))["types"] if TABLE.exists() else {}
-    return found
+    """For each of PEFT's types `works`, if it does on any architecture, or the reason why not on the last one."""
+    return {name: WORKS if WORKS in cells.values() else [*cells.values()][-1] for name, cells in table()["types"].items()}
 
 
 class Peft(Method, name="peft"):
@@ -41,12 +51,12 @@ class Peft(Method, name="peft"):
 
     @model_validator(mode="after")
     def _known(self) -> Peft:
-        table = probed()
-        works = [n for n, found in table.items() if found == "works"]
-        if self.type not in table:
+        known = probed()
+        works = [n for n, found in known.items() if found == WORKS]
+        if self.type not in known:
             raise ValueError(f"PEFT has no type '{self.type}'. {nearest(self.type, works)}")
-        if table[self.type] != "works":
-            raise ValueError(f"PEFT's {self.type} needs more than its configuration: {table[self.type]}")
+        if known[self.type] != WORKS:
+            raise ValueError(f"PEFT's {self.type} needs more than its configuration: {known[self.type]}")
         legal = {f.name for f in dataclasses.fields(config_class(self.type))}
         for key in self.__pydantic_extra__ or {}:
             if key not in legal:
