@@ -30,13 +30,16 @@ class Tokens:
     """One sequence for a model: token ids, which of them are learned, and tensors of other modalities.
 
     `ids` and `targets` have one entry a token; with `decoder_ids` (encoder-decoder) the targets belong to those.
-    `tensors` are arrays without a batch dimension, named as the model's forward names them (`pixel_values`).
+    `tensors` are arrays without a batch dimension, named as the model's forward names them. `pieces` are arrays whose first
+    dimension counts pieces of the row, of which another row may have more or none (`pixel_values` of its pictures); what
+    becomes an array when it is asked for (`__array__`) is read when a batch is made.
     """
 
     ids: list[int]
     targets: list[bool]
     decoder_ids: list[int] | None = None
     tensors: Mapping[str, Any] = field(default_factory=dict)
+    pieces: Mapping[str, Any] = field(default_factory=dict)
 
 
 # What an objective makes of one example: named sequences, plain numbers, and lists of numbers of any length.

@@ -83,9 +83,9 @@ def hidden_states(model: Model, inputs: TokenBatch, vocabulary: Vocabulary | Non
                   layers: bool = False, packed: bool = False, frozen: Frozen | None = None) -> Output:
     """One forward of one model. Without a split vocabulary head, the model's own scores are kept."""
     split = vocabulary is not None or model.architecture == "encoder"
-    if packed and split and inputs.decoder_ids is None and not inputs.tensors:
+    if packed and split and inputs.decoder_ids is None and inputs.only_tokens:
         return _packed(model, inputs, vocabulary, embeds, layers, frozen)
-    arguments: dict[str, Any] = {"attention_mask": inputs.mask, **inputs.tensors}
+    arguments: dict[str, Any] = {"attention_mask": inputs.mask, **inputs.arguments()}
     arguments |= {"input_ids": inputs.ids} if embeds is None else {"inputs_embeds": embeds}
     if inputs.decoder_ids is not None:
         arguments |= {"decoder_input_ids": inputs.decoder_ids, "decoder_attention_mask": inputs.decoder_mask}
@@ -141,9 +141,9 @@ def _packs(model: Model) -> bool:
     Found by asking: two rows of different length, one of them twice, go through the model both ways. Models that read
     more than tokens and positions, or whose attention takes no layout, show up as a difference or as an error.
     """
-    if model.architecture == "encoder-decoder" or not _takes_layout(model) or not _tells_windows(model):
+    if model.architecture == "encoder-decoder" or model.pictures or not _takes_layout(model) or not _tells_windows(model):
         return False
-    top = int(model.module.config.vocab_size)
+    top = model.vocabulary
     row = [(7 * i + 5) % top for i in range(2 * SHARED_TOKENS + 3)]
     rows = [row[:7], row, row[:-2] + [row[0]], row[3:12]]
     batch = collate([{"input": Tokens(r, [False] * len(r))} for r in rows], [""] * len(rows), 0, model.device)["input"]
@@ -253,7 +253,7 @@ def _vocabulary_of(model: Model) -> Vocabulary | None:
     if head is None or (getattr(model.module, "active_peft_config", None) is not None and \
             model.module.active_peft_config.is_prompt_learning):
         return None
-    ids = torch.arange(5, 11, device=model.device)[None] % inner.config.vocab_size
+    ids = torch.arange(5, 11, device=model.device)[None] % model.vocabulary
     batch = TokenBatch(ids, torch.ones_like(ids), torch.ones_like(ids, dtype=torch.bool))
     if model.architecture == "encoder-decoder":
         batch.decoder_ids, batch.decoder_mask = ids, batch.mask

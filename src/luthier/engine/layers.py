@@ -123,7 +123,7 @@ def layer_stacks(model: Model) -> list[Stack]:
 
 def _watched(model: Model, trunk: nn.Module) -> _Watch:
     """One forward of a few tokens, evaluation mode, without gradients."""
-    ids = torch.arange(5, 11, device=model.device)[None] % int(model.module.config.vocab_size)
+    ids = torch.arange(5, 11, device=model.device)[None] % model.vocabulary
     asked: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if model.architecture == "encoder-decoder":
         asked |= {"decoder_input_ids": ids, "decoder_attention_mask": torch.ones_like(ids)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,6 +18,7 @@ from luthier.core.identity import hash_folder
 from luthier.engine import hub
 from luthier.engine.memory import require_mb
 from luthier.engine.packages import PACKAGES, check, model_folder
+from luthier.engine.pictures import Pictures, pictures_of
 from luthier.engine.quantized import loading
 from luthier.engine.sparse import SparseDelta
 
@@ -54,6 +56,8 @@ class Model:
     quick_head: Any = field(default=None, repr=False, compare=False)
     quick_kind: Any = field(default=None, repr=False, compare=False)
     new_tokens: NewTokens | None = None
+    # How it is shown pictures, where it reads some.
+    pictures: Pictures | None = field(default=None, repr=False, compare=False)
     # Tensors of which a method moved chosen entries only, as they are stored.
     sparse: SparseDelta = field(default_factory=SparseDelta, repr=False)
 
@@ -66,8 +70,13 @@ class Model:
     @property
     def width(self) -> int:
         """Size of the hidden states."""
-        config = self.module.config
+        config = self.module.config.get_text_config()
         return int(getattr(config, "hidden_size", None) or config.d_model)
+
+    @property
+    def vocabulary(self) -> int:
+        """How many different ids it reads."""
+        return int(self.module.config.get_text_config().vocab_size)
 
     @property
     def device(self) -> torch.device:
@@ -152,7 +161,13 @@ def architecture_of(folder: Path) -> Architecture:
     names = config.get("architectures") or []
     if not names:
         raise UserError(f"{folder / 'config.json'} names no architecture ('architectures').")
-    return "decoder" if any(n.endswith(("ForCausalLM", "LMHeadModel")) for n in names) else "encoder"
+    writes = any(n.endswith(("ForCausalLM", "LMHeadModel")) for n in names) or sees(config)
+    return "decoder" if writes else "encoder"
+
+
+def sees(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration is that of a model that reads pictures and writes text."""
+    return "vision_config" in config and any("ConditionalGeneration" in n for n in config.get("architectures") or ())
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -162,16 +177,19 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
-def auto_class(architecture: Architecture) -> Any:
+def auto_class(folder: Path) -> Any:
     """The class of transformers that builds models of this kind."""
-    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForSeq2SeqLM
 
+    architecture = architecture_of(folder)
+    if architecture == "decoder" and sees(read_json(folder / "config.json")):
+        return AutoModelForImageTextToText
     return {"decoder": AutoModelForCausalLM, "encoder": AutoModel, "encoder-decoder": AutoModelForSeq2SeqLM}[architecture]
 
 
 def keys_of(folder: Path) -> Finding:
     """The receipt that plain transformers finds every tensor it wants in a model folder and wants all; reads no weights."""
-    model, told = auto_class(architecture_of(folder)).from_pretrained(
+    model, told = auto_class(folder).from_pretrained(
         folder, device_map="meta", output_loading_info=True, local_files_only=True, use_safetensors=True,
         trust_remote_code=False)
     wrong = sorted(str(key) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for key in told[kind])
@@ -187,15 +205,21 @@ def load_base(artifact: Artifact, dtype: torch.dtype = torch.float32, device: st
     size = sum(p.stat().st_size for p in folder.glob("*.safetensors")) / 1e6
     require_mb(size * 1.2, f"Loading {artifact.meta['name']}")
     architecture: Architecture = artifact.meta["architecture"]
-    module = auto_class(architecture).from_pretrained(
+    module = auto_class(folder).from_pretrained(
         folder, dtype=dtype, local_files_only=True, use_safetensors=True, trust_remote_code=False,
         **loading(artifact.meta.get("quantize", "none"), dtype, device))
     module.eval().requires_grad_(False)
     if "quantize" not in artifact.meta:  # a quantised base was loaded to its device
         module.to(device)
-    config = module.config
-    limit = int(getattr(config, "max_position_embeddings", 0) or getattr(config, "n_positions", 0) or 1 << 16)
-    return Model(module, load_tokenizer(folder), architecture, artifact.identity, artifact.meta["name"], limit, artifact)
+    tokenizer = load_tokenizer(folder)
+    return Model(module, tokenizer, architecture, artifact.identity, artifact.meta["name"], limit_of(module.config), artifact,
+                 pictures=pictures_of(folder, module, tokenizer))
+
+
+def limit_of(config: Any) -> int:
+    """The longest sequence that a model reads, in tokens; where nothing is stated, one that no row reaches."""
+    config = config.get_text_config()
+    return int(getattr(config, "max_position_embeddings", 0) or getattr(config, "n_positions", 0) or 1 << 16)
 
 
 def add_tuned(model: Model, artifact: Artifact) -> Model:
