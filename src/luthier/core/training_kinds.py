@@ -16,6 +16,8 @@ from luthier.core.rng import Rng
 from luthier.core.step import FitCtx
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
 
     from luthier.engine.forward import Forward
@@ -187,6 +189,12 @@ class Method(_Adapting, kind="method"):
 
     def loadable(self) -> None:
         """Make known what loading its artifact needs, such as a tuner that PEFT does not have."""
+
+    def keep(self, model: Model, folder: Path) -> None:
+        """Write into the artifact's folder what its weights alone do not say."""
+
+    def attach(self, model: Model, folder: Path) -> None:
+        """Put on a loaded model what `keep` wrote, so that it answers as the trained one did."""
 
     def expand(self, recipe: Any) -> Any:
         """The recipe that this one word stands for, when it is several steps."""
