@@ -81,7 +81,7 @@ def encode(examples: Iterable[Example], objective: Objective, render: Render, rn
         except DroppedRow as drop:
             found.ledger.append({"id": drop.dropped.id, "reason": drop.dropped.reason, "detail": drop.dropped.detail})
     gone = {entry["id"] for entry in found.ledger}
-    found.ledger += [{"id": cut.id, "reason": "shortened", "detail": cut.detail, "tokens_cut": cut.tokens, "kept": True}
+    found.ledger += [{"id": cut.id, "reason": cut.reason, "detail": cut.detail, "tokens_cut": cut.tokens, "kept": True}
                      for cut in render.cuts[before:] if cut.id not in gone]
     return found
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -85,6 +86,9 @@ def hidden_states(model: Model, inputs: TokenBatch, vocabulary: Vocabulary | Non
     split = vocabulary is not None or model.architecture == "encoder"
     if packed and split and inputs.decoder_ids is None and inputs.only_tokens:
         return _packed(model, inputs, vocabulary, embeds, layers, frozen)
+    if model.sounds:
+        states = trunk_of(model)(**inputs.arguments(), **({"output_hidden_states": True} if layers else {}))
+        return _heard(model, inputs, states, layers)
     arguments: dict[str, Any] = {"attention_mask": inputs.mask, **inputs.arguments()}
     arguments |= {"input_ids": inputs.ids} if embeds is None else {"inputs_embeds": embeds}
     if inputs.decoder_ids is not None:
@@ -104,6 +108,16 @@ def hidden_states(model: Model, inputs: TokenBatch, vocabulary: Vocabulary | Non
         scores = result.logits[:, -inputs.targets.shape[1]:]
         return Output(model, inputs, None, None, None, scores, all_states)
     return Output(model, inputs, result.last_hidden_state.flatten(0, 1), place, vocabulary, None, all_states)
+
+
+def _heard(model: Model, inputs: TokenBatch, result: Any, layers: bool) -> Output:
+    """What a model says to clips: it makes as many places of a clip as it likes, and all of them are real."""
+    shape = result.last_hidden_state.shape[:2]
+    ones = torch.ones(shape, dtype=torch.long, device=result.last_hidden_state.device)
+    place = torch.arange(shape.numel(), device=ones.device).view(shape)
+    seen = replace(inputs, ids=torch.zeros_like(ones), mask=ones, targets=torch.zeros_like(ones, dtype=torch.bool))
+    return Output(model, seen, result.last_hidden_state.flatten(0, 1), place, None, None,
+                  getattr(result, "hidden_states", None) if layers else None)
 
 
 def _packed(model: Model, inputs: TokenBatch, vocabulary: Vocabulary | None, embeds: torch.Tensor | None,
@@ -141,7 +155,7 @@ def _packs(model: Model) -> bool:
     Found by asking: two rows of different length, one of them twice, go through the model both ways. Models that read
     more than tokens and positions, or whose attention takes no layout, show up as a difference or as an error.
     """
-    if model.architecture == "encoder-decoder" or model.pictures or not _takes_layout(model) or not _tells_windows(model):
+    if model.architecture == "encoder-decoder" or model.pictures or model.sounds or not _takes_layout(model) or not _tells_windows(model):
         return False
     top = model.vocabulary
     row = [(7 * i + 5) % top for i in range(2 * SHARED_TOKENS + 3)]

@@ -170,6 +170,9 @@ class Frozen:
 
         Returns why nothing can be kept, or nothing.
         """
+        if self.model.sounds:
+            self._stack = None
+            return "its rows are not tokens"
         stacks = layer_stacks(self.model)
         if len(stacks) != 1:
             self._stack = None

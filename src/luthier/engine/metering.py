@@ -268,16 +268,14 @@ def meta_model(folder: Any, artifact: Any, dtype: torch.dtype) -> Model:
     """A base with its tokenizer and without its weights, frozen, as `models.load_base` would hand it out."""
     from transformers import AutoConfig
 
-    from luthier.engine.models import Model, architecture_of, auto_class, limit_of, load_tokenizer
-    from luthier.engine.pictures import pictures_of
+    from luthier.engine.models import Model, architecture_of, auto_class, limit_of, load_tokenizer, senses
 
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     with torch.device("meta"):
         module = auto_class(folder).from_config(config, dtype=dtype)
     module.train().requires_grad_(False)
-    tokenizer = load_tokenizer(folder)
-    return Model(module, tokenizer, architecture_of(folder), "plan", str(folder.name), limit_of(config), artifact,
-                 pictures=pictures_of(folder, module, tokenizer))
+    return Model(module, load_tokenizer(folder), architecture_of(folder), "plan", str(folder.name), limit_of(config), artifact,
+                 **senses(folder, module))
 
 
 def state_bytes(optimizer: Any) -> float:

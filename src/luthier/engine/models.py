@@ -20,12 +20,14 @@ from luthier.engine.memory import require_mb
 from luthier.engine.packages import PACKAGES, check, model_folder
 from luthier.engine.pictures import Pictures, pictures_of
 from luthier.engine.quantized import loading
+from luthier.engine.sounds import NoTokens, Sounds, hears, sounds_of
 from luthier.engine.sparse import SparseDelta
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from luthier.engine.new_tokens import NewTokens
+    from luthier.engine.splitting import Split
 
 Architecture = Literal["encoder", "decoder", "encoder-decoder"]
 HEAD_FILE = "head.safetensors"
@@ -58,6 +60,10 @@ class Model:
     new_tokens: NewTokens | None = None
     # How it is shown pictures, where it reads some.
     pictures: Pictures | None = field(default=None, repr=False, compare=False)
+    # How it hears clips, where it does; it then reads no tokens.
+    sounds: Sounds | None = field(default=None, repr=False, compare=False)
+    # Where the model is split between two parties, and what crosses there (`splitting.Split`).
+    border: Split | None = field(default=None, repr=False, compare=False)
     # Tensors of which a method moved chosen entries only, as they are stored.
     sparse: SparseDelta = field(default_factory=SparseDelta, repr=False)
 
@@ -133,7 +139,7 @@ def check_folder(name: str) -> Path:
         unsafe = [p.name for p in folder.glob("*.bin")] + [p.name for p in folder.glob("*.pt")]
         why = f"only {unsafe[0]}, a format that can run code when loaded" if unsafe else "no weights"
         raise UserError(f"{folder} has {why}. Luthier loads .safetensors only; convert it first.")
-    if not any((folder / n).exists() for n in ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json")):
+    if not hears(read_json(folder / "config.json")) and not any((folder / n).exists() for n in ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json")):
         raise UserError(f"{folder} has no tokenizer files (tokenizer.json).")
     return folder.resolve()
 
@@ -174,6 +180,8 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder, from local files only."""
     from transformers import AutoTokenizer
 
+    if hears(read_json(folder / "config.json")):
+        return NoTokens()  # type: ignore[return-value]
     return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
@@ -211,9 +219,13 @@ def load_base(artifact: Artifact, dtype: torch.dtype = torch.float32, device: st
     module.eval().requires_grad_(False)
     if "quantize" not in artifact.meta:  # a quantised base was loaded to its device
         module.to(device)
-    tokenizer = load_tokenizer(folder)
-    return Model(module, tokenizer, architecture, artifact.identity, artifact.meta["name"], limit_of(module.config), artifact,
-                 pictures=pictures_of(folder, module, tokenizer))
+    return Model(module, load_tokenizer(folder), architecture, artifact.identity, artifact.meta["name"], limit_of(module.config),
+                 artifact, **senses(folder, module))
+
+
+def senses(folder: Path, module: Any) -> dict[str, Any]:
+    """What a model takes besides tokens, by the names of `Model`."""
+    return {"pictures": pictures_of(folder, module), "sounds": sounds_of(folder, module.config)}
 
 
 def limit_of(config: Any) -> int:
@@ -234,11 +246,14 @@ def add_tuned(model: Model, artifact: Artifact) -> Model:
     if trained_on != model.base.identity:
         raise UserError(f"{artifact.folder} was trained on {artifact.meta['base']['name']} ({trained_on[:8]}), "
                         f"not on {model.name} ({model.base.identity[:8]}).")
-    if "fit" in artifact.meta:
-        build("method", artifact.meta["fit"]["method"]).loadable()
+    method = build("method", artifact.meta["fit"]["method"]) if "fit" in artifact.meta else None
+    if method:
+        method.loadable()
     new_tokens.install(model, artifact)
     weights.LOADERS[artifact.kind](model, artifact.folder)
     weights.load_heads(model, artifact)
+    if method:
+        method.attach(model, artifact.folder)
     model.identity = artifact.identity
     model.template = artifact.meta.get("template", {})
     model.module.eval()

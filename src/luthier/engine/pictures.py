@@ -14,7 +14,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,9 +22,6 @@ import torch
 from luthier.core.errors import UserError
 from luthier.core.example import Example, Part, Turn
 from luthier.core.identity import digest, hash_file
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 PROCESSOR = "preprocessor_config.json"
 WITHIN = re.compile(r"data:image/[a-z]+;base64,")  # a picture that stands in its row itself
@@ -122,7 +119,7 @@ def opened(path: str | Path) -> Any:
         raise UserError(f"{shown} can't be read as a picture: {error}.") from None
 
 
-def pictures_of(folder: Path, module: Any, tokenizer: PreTrainedTokenizerBase) -> Pictures | None:
+def pictures_of(folder: Path, module: Any) -> Pictures | None:
     """How a model reads pictures, None for one that reads none. The places of a picture are counted by showing it one.
 
     Raises:
@@ -133,8 +130,9 @@ def pictures_of(folder: Path, module: Any, tokenizer: PreTrainedTokenizerBase) -
         return None
     if not (folder / PROCESSOR).exists():
         raise UserError(f"{folder} holds a model that reads pictures, but no {PROCESSOR} says how.")
-    from transformers import AutoImageProcessor
+    from transformers import AutoImageProcessor, AutoTokenizer
 
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     vision = module.config.vision_config
     weight = next(module.parameters())

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from luthier.engine.models import Model
     from luthier.engine.pictures import Pictures
+    from luthier.engine.sounds import Sounds
 
 OverLong = Literal["drop", "truncate", "split", "truncate-context"]
 
@@ -45,6 +46,7 @@ class Cut:
     tokens: int
     rows: int
     detail: str
+    reason: str = "shortened"
 
 
 @dataclass
@@ -64,6 +66,7 @@ class Render:
     chat: ChatTemplate | None = None
     cuts: list[Cut] = field(default_factory=list)
     pictures: Pictures | None = None
+    sounds: Sounds | None = None
 
     def pieces(self, example: Example) -> list[Example]:
         """The examples that become one training row each: mostly the example itself.
@@ -164,11 +167,13 @@ class Render:
         return self.decode([i for i, t in zip(ids, tokens.targets, strict=True) if t]).strip()
 
     def text(self, example: Example) -> Tokens:
-        """A text for an encoder, with its special tokens; nothing is learned token by token.
+        """A text for an encoder, with its special tokens, or a clip; nothing is learned token by token.
 
         Raises:
             DroppedRow: longer than `max_tokens`, unless `over_long` says truncate.
         """
+        if self.sounds:
+            return self.sounds.tokens(example, self)
         text = "\n".join(t.text for t in self._shown(example).turns if not t.target)
         ids = self.tokenizer(text, truncation=False, verbose=False)["input_ids"]
         if len(ids) > self.max_tokens:
@@ -332,7 +337,8 @@ def renderer(model: Model, max_tokens: int | None = None, *, template: str = "au
         options.setdefault("decoder_start", model.decoder_start)
     if model.architecture != "encoder":
         options.setdefault("chat", choose(model.tokenizer, model.name, template, chats, model.template, other_template))
-    render = Render(model.tokenizer, model.architecture, max_tokens or model.limit, pictures=model.pictures, **options)
+    render = Render(model.tokenizer, model.architecture, max_tokens or model.limit, pictures=model.pictures,
+                    sounds=model.sounds, **options)
     if model.architecture != "encoder":
         check_invariants(render, model.name)
     return render

@@ -79,6 +79,8 @@ def _save_model(model: Model, folder: Path) -> None:
     model.tokenizer.save_pretrained(folder)
     if model.pictures:
         model.pictures.save(folder)
+    if model.sounds:
+        model.sounds.extractor.save_pretrained(folder)
 
 
 def _load_model(model: Model, folder: Path) -> None:
