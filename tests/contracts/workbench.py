@@ -78,7 +78,8 @@ def examples(count: int = 8) -> list[Example]:
         made.append(question(f"q{i}", f"What is a {word}{' in the language' * (i % 3)}?", f"a {word} of the {word}",
                              passage=f"A {word} is a {word} of the {word}.", label=("thing", "word")[i % 2],
                              source=f"s{i // 2}", cluster=f"c{i // 2}", references=(f"the {word}",),
-                             meta={"paraphrases": [f"Say what a {word} is."], "candidate": f"a {word}", "rating": 1 + i % 5},
+                             meta={"paraphrases": [f"Say what a {word} is."], "candidate": f"a {word}", "rating": 1 + i % 5,
+                                   "similarity": i % 2},
                              rejected=Turn("assistant", (Part(f"no {word}{' at all' * (i % 2)}"),), target=True)))
     return made
 

@@ -13,6 +13,7 @@ pair-score         two texts, score                                             
 text-label         text, label                                                                                classify
 messages           messages: [{role, content, tool_calls}, …]               tools                             supervised
 pictures           image (a path or several), conversations                 system                            supervised
+clip-label         audio (a path), label                                                                   classify
 scene              image, captions (a list)                                 boxes: [{class, box}, …]          -
 conversations      conversations: [{from, value}, …]                        tools, system                     supervised
 preference         chosen, rejected (texts, or lists of messages)           prompt                            dpo
@@ -197,6 +198,10 @@ def _scene(name: str, row: Row, options: Mapping[str, Any], rest: dict[str, Any]
     return _pictures.scene(name, row, **rest)
 
 
+def _clip(name: str, row: Row, options: Mapping[str, Any], rest: dict[str, Any]) -> Example:
+    return _pictures.clip(name, row, **rest)
+
+
 def _preference_problems(row: Row, options: Mapping[str, Any]) -> list[str]:
     try:
         preference("", row)
@@ -228,6 +233,7 @@ FORMATS: dict[str, Format] = {
     "messages": Format("supervised", (("messages",),), _chat, _chat_problems, said_by_user, ("tools",), spoken=True),
     "pictures": Format("supervised", (("image",), ("conversations",)), _seen, _tried(_seen), lambda row: str(row["image"]),
                        ("system",), spoken=True),
+    "clip-label": Format("classify", (("audio",), ("label",)), _clip, _tried(_clip), lambda row: str(row["audio"])),
     "scene": Format("", (("image",), ("captions",)), _scene, _tried(_scene), lambda row: str(row["image"]), ("boxes",)),
     "conversations": Format("supervised", (("conversations",),), _chat, _chat_problems, said_by_user, ("tools", "system"),
                             spoken=True),

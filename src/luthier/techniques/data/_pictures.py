@@ -1,4 +1,5 @@
-"""Rows with pictures: LLaVA's `image` beside `conversations`, and `image` with `captions` and `boxes` for writers.
+"""Rows with pictures and sounds: LLaVA's `image` beside `conversations`, `image` with `captions` and `boxes` for writers, and
+`audio` with a label.
 
 A mark `<image>` in what a human says stands for a picture: the first for the first one, and so on.
 """
@@ -30,6 +31,10 @@ def files_of(row: Mapping[str, Any]) -> list[str]:
 
 def located(row: dict[str, Any], folder: Path) -> dict[str, Any]:
     """A row whose pictures are named by their place beside the row's file; one source a picture where none is stated."""
+    if "audio" in row and "label" in row and isinstance(row["audio"], str):
+        there = Path(row["audio"])
+        return {**row, "audio": str(there if there.is_absolute() else (folder / there).resolve()),
+                "source": row["source"] if row.get("source") is not None else row["audio"]}
     if "image" not in row or not ("conversations" in row or "captions" in row):
         return row
     try:
@@ -81,6 +86,23 @@ def scene(name: str, row: Mapping[str, Any], **rest: Any) -> Example:
     meta = {**rest.pop("meta", {}), "captions": captions, "boxes": [{"class": b["class"], "box": b["box"]} for b in boxes],
             "pictures": [hash_file(Path(f)) for f in files]}
     return Example(name, (Turn("user", tuple(Part(f, type="image") for f in files)),), task="scene", meta=meta, **rest)
+
+
+def clip(name: str, row: Mapping[str, Any], **rest: Any) -> Example:
+    """The example of a sound with a label. Raises Wrong for a file that is missing or no wav, and for a label that is none."""
+    from luthier.engine.sounds import waveform
+
+    if not isinstance(row["audio"], str) or not row["audio"].strip():
+        raise Wrong(f"audio is {found_value(row['audio'])}; expected a file's path")
+    if row["label"] is None or isinstance(row["label"], (list, dict)) or not str(row["label"]).strip():
+        raise Wrong(f"label is {found_value(row['label'])}; expected text or a number")
+    try:
+        waveform(row["audio"])
+    except UserError as error:
+        raise Wrong(str(error).rstrip(".")) from None
+    meta = {**rest.pop("meta", {}), "clip": hash_file(Path(row["audio"]))}
+    return Example(name, (Turn("user", (Part(row["audio"], type="audio"),)),), task="classify", label=str(row["label"]), meta=meta,
+                   **rest)
 
 
 def _parted(part: Part, waiting: list[str]) -> list[Part]:

@@ -33,6 +33,11 @@ class BottleneckConfig(PeftConfig):
     scale: float = 1.0
     init: float = 0.01
     zero_up: bool = False
+    inner: bool | None = None
+    block: str = "bottleneck"
+    kernel: int = 31
+    pre_norm: bool = True
+    dropout: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,11 +65,44 @@ class Bottleneck(nn.Module):
         return self.scale * self.up(self.activation(self.down(hidden)))
 
 
-class Bottlenecked(nn.Module, BaseTunerLayer):
-    """A module m with an adapter f at it, by what f reads.
+class Conformer(nn.Module):
+    """f(h) = W_up silu(norm(depthwise(glu(W_down LN h)))): [batch, places, width] to the same through [.., size].
 
-    output: m(x) + f(m(x)). input: m(x) + f(x). second: m(h, x + f(x)), for a module that adds x to what it makes of h.
-    norm: m(u + f(m(u))), for a normalisation.
+    W_down makes 2 x size for the gate, the depthwise convolution of `kernel` runs over the places, the norm is of the batch.
+    With `zero_up` W_up and its bias begin at 0.
+    """
+
+    def __init__(self, config: BottleneckConfig, like: torch.Tensor) -> None:
+        super().__init__()
+        options: dict[str, Any] = {"device": like.device, "dtype": like.dtype}
+        size, width = config.size, config.width
+        self.norm = nn.LayerNorm(width, **options) if config.pre_norm else None
+        self.down = nn.Conv1d(width, 2 * size, 1, **options)
+        self.depthwise = nn.Conv1d(size, size, config.kernel, padding="same", groups=size, **options)
+        self.batch_norm = nn.BatchNorm1d(size, **options)
+        self.up = nn.Conv1d(size, width, 1, **options)
+        self.dropout = nn.Dropout(config.dropout)
+        self.scale = config.scale
+        if config.zero_up:
+            nn.init.zeros_(self.up.weight)
+            nn.init.zeros_(self.up.bias)  # type: ignore[arg-type]
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """`scale` times f."""
+        seen = hidden if self.norm is None else self.norm(hidden)
+        inner = nn.functional.glu(self.down(seen.transpose(1, 2)), dim=1)
+        inner = nn.functional.silu(self.batch_norm(self.depthwise(inner)))
+        return self.scale * self.dropout(self.up(inner).transpose(1, 2))
+
+
+BLOCKS: dict[str, type[nn.Module]] = {"bottleneck": Bottleneck, "conformer": Conformer}
+
+
+class Bottlenecked(nn.Module, BaseTunerLayer):
+    """A module m with an adapter f at it, by what f reads; `inner` says whether f's own input is added to f too.
+
+    output: m(x) + f(m(x)), f(m(x)) alone without inner. input: m(x) + f(x), and x with inner. second: m(h, x + f(x)), for a
+    module that adds x to what it makes of h. norm: m(u + f(m(u))), for a normalisation.
     """
 
     adapter_layer_names = ("bottleneck_layers",)
@@ -72,8 +110,9 @@ class Bottlenecked(nn.Module, BaseTunerLayer):
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: BottleneckConfig, like: torch.Tensor) -> None:
         super().__init__()
         self.base_layer = base_layer
-        self.bottleneck_layers = nn.ModuleDict({adapter_name: Bottleneck(config, like)})
+        self.bottleneck_layers = nn.ModuleDict({adapter_name: BLOCKS[config.block](config, like)})
         self.reads = config.reads
+        self.inner = config.reads != "input" if config.inner is None else config.inner
         self._active_adapter = adapter_name
         self.merged_adapters: list[str] = []
         self.set_adapter(adapter_name, inference_mode=config.inference_mode)
@@ -99,7 +138,10 @@ class Bottlenecked(nn.Module, BaseTunerLayer):
             return base(given[0], given[1] + f(given[1]))
         out = base(*given, **named)
         first = out[0] if isinstance(out, tuple) else out
-        first = first + f(given[0] if self.reads == "input" else first)
+        if self.reads == "input":
+            first = first + f(given[0]) + (given[0] if self.inner else 0)
+        else:
+            first = f(first) + (first if self.inner else 0)
         return (first, *out[1:]) if isinstance(out, tuple) else first
 
     def merge(self, *given: Any, **named: Any) -> None:
@@ -133,8 +175,80 @@ class BottleneckModel(LayerTuner):
             super()._create_and_replace(peft_config, adapter_name, target, *where, **named)
             return
         assert isinstance(peft_config, BottleneckConfig)
-        target.bottleneck_layers[adapter_name] = Bottleneck(peft_config, next(self.model.parameters()))
+        target.bottleneck_layers[adapter_name] = BLOCKS[peft_config.block](peft_config, next(self.model.parameters()))
         target.set_adapter(self.active_adapters)
+
+
+@dataclass
+class PromptConfig(PeftConfig):
+    """target_modules: the layers that get vectors; count: how many each; width: of a vector; reach: they begin within ±reach."""
+
+    target_modules: list[str] = field(default_factory=list)
+    modules_to_save: list[str] | None = None
+    exclude_modules: list[str] | None = None
+    count: int = 0
+    width: int = 0
+    reach: float = 0.0
+    lost: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = "LUTHIER_DEEP_PROMPTS"  # type: ignore[assignment]
+
+
+class Prompted(nn.Module, BaseTunerLayer):
+    """A layer in front of which learned vectors stand after the first place: put in, or in the place of those put in below.
+
+    The first layer leaves out `lost` places behind the first one (AST's distillation token).
+    """
+
+    adapter_layer_names = ("prompt_vectors",)
+
+    def __init__(self, base_layer: nn.Module, adapter_name: str, config: PromptConfig, like: torch.Tensor, first: bool) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        vectors = torch.empty(config.count, config.width, device=like.device, dtype=like.dtype).uniform_(-config.reach, config.reach)
+        self.prompt_vectors = nn.ParameterDict({adapter_name: nn.Parameter(vectors)})
+        self.first, self.lost = first, config.lost
+        self._active_adapter = adapter_name
+        self.merged_adapters: list[str] = []
+        self.set_adapter(adapter_name, inference_mode=config.inference_mode)
+
+    def __getattr__(self, name: str) -> Any:
+        """What the wrapper is not asked itself, the layer answers."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "base_layer":
+                raise
+            return getattr(super().__getattr__("base_layer"), name)
+
+    def forward(self, states: torch.Tensor, *given: Any, **named: Any) -> Any:
+        """What the layer says to [batch, places, width] with the vectors among the places."""
+        if not self.disable_adapters and self.active_adapters:
+            vectors = self.prompt_vectors[self.active_adapters[0]]
+            rest = states[:, 1 + (self.lost if self.first else len(vectors)):]
+            states = torch.cat([states[:, :1], vectors.expand(len(states), -1, -1), rest], 1)
+        return self.base_layer(states, *given, **named)
+
+    def merge(self, *given: Any, **named: Any) -> None:
+        """Refused: places can't be merged into weights."""
+        raise UserError("Vectors of method 'deep-prompts' stand among the places and can't be merged into the base's weights.")
+
+
+class PromptedModel(LayerTuner):
+    """The seam for `Prompted`."""
+
+    prefix: str = "prompt_"
+    tuner_layer_cls = Prompted
+
+    def _create_and_replace(self, peft_config: PeftConfig, adapter_name: str, target: nn.Module, target_name: str,
+                            parent: nn.Module, current_key: str, parameter_name: str | None = None) -> None:
+        assert isinstance(peft_config, PromptConfig)
+        first = min(int(name.rpartition(".")[2]) for name in peft_config.target_modules) == int(target_name)
+        made = Prompted(target, adapter_name, peft_config, next(self.model.parameters()), first)
+        made.train(target.training)
+        setattr(parent, target_name, made)
 
 
 def register(name: str, config: type[PeftConfig], tuner: type[BaseTuner]) -> None:
@@ -145,3 +259,4 @@ def register(name: str, config: type[PeftConfig], tuner: type[BaseTuner]) -> Non
 
 
 register("LUTHIER_BOTTLENECK", BottleneckConfig, BottleneckModel)
+register("LUTHIER_DEEP_PROMPTS", PromptConfig, PromptedModel)
