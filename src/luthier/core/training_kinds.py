@@ -6,7 +6,7 @@ They are read as `luthier.core.kinds`, with the others.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -96,6 +96,15 @@ class Objective(Component, kind="objective"):
     def couple(self, run: Forward, batch: Mapping[str, Any], seen: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """What `loss` gives, from the representations of the whole batch."""
         raise NotImplementedError
+
+    @property
+    def learns_numbers(self) -> bool:
+        """Whether its head gives a number, so that there are no labels."""
+        return False
+
+    def labels(self, examples: Iterable[Example]) -> list[str]:
+        """The labels that a head of these examples tells apart, in order; asked where `needs_head`."""
+        return sorted({str(e.label) for e in examples if e.label is not None})
 
     def coefficients(self) -> dict[str, float]:
         """Weight of each part; 1 where nothing is said."""

@@ -79,6 +79,10 @@ class Forward:
         scores: torch.Tensor = head(features.to(next(head.parameters()).dtype))
         return scores
 
+    def said(self, output: Output) -> torch.Tensor:
+        """What the current task's head says to an output, of whatever it reads."""
+        return answered(self.models["policy"].heads[self.task], output)
+
 
 def hidden_states(model: Model, inputs: TokenBatch, vocabulary: Vocabulary | None, embeds: torch.Tensor | None = None,
                   layers: bool = False, packed: bool = False, frozen: Frozen | None = None) -> Output:
@@ -89,6 +93,8 @@ def hidden_states(model: Model, inputs: TokenBatch, vocabulary: Vocabulary | Non
     if model.sounds:
         states = trunk_of(model)(**inputs.arguments(), **({"output_hidden_states": True} if layers else {}))
         return _heard(model, inputs, states, layers)
+    if model.architecture == "encoder-decoder" and inputs.decoder_ids is None:
+        return _encoded(model, inputs, embeds, layers)
     arguments: dict[str, Any] = {"attention_mask": inputs.mask, **inputs.arguments()}
     arguments |= {"input_ids": inputs.ids} if embeds is None else {"inputs_embeds": embeds}
     if inputs.decoder_ids is not None:
@@ -108,6 +114,27 @@ def hidden_states(model: Model, inputs: TokenBatch, vocabulary: Vocabulary | Non
         scores = result.logits[:, -inputs.targets.shape[1]:]
         return Output(model, inputs, None, None, None, scores, all_states)
     return Output(model, inputs, result.last_hidden_state.flatten(0, 1), place, vocabulary, None, all_states)
+
+
+def answered(head: torch.nn.Module, output: Output) -> torch.Tensor:
+    """What a head says to an output: of its pooled features, or of states and mask where it reads these."""
+    dtype = next(head.parameters()).dtype
+    scores: torch.Tensor
+    if getattr(head, "reads", "pooled") == "states":
+        scores = head(output.states.to(dtype), output.inputs.mask)
+    else:
+        scores = head(output.pooled().to(dtype))
+    return scores
+
+
+def _encoded(model: Model, inputs: TokenBatch, embeds: torch.Tensor | None, layers: bool) -> Output:
+    """What the encoder of a model of two sides says, where nothing is written."""
+    inner = model.module.get_base_model() if hasattr(model.module, "get_base_model") else model.module
+    named: dict[str, Any] = {"input_ids": inputs.ids} if embeds is None else {"inputs_embeds": embeds}
+    result = inner.get_encoder()(attention_mask=inputs.mask, **named, **({"output_hidden_states": True} if layers else {}))
+    place = torch.arange(inputs.ids.numel(), device=inputs.ids.device).view(inputs.ids.shape)
+    return Output(model, inputs, result.last_hidden_state.flatten(0, 1), place, None, None,
+                  getattr(result, "hidden_states", None) if layers else None)
 
 
 def _heard(model: Model, inputs: TokenBatch, result: Any, layers: bool) -> Output:
@@ -155,7 +182,9 @@ def _packs(model: Model) -> bool:
     Found by asking: two rows of different length, one of them twice, go through the model both ways. Models that read
     more than tokens and positions, or whose attention takes no layout, show up as a difference or as an error.
     """
-    if model.architecture == "encoder-decoder" or model.pictures or model.sounds or not _takes_layout(model) or not _tells_windows(model):
+    if model.architecture == "encoder-decoder" or model.pictures or model.sounds:
+        return False
+    if not _takes_layout(model) or not _tells_windows(model):
         return False
     top = model.vocabulary
     row = [(7 * i + 5) % top for i in range(2 * SHARED_TOKENS + 3)]

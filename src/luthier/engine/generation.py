@@ -80,7 +80,8 @@ def answers(models: Mapping[str, Model], requests: Sequence[tuple[Request, tuple
 
 def generate(models: Mapping[str, Model], prompts: Sequence[list[int]], decoder: Decoder, rng: Rng, *,
              stop: Stop = "token", stop_ids: Collection[int] | None = None, journal: Journal | None = None,
-             progress: Progress = silent, answers: Answers = answers, seen: Sequence[Mapping[str, Any]] = ()) -> list[Generated]:
+             progress: Progress = silent, answers: Answers = answers,
+             seen: Sequence[Mapping[str, Any]] = ()) -> list[Generated]:
     """Continue each prompt (token ids) with the decoder. `models["policy"]` speaks; other roles are asked too.
 
     An answer ends at any of `stop_ids`; those of the speaking model when left out. With a journal every finished answer is

@@ -139,7 +139,9 @@ def check_folder(name: str) -> Path:
         unsafe = [p.name for p in folder.glob("*.bin")] + [p.name for p in folder.glob("*.pt")]
         why = f"only {unsafe[0]}, a format that can run code when loaded" if unsafe else "no weights"
         raise UserError(f"{folder} has {why}. Luthier loads .safetensors only; convert it first.")
-    if not hears(read_json(folder / "config.json")) and not any((folder / n).exists() for n in ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json")):
+    if not hears(read_json(folder / "config.json")) and not any((folder / n).exists() for n in ("tokenizer.json",
+                                                                                                "tokenizer.model", "vocab.txt",
+                                                                                                "vocab.json")):
         raise UserError(f"{folder} has no tokenizer files (tokenizer.json).")
     return folder.resolve()
 
@@ -219,7 +221,8 @@ def load_base(artifact: Artifact, dtype: torch.dtype = torch.float32, device: st
     module.eval().requires_grad_(False)
     if "quantize" not in artifact.meta:  # a quantised base was loaded to its device
         module.to(device)
-    return Model(module, load_tokenizer(folder), architecture, artifact.identity, artifact.meta["name"], limit_of(module.config),
+    return Model(module, load_tokenizer(folder), architecture, artifact.identity, artifact.meta["name"],
+                 limit_of(module.config),
                  artifact, **senses(folder, module))
 
 

@@ -1,6 +1,7 @@
 """Sounds: how a model that hears clips is given some: wav files to the spectrograms that its extractor makes.
 
-A clip is mono at the extractor's sampling rate; other rates are resampled, and it is said. A row has no token ids: one stands for
+A clip is mono at the extractor's sampling rate; other rates are resampled, and it is said. A row has no token ids: one stands
+for
 it, and the spectrogram [frames, mel bins] travels beside it (`Tokens.tensors`), made when a batch is.
 """
 
@@ -68,7 +69,8 @@ class Sounds:
 
         clips = [p.value for t in example.turns for p in t.parts if p.type == "audio"]
         if len(clips) != 1:
-            raise DroppedRow(Dropped(example.id, "no clip", f"a row for a model that hears needs one clip; this has {len(clips)}"))
+            raise DroppedRow(Dropped(example.id, "no clip",
+                                     f"a row for a model that hears needs one clip; this has {len(clips)}"))
         samples, rate = waveform(clips[0])
         count = len(samples) * self.rate // rate
         least, most = self.samples_of(self.patch), self.samples_of(self.frames)
@@ -180,6 +182,7 @@ def sounds_of(folder: Path, config: Any) -> Sounds | None:
     extractor = AutoFeatureExtractor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     for name in ("max_length", "num_mel_bins"):
         if getattr(extractor, name) != values[name]:
-            raise UserError(f"{folder}: the extractor gives {name} = {getattr(extractor, name)}, the model takes {values[name]}. "
+            given = getattr(extractor, name)
+            raise UserError(f"{folder}: the extractor gives {name} = {given}, the model takes {values[name]}. "
                             "The step clip-length changes both together.")
     return Sounds(extractor, int(extractor.sampling_rate), int(values["max_length"]), int(values["patch_size"]))

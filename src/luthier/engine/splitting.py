@@ -11,7 +11,7 @@ no further privacy.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -197,11 +197,10 @@ class Split:
         self.stack = stack_of(self.model)
         layers = self.stack.layers
         trunk: Any = trunk_of(self.model)
-        hook: Callable[..., None] = lambda handle: self._handles.append(handle)
-        hook(trunk.register_forward_pre_hook(self._enter, with_kwargs=True))
-        hook(layers[self.layer].register_forward_pre_hook(self._down, with_kwargs=True))
+        self._handles += [trunk.register_forward_pre_hook(self._enter, with_kwargs=True),
+                          layers[self.layer].register_forward_pre_hook(self._down, with_kwargs=True)]
         if self.labels == "customer":
-            hook(layers[-1].register_forward_hook(self._up))
+            self._handles.append(layers[-1].register_forward_hook(self._up))
 
     def remove(self) -> None:
         """The model as it was."""
