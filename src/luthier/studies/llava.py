@@ -1,4 +1,5 @@
-"""Liu et al. 2023: a projector between a picture encoder and a language model, and written instructions, make an assistant that sees.
+"""Liu et al. 2023: a projector between a picture encoder and a language model, and written instructions, make an assistant that
+sees.
 
 A tiny Llama that has learned to speak about scenes without seeing any, and a tiny picture encoder that knows captions by
 contrast, are joined. Arms have equal optimizer steps in all: LLaVA's two stages; the second stage alone; the projector alone

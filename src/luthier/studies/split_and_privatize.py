@@ -66,13 +66,15 @@ class SplitAndPrivatizeStudy(Study, name="split-and-privatize", seeds=[2]):
 
     def claims(self) -> tuple[Claim, ...]:
         """Contributing tokens against uniform noise and against drawn tokens; what the protection gives away."""
-        main = [Claim(f"needed tokens kept, {share:.0%} replaced", "accuracy is higher where the tokens that the task needs are "
+        main = [Claim(f"needed tokens kept, {share:.0%} replaced",
+                      "accuracy is higher where the tokens that the task needs are "
                       "left alone, at the same average share", f"uniform-{share:g}", f"cti-{share:g}", ACCURACY, "higher", 0.05,
                       0.5, 0.02, paper="little accuracy is lost", main=share == 0.4) for share in SHARES]
         return (*main,
                 Claim("not any tokens", "the needed tokens are better left alone than as many drawn ones", "random-0.4",
                       "cti-0.4", ACCURACY, "higher", 0.05, 0.5, 0.02, main=False),
-                Claim("noise hides", "an attacker reads less than without noise", "none", "cti-0.4", RECOVERED, "lower", 0.2, 0.0,
+                Claim("noise hides", "an attacker reads less than without noise", "none", "cti-0.4", RECOVERED, "lower", 0.2,
+                      0.0,
                       0.02, paper="empirical privacy rises by 62 %", main=False),
                 Claim("what is protected is read", "of the protected tokens an attacker reads more than of all", "cti-0.4",
                       "cti-0.4", PROTECTED, "higher", 0.2, 0.0, 0.02, left_measure=RECOVERED, main=False))

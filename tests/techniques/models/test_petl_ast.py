@@ -1,4 +1,4 @@
-"""Parameter-efficient tuning of a model that hears: adapters of two kinds, vectors among the places, clips from wav to label."""
+"""Small tunings of a model that hears: adapters of two kinds, vectors among the places, clips from wav to label."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ def ast(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("ast")
     torch.manual_seed(2)
-    model = ASTModel(ASTConfig(hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=2, intermediate_size=32, patch_size=8,
+    model = ASTModel(ASTConfig(hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=2, intermediate_size=32,
+                               patch_size=8,
                                frequency_stride=8, time_stride=8, max_length=FRAMES, num_mel_bins=MELS, initializer_range=0.3))
     with torch.no_grad():
         model.embeddings.position_embeddings.normal_()
@@ -100,7 +101,8 @@ def test_a_zero_up_projection_begins_as_the_base_in_two_of_four_places(ast, clip
 @pytest.mark.parametrize("block", ["bottleneck", "conformer"])
 def test_the_up_matrix_learns_from_the_first_step(ast, clips, block):
     torch.manual_seed(1)
-    model = method({"use": "adapter", "block": block, "style": "parallel", "zero_up": True, "bottleneck": 3, "kernel": 3}).prepare(
+    model = method({"use": "adapter", "block": block, "style": "parallel", "zero_up": True, "bottleneck": 3,
+                    "kernel": 3}).prepare(
         load_base(ast), None)
     batch = collate([{"input": renderer(model, 64).text(e)} for e in clips], [e.id for e in clips], 0)["input"]
     Forward({"policy": model})("policy", batch).pooled().square().sum().backward()
@@ -125,7 +127,8 @@ def test_weights_are_those_of_the_formulas(ast, b, k):
 
 def test_a_budget_is_met_by_every_kind(ast):
     whole = load_base(ast).parameters()
-    for spec in ({"use": "adapter", "style": "parallel"}, {"use": "adapter", "style": "parallel", "block": "conformer", "kernel": 5},
+    for spec in ({"use": "adapter", "style": "parallel"}, {"use": "adapter", "style": "parallel", "block": "conformer",
+                                                           "kernel": 5},
                  {"use": "deep-prompts"}):
         model = method({**spec, "budget": 0.2}).prepare(load_base(ast), None)
         trained = sum(p.numel() for p in model.module.parameters() if p.requires_grad)
@@ -216,8 +219,10 @@ def test_the_mean_of_all_places_is_what_a_head_reads(ast, clips):
     assert torch.allclose(heard(model, clips[:1]).pooled(), wanted, atol=1e-5)
 
 
-@pytest.mark.parametrize("spec", [{"use": "adapter", "block": "conformer", "style": "parallel", "zero_up": True, "bottleneck": 4,
-                                   "kernel": 3}, {"use": "deep-prompts", "prompts": 3}, {"use": "lora", "rank": 2}, "full", "bitfit"])
+@pytest.mark.parametrize("spec", [{"use": "adapter", "block": "conformer", "style": "parallel", "zero_up": True,
+                                   "bottleneck": 4,
+                                   "kernel": 3}, {"use": "deep-prompts", "prompts": 3}, {"use": "lora", "rank": 2}, "full",
+                                  "bitfit"])
 def test_a_model_that_hears_is_trained_saved_and_loaded(ast, clips, make_ctx, engine, spec):
     from luthier.engine.classification import classify
 
@@ -319,7 +324,9 @@ def test_longer_clips_interpolate_positions_and_nothing_is_cut(ast, make_ctx, tm
     made = ClipLength(frames=64).run({"base": ast}, ctx)
     assert [r.verdict for r in ClipLength(frames=64).receipts({"base": ast}, made, ctx)] == ["agrees"]
     model = load_base(made)
-    assert model.sounds.frames == 64 and heard(model, [clip("l", tone(tmp_path / "l.wav", seconds=0.6))]).states.shape[1] == 2 + 3 * 8
+    assert model.sounds.frames == 64 and heard(model, [clip("l",
+                                                            tone(tmp_path / "l.wav",
+                                                                 seconds=0.6))]).states.shape[1] == 2 + 3 * 8
     was = load_base(ast).module.embeddings.position_embeddings
     assert torch.equal(interpolated(was, model.module.config, FRAMES), was), "the same length is the same embedding"
     assert torch.equal(model.module.embeddings.position_embeddings[:, :2], was[:, :2])

@@ -128,7 +128,8 @@ def test_the_loss_by_hand(pico_encoder):
         a, b = (model.module(input_ids=torch.tensor([model.tokenizer(t)["input_ids"]])).last_hidden_state.mean(1)
                 for t in ("module class", "yield await"))
     cosine = float((a * b).sum() / a.norm() / b.norm())
-    assert float(total) == pytest.approx((cosine - 1) ** 2 + cosine ** 2, abs=1e-5) and objective.count(batch)["squared_error"] == 2
+    assert float(total) == pytest.approx((cosine - 1) ** 2 + cosine ** 2,
+                                         abs=1e-5) and objective.count(batch)["squared_error"] == 2
 
 
 @pytest.mark.oracle(seed=208, clause=4, against="sentence-transformers")
@@ -235,7 +236,7 @@ def test_bad_rows_are_said(ctx, pico_encoder, make_ctx):
     assert dropped.id == "t8" and dropped.reason == "no label"
     with pytest.raises(UserError, match="the label 'a|b' looks like several"):
         build("head", "logistic").labels_of(["a|b", "c"])
-    with pytest.raises(UserError, match="have 1 label; a classifier needs at least 2"):
+    with pytest.raises(UserError, match=r"have 1 label\(s\); a classifier needs at least 2"):
         build("head", "logistic").labels_of(["a", "a"])
     with pytest.raises(UserError, match="'linear' is trained by gradients"):
         FitHead(head="linear").check()

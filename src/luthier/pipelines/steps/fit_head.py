@@ -53,7 +53,8 @@ class FitHead(Step, name="fit-head"):
         module = head.build(model, labels)
         head.fit(module, seen, given, labels)
         if tuned is not None:
-            link_tree(tuned.folder, ctx.folder, (RECORD, HEADS_FILE, "step.json", "journal.jsonl", "receipts.jsonl", "state.json"))
+            link_tree(tuned.folder, ctx.folder, (RECORD, HEADS_FILE, "step.json", "journal.jsonl", "receipts.jsonl",
+                                                 "state.json"))
         else:
             save_file({}, ctx.folder / "delta.safetensors", metadata={"format": "pt"})
         save_file({f"{TASK}.{n}": t.detach().contiguous() for n, t in module.state_dict().items()}, ctx.folder / HEADS_FILE,
@@ -73,4 +74,5 @@ class FitHead(Step, name="fit-head"):
         rows = [e for e in inputs["examples"].examples(self.subset) if e.label is not None]
         model = ctx.engine.load(inputs["base"], artifact)
         said = classify(model, artifact, rows, ctx)
-        return [receipt("fit-head/rows", len(rows), len(said), unit="rows", detail="labelled rows against rows with a label said")]
+        return [receipt("fit-head/rows", len(rows), len(said), unit="rows",
+                        detail="labelled rows against rows with a label said")]

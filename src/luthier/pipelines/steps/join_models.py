@@ -37,7 +37,8 @@ class JoinModels(Step, name="join-models"):
 
         vision, language = inputs["vision"], inputs["language"]
         if language.meta["architecture"] != "decoder":
-            raise UserError(f"join-models: {language.meta['name']} is an {language.meta['architecture']}; the language model is "
+            kind = language.meta["architecture"]
+            raise UserError(f"join-models: {language.meta['name']} is an {kind}; the language model is "
                             "a decoder.")
         shutil.rmtree(ctx.folder / WEIGHTS, ignore_errors=True)  # of an attempt that was killed
         (ctx.folder / WEIGHTS).mkdir()

@@ -55,7 +55,8 @@ class Scenes(Step, name="scenes"):
             "captions": self._rows(VisualInstructions(kinds=("caption",)), learned, own, "captions"),
             "train": self._rows(VisualInstructions(kinds=tuple(kinds)), learned, own, "train"),
             **{test: self._shown([_asked(draw, test, n) for n in range(self.tests)], draw, test) for test in TESTS}}
-        texts = [Example(f"pretrain/{e.id}", (Turn("assistant", (Part(e.meta["captions"][0] + "."),), target=True),), task="text")
+        texts = [Example(f"pretrain/{e.id}", (Turn("assistant", (Part(e.meta["captions"][0] + "."),), target=True),),
+                         task="text")
                  for e in told]
         return write_examples(ctx.folder, {"pretrain": texts, "asked": asked, **made})
 

@@ -59,7 +59,8 @@ class Seeing(Step, name="seeing"):
             accuracy = self._train(work, ctx)
             (work / "licenses").mkdir()
             (work / "licenses" / "WORLD.txt").write_text(LICENSE)
-            write_json(work / "checksum.json", {"sha256": hash_folder(work, frozenset({"checksum.json"})), "accuracy": accuracy})
+            write_json(work / "checksum.json", {"sha256": hash_folder(work, frozenset({"checksum.json"})),
+                                                "accuracy": accuracy})
             try:
                 os.replace(work, folder)
             except OSError:
@@ -81,7 +82,8 @@ class Seeing(Step, name="seeing"):
         processor = CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
         draw, state = Rng(self.seed).within("seeing"), torch.random.get_rng_state()
         torch.manual_seed(self.seed)
-        eyes, words, heat = CLIPVisionModel(config), torch.nn.EmbeddingBag(WORDS, self.width), torch.nn.Parameter(torch.tensor(2.0))
+        eyes, words, heat = CLIPVisionModel(config), torch.nn.EmbeddingBag(WORDS,
+                                                                           self.width), torch.nn.Parameter(torch.tensor(2.0))
         torch.random.set_rng_state(state)
         known: dict[str, int] = {}
         optimizer = torch.optim.AdamW([*eyes.parameters(), *words.parameters(), heat], lr=1e-3)

@@ -101,7 +101,8 @@ def clip(name: str, row: Mapping[str, Any], **rest: Any) -> Example:
     except UserError as error:
         raise Wrong(str(error).rstrip(".")) from None
     meta = {**rest.pop("meta", {}), "clip": hash_file(Path(row["audio"]))}
-    return Example(name, (Turn("user", (Part(row["audio"], type="audio"),)),), task="classify", label=str(row["label"]), meta=meta,
+    return Example(name, (Turn("user", (Part(row["audio"], type="audio"),)),), task="classify", label=str(row["label"]),
+                   meta=meta,
                    **rest)
 
 

@@ -9,7 +9,8 @@ With N texts of K labels and R = `rounds`,
 A text is no pair with itself unless `self_pairs`, or it is the only one of its label, which is said. By `teacher` texts need no
 label: R random partners of each, alike as the teacher's cosine says (distillation).
 
-When it helps: 4 to 64 labelled texts. Source: Tunstall et al. 2022, arXiv 2209.11055 (seed 208); what the paper ran is per-text:20.
+When it helps: 4 to 64 labelled texts. Source: Tunstall et al. 2022, arXiv 2209.11055 (seed 208); what the paper ran is
+per-text:20.
 """
 
 from __future__ import annotations
@@ -89,7 +90,8 @@ class TextPairs(DataStep, name="text-pairs", seeds=[208]):
             return [pair for _, i in drawn for pair in ((i, partner(i), 1.0), (i, stranger(i), 0.0))]
         choose = combinations_with_replacement if self.self_pairs else combinations
         every = [(i, j, float(labels[i] == labels[j])) for i, j in choose(range(len(labels)), 2)]
-        every += [(own[n][0], own[n][0], 1.0) for n in names if len(own[n]) == 1 and not self.self_pairs and self.by != "unique"]
+        every += [(own[n][0], own[n][0],
+                   1.0) for n in names if len(own[n]) == 1 and not self.self_pairs and self.by != "unique"]
         if self.by == "unique":
             return every
         kinds = [[p for p in every if p[2] == alike] for alike in (1.0, 0.0)]

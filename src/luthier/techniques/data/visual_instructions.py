@@ -47,7 +47,8 @@ class VisualInstructions(DataStep, name="visual-instructions", seeds=[137]):
 
     gives: ClassVar[Literal["same", "more", "other"]] = "other"
     roles: ClassVar[tuple[str, ...]] = ()
-    kinds: tuple[Kind, ...] = Field(("conversation", "description", "reasoning"), min_length=1, description="what is written of "
+    kinds: tuple[Kind, ...] = Field(("conversation", "description", "reasoning"), min_length=1,
+                                    description="what is written of "
                                     "each picture: caption, conversation, description, reasoning")
     teacher: str = Field("rules", description="rules, writer (the local model), http(s)://ADDRESS, or replay:FILE")
     endpoint: Endpoint = Field(named({}), description="how an address is asked: model, key_variable, consent, …")

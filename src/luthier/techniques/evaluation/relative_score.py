@@ -1,4 +1,5 @@
-"""relative-score: how good answers are beside the references, by a judge who rates both alike: 100 x sum rated / sum of references.
+"""relative-score: how good answers are beside the references, by a judge who rates both alike: 100 x sum rated / sum of
+references.
 
     value of a row = 100 x rating(answer) / mean of rating(reference over all rows), so that the mean of rows is the score
 

@@ -43,8 +43,6 @@ def by_labels(texts: Sequence[tuple[list[int], Any]], vocabulary: int, kind: str
 
 def by_gradient(model: Model, ctx: FitCtx) -> dict[int, float]:
     """Mean over its places of |gradient of the loss . embedding| for each token type, before training."""
-    import torch
-
     assert ctx.rows is not None and ctx.closure is not None
     sums: dict[int, float] = {}
     places: Counter[int] = Counter()

@@ -181,7 +181,7 @@ class BottleneckModel(LayerTuner):
 
 @dataclass
 class PromptConfig(PeftConfig):
-    """target_modules: the layers that get vectors; count: how many each; width: of a vector; reach: they begin within ±reach."""
+    """target_modules: layers that get vectors; count: how many each; width: of a vector; reach: they begin within ±reach."""
 
     target_modules: list[str] = field(default_factory=list)
     modules_to_save: list[str] | None = None
@@ -207,7 +207,8 @@ class Prompted(nn.Module, BaseTunerLayer):
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: PromptConfig, like: torch.Tensor, first: bool) -> None:
         super().__init__()
         self.base_layer = base_layer
-        vectors = torch.empty(config.count, config.width, device=like.device, dtype=like.dtype).uniform_(-config.reach, config.reach)
+        vectors = torch.empty(config.count, config.width, device=like.device, dtype=like.dtype).uniform_(-config.reach,
+                                                                                                         config.reach)
         self.prompt_vectors = nn.ParameterDict({adapter_name: nn.Parameter(vectors)})
         self.first, self.lost = first, config.lost
         self._active_adapter = adapter_name

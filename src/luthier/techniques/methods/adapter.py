@@ -9,9 +9,12 @@ With h what a sublayer makes of x, after dropout:
     pfeiffer   LN(x + h + f(LN(x + h))) after the FFN   x + h + f(x + h) after the FFN
     parallel   LN(x + h + scale f(x)) beside the FFN    the FFN's own input and output: h + scale f(input)
 
-Models that normalise before a sublayer and hold it apart (AST) take pfeiffer as h + f(h) at the FFN's output: its input plus its
-output there is the layer's own residual. `block: conformer` has for f a LayerNorm, W_down to 2 m, a gate, a convolution over the
-places of each of the m numbers, a norm of the batch, SiLU and W_up: 3 m d + m (k + 5) + 3 d weights. `inner_residual: false` keeps
+Models that normalise before a sublayer and hold it apart (AST) take pfeiffer as h + f(h) at the FFN's output: its input plus
+its
+output there is the layer's own residual. `block: conformer` has for f a LayerNorm, W_down to 2 m, a gate, a convolution over
+the
+places of each of the m numbers, a norm of the batch, SiLU and W_up: 3 m d + m (k + 5) + 3 d weights. `inner_residual: false`
+keeps
 f(h) alone, `true` adds x to f(x) beside the FFN: neither begins as the base, and both are here to be compared.
 
 Weights begin as a normal of deviation `init`, cut at two, and biases at 0: nearly the base. Houlsby trains the norms too. What
@@ -89,7 +92,8 @@ class Adapter(Method, name="adapter", seeds=[43, 74]):
     kernel: int = Field(31, ge=1, description="places that the convolution of a conformer sees; odd")
     pre_norm: bool = Field(True, description="a LayerNorm of its own before a conformer's W_down")
     inner_residual: bool | None = Field(None, description="add what f reads to f; what begins as the base if left out")
-    budget: float | None = Field(None, gt=0, lt=1, description="share of the model's weights to be trained; sets the bottleneck")
+    budget: float | None = Field(None, gt=0, lt=1,
+                                 description="share of the model's weights to be trained; sets the bottleneck")
     layers: tuple[int, ...] = Field((), description="only these layers, counted from 0; all if empty")
 
     def prepare(self, model: Model, ctx: FitCtx) -> Model:
@@ -121,7 +125,8 @@ class Adapter(Method, name="adapter", seeds=[43, 74]):
         if self.bottleneck is not None:
             raise UserError("adapter: bottleneck and budget are both given; budget sets the bottleneck. Leave one out.")
         wanted = self.budget * model.parameters() / places
-        return max(1, round((wanted - self.weights(0, model.width)) / (self.weights(1, model.width) - self.weights(0, model.width))))
+        return max(1, round((wanted - self.weights(0, model.width)) / (self.weights(1, model.width) - self.weights(0,
+                                                                                                                   model.width))))
 
     def weights(self, size: int, width: int) -> int:
         """How many weights one adapter has."""

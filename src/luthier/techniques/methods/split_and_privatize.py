@@ -6,9 +6,11 @@ p(z) ~ exp(-eta ||z||), z in R^d, and sends what the bottom makes of x' (`engine
 the table: `change` finds the one at which that share of the training tokens, averaged over all, is replaced.
 
 Contributing tokens (`cti`): of the token types of the training rows the best `cti_top` share, by their score for the task, are
-left as they are (`protect`) or get less noise (`scale`: eta_high = eta x `cti_scale`). That takes the guarantee from them: whoever
+left as they are (`protect`) or get less noise (`scale`: eta_high = eta x `cti_scale`). That takes the guarantee from them:
+whoever
 reads the message can tell them. Scores over labels: max over classes c of
-(log (n_tc + 1)/(N_c + V) - log (n_t,other + 1)/(N_other + V)) sqrt(documents with t); chi-square; or mean |gradient . embedding|.
+(log (n_tc + 1)/(N_c + V) - log (n_t,other + 1)/(N_other + V)) sqrt(documents with t); chi-square; or mean |gradient .
+embedding|.
 
 When it helps: fine-tuning as a service. The list of protected tokens is made of private labels: it lies in the customer's file
 beside the adapter, and use of the tuned model draws the very noise of training. Source: Shen, Liu et al. 2023, arXiv 2312.15603
@@ -47,12 +49,14 @@ class SplitAndPrivatize(Method, name="split-and-privatize", seeds=[2]):
     method: Slot[Method] = Field(named("lora:rank=8"), description="how the vendor tunes its part; one that leaves an adapter")
     layer: int = Field(0, ge=0, description="layers that the customer holds beside the embedding")
     eta: float | None = Field(None, gt=0, description="privacy parameter; smaller is more private")
-    change: float | None = Field(0.3, gt=0, lt=1, description="share of the tokens to be replaced, from which eta follows; null "
+    change: float | None = Field(0.3, gt=0, lt=1,
+                                 description="share of the tokens to be replaced, from which eta follows; null "
                                                               "where eta is given, or without noise")
     cti: Literal["off", "protect", "scale", "random"] = Field("off", description="less noise for tokens that the task needs: "
-                                                              "none (protect), less (scale), or for as many drawn ones (random)")
+                                                              "none (protect), less (scale), or as many drawn ones (random)")
     cti_top: float = Field(0.05, ge=0, le=1, description="share of the token types of the rows that are protected")
-    cti_score: Literal["log-odds", "chi-square", "gradient"] = Field("log-odds", description="what says that the task needs one")
+    cti_score: Literal["log-odds", "chi-square", "gradient"] = Field("log-odds",
+                                                                     description="what says that the task needs one")
     cti_scale: float = Field(10.0, gt=1, description="eta of protected tokens is this many times as high, with cti: scale")
     each_epoch: bool = Field(False, description="draw anew in each epoch, which spends the privacy budget as often")
     labels: Literal["customer", "vendor"] = Field("customer", description="who holds them, and with them head and loss")
@@ -64,7 +68,8 @@ class SplitAndPrivatize(Method, name="split-and-privatize", seeds=[2]):
         if self.eta is not None and self.change is not None:
             raise UserError("split-and-privatize: eta and change are both given; change finds an eta. Set one to null.")
         if self.method.artifact != "adapter":
-            raise UserError(f"split-and-privatize: method '{self.method.info.name}' leaves a {self.method.artifact}; the vendor's "
+            name, kind = self.method.info.name, self.method.artifact
+            raise UserError(f"split-and-privatize: method '{name}' leaves a {kind}; the vendor's "
                             "part is an adapter, such as lora.")
         try:
             below = bottom(model, self.layer)
@@ -121,7 +126,8 @@ class SplitAndPrivatize(Method, name="split-and-privatize", seeds=[2]):
         assert split is not None
         known = split.privatizer
         write_json(folder / FILE, {
-            "eta": known.eta if known else None, "seed": known.rng.seed if known else 0, "scope": known.rng.scope if known else "",
+            "eta": known.eta if known else None, "seed": known.rng.seed if known else 0,
+            "scope": known.rng.scope if known else "",
             "protected": known.protected.nonzero()[:, 0].tolist() if known and known.protected is not None else []})
 
     def attach(self, model: Model, folder: Path) -> None:

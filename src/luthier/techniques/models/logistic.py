@@ -2,7 +2,8 @@
 
     ||W||² / 2 + C sum over rows of w_label (-log p(label)),   b free of cost, w = 1, or N / (K N_label) where balanced
 
-by L-BFGS in float64: scikit-learn's LogisticRegression. Two labels share one vector, its negative side at 0; several labels a row
+by L-BFGS in float64: scikit-learn's LogisticRegression. Two labels share one vector, its negative side at 0; several labels a
+row
 (joined by "|") are so many independent ones. `normalize`: features of length 1.
 
 When it helps: few rows, and features that are good already. Source: Tunstall et al. 2022, arXiv 2209.11055 (seed 208).
@@ -10,7 +11,7 @@ When it helps: few rows, and features that are good already. Source: Tunstall et
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -39,14 +40,16 @@ class LogisticHead(Head, name="logistic", seeds=[208]):
     def build(self, body: Model, labels: Sequence[str]) -> torch.nn.Module:
         from torch import nn
 
-        class Unit(nn.Module):
-            """Scales features to length 1."""
-
-            def forward(self, features: torch.Tensor) -> torch.Tensor:
-                return nn.functional.normalize(features, dim=-1)
+        from luthier.techniques.models._queries import Unit
 
         linear = nn.Linear(body.width, len(labels) or 1)
         return nn.Sequential(Unit(), linear) if self.normalize else linear
+
+    def label(self, probabilities: Mapping[str, float]) -> str:
+        """The likeliest label; of several those of at least a half, joined by |."""
+        if not self.multi_label:
+            return super().label(probabilities)
+        return BETWEEN.join(name for name, chance in probabilities.items() if chance >= 0.5)
 
     def predict(self, outputs: torch.Tensor) -> torch.Tensor:
         return outputs.float().sigmoid() if self.multi_label else outputs.float().softmax(-1)
@@ -55,11 +58,11 @@ class LogisticHead(Head, name="logistic", seeds=[208]):
         """The labels there are. Raises UserError for fewer than two."""
         found = sorted({part for label in given for part in (label.split(BETWEEN) if self.multi_label else [label]) if part})
         if len(found) < 2 and not (self.multi_label and found):
-            raise UserError(f"logistic: the rows have {len(found)} label{'' if len(found) == 1 else 's'}; a classifier needs at "
-                            "least 2.")
-        if not self.multi_label and any(BETWEEN in label for label in found):
-            raise UserError(f"logistic: the label '{next(x for x in found if BETWEEN in x)}' looks like several. Say multi_label: "
-                            "true where a row may have more than one.")
+            raise UserError(f"logistic: the rows have {len(found)} label(s); a classifier needs at least 2.")
+        joined = next((label for label in found if BETWEEN in label), None)
+        if not self.multi_label and joined is not None:
+            raise UserError(f"logistic: the label '{joined}' looks like several. Say multi_label: true where a row may have "
+                            "more than one.")
         return found
 
     def fit(self, module: Any, features: torch.Tensor, given: Sequence[str], labels: Sequence[str]) -> None:

@@ -32,7 +32,8 @@ class CosineSimilarity(Objective, name="cosine-similarity", seeds=[208]):
     parts: ClassVar[Mapping[str, Literal["additive", "coupled"]]] = {"squared_error": "additive"}
     architectures: ClassVar[tuple[Any, ...]] = ("encoder",)
     learns_to_stop: ClassVar[bool] = False
-    loss_kind: Literal["cosine", "margin"] = Field("cosine", description="squared error of the cosine, or contrastive with a margin")
+    loss_kind: Literal["cosine", "margin"] = Field("cosine",
+                                                   description="squared error of the cosine, or contrastive with a margin")
     margin: float = Field(0.5, gt=0, le=2, description="distance beyond which texts that are not alike are left alone")
     max_tokens: int = Field(256, ge=8, description="how much of a text is read")
 

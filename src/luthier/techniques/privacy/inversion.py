@@ -1,8 +1,10 @@
 """inversion: how much of a text can be read from what a customer sends to the vendor of a split model?
 
-The attacker knows the bottom of the model, and sees a text's message. With the embedding alone below the border he compares each
+The attacker knows the bottom of the model, and sees a text's message. With the embedding alone below the border he compares
+each
 place with the bottom's output for every token id at that place, position embedding and normalisation applied, and takes the
-nearest; with layers below, he trains a linear classifier of states to tokens on messages of texts of his own (the run's training
+nearest; with layers below, he trains a linear classifier of states to tokens on messages of texts of his own (the run's
+training
 rows, privatised as the customer does it). Recovery is the share of the ORIGINAL tokens that he names, special ones left out;
 1 - recovery is the empirical privacy. Protected tokens are sent nearly in the clear: they are told apart. `attribute`: a
 label in `meta` of the rows that a small network infers from the mean of a message.
@@ -93,7 +95,8 @@ class Inversion(Audit, name="inversion", seeds=[2]):
         hits = [float(r["recovered"]) for r in records]
         share = sum(hits) / len(hits)
         interval = mean_interval(hits, [r["cluster"] for r in records], self.level)
-        return audited(f"audit/inversion/{name}", None, share, self.max_recovered, interval, evidence=EVIDENCE, unit="of tokens",
+        return audited(f"audit/inversion/{name}", None, share, self.max_recovered, interval, evidence=EVIDENCE,
+                       unit="of tokens",
                        title=f"{name} tokens recovered", level=self.level, n=len(hits), privacy=1 - share,
                        detail=f"{int(sum(hits))} of {len(hits)} tokens named; empirical privacy {1 - share:.3f}")
 
@@ -170,7 +173,8 @@ def means(split: Split, texts: Sequence[list[int]]) -> torch.Tensor:
     return torch.stack([sent(split, ids).mean(0) for ids in texts])
 
 
-def by_network(seen: torch.Tensor, wanted: Sequence[int], others: torch.Tensor, values: int, steps: int, seed: int) -> list[int]:
+def by_network(seen: torch.Tensor, wanted: Sequence[int], others: torch.Tensor, values: int, steps: int,
+               seed: int) -> list[int]:
     """What a network of one hidden layer says of other messages."""
     import torch
     from torch import nn
