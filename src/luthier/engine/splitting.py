@@ -106,7 +106,7 @@ class Privatizer:
             made = wanted.clone()
             if bool(free.any()):
                 noise = self.noise(ids, round)[free]
-                at = self.table[wanted[free].to(self.table.device)].double() + noise.to(self.table.device)
+                at = self.table[wanted[free].to(self.table.device)] + noise.to(self.table)
                 made[free] = nearest(at, self.table, self.legal).cpu()
             self._known[key] = made.tolist()
         return list(self._known[key])
@@ -126,9 +126,9 @@ def directions(draw: np.random.Generator, count: int, d: int) -> torch.Tensor:
 
 def nearest(points: torch.Tensor, table: torch.Tensor, legal: torch.Tensor) -> torch.Tensor:
     """[points] the legal row of `table` [rows, d] that is nearest to each point [points, d]; the first of equal ones."""
-    rows = table.double()
+    rows = _precise(table)
     squares = rows.square().sum(1).masked_fill(~legal.to(rows.device), float("inf"))
-    found = [(squares - 2 * part @ rows.T).argmin(1) for part in points.split(max(1, CHUNK // len(rows)))]
+    found = [(squares - 2 * part.to(rows.dtype) @ rows.T).argmin(1) for part in points.split(max(1, CHUNK // len(rows)))]
     return torch.cat(found) if found else torch.zeros(0, dtype=torch.long)
 
 
@@ -139,42 +139,56 @@ def eta_for(change: float, ids: Sequence[int], table: torch.Tensor, legal: torch
     In direction u the token x is left for the first v that comes nearer: at the radius min over v of
     ||v - x||² / 2 u·(v - x) where that is above 0. So a token with radius g / eta is replaced below eta = g / that radius, and
     eta is a quantile of these: no search is needed.
+
+    Raises:
+        UserError: so many tokens are fixed that the share can't be reached.
     """
-    wanted = torch.tensor(list(ids))
-    d = table.shape[1]
+    wanted, d = torch.tensor(list(ids)), table.shape[1]
     radius, way = torch.from_numpy(draw.standard_gamma(d, size=len(wanted))), directions(draw, len(wanted), d)
-    rows, limits = table.double().cpu(), []
-    squares = rows.square().sum(1)
-    for part, u in zip(wanted.split(max(1, CHUNK // len(rows))), way.split(max(1, CHUNK // len(rows))), strict=True):
-        own = rows[part]
-        apart = (squares + squares[part][:, None] - 2 * own @ rows.T).clamp(min=0)
-        towards = u @ rows.T - (u * own).sum(1, keepdim=True)
+    rows, limits = _precise(table).cpu(), []
+    twin = _twin(rows)
+    chunk = max(1, CHUNK // len(rows))
+    for part, u in zip(wanted.split(chunk), way.to(rows.dtype).split(chunk), strict=True):
+        apart = _apart(rows, part)
+        towards = u @ rows.T - (u * rows[part]).sum(1, keepdim=True)
         # A twin has no distance: it is as near at every radius, and no replacement that anybody could see.
-        far = torch.where((towards > 0) & (apart > 1e-9) & legal, apart / (2 * towards).clamp(min=1e-30), float("inf"))
-        limits.append(far.min(1).values)
-    most = radius / torch.cat(limits)
-    if fixed is not None:
-        most = torch.where(fixed, 0.0, most)
+        reached = apart / (2 * towards).clamp(min=1e-30)
+        limits.append(torch.where((towards > 0) & (apart > twin) & legal, reached, float("inf")).min(1).values)
+    most = radius / torch.cat(limits).double()
+    most = most if fixed is None else torch.where(fixed, 0.0, most)
     reachable = float((most > 0).double().mean())
     if change > reachable:
         raise UserError(f"change = {change:g}: only {reachable:.0%} of the tokens can be replaced, the others are protected. "
                         "Protect fewer, or replace less.")
     ordered = most.sort(descending=True).values
     count = max(1, round(change * len(ordered)))
-    after = float(ordered[count]) if count < len(ordered) else 0.0
-    return float((ordered[count - 1] * max(after, float(ordered[count - 1]) * 1e-6)) ** 0.5)
+    first, after = float(ordered[count - 1]), float(ordered[count]) if count < len(ordered) else 0.0
+    return float((first * max(after, first * 1e-6)) ** 0.5)
 
 
 def neighbour_distance(table: torch.Tensor, legal: torch.Tensor, ids: Collection[int]) -> float:
     """Median distance of these rows to their nearest other legal row: what noise must compare with."""
-    rows, found = table.double().cpu(), []
-    wanted = torch.tensor(sorted(set(ids)))
-    squares = rows.square().sum(1)
-    for part in wanted.split(max(1, CHUNK // len(rows))):
-        apart = (squares + squares[part][:, None] - 2 * rows[part] @ rows.T).clamp(min=0)
-        apart = apart.masked_fill(~legal, float("inf")).scatter(1, part[:, None], float("inf"))
+    rows, found = _precise(table).cpu(), []
+    for part in torch.tensor(sorted(set(ids))).split(max(1, CHUNK // len(rows))):
+        apart = _apart(rows, part).masked_fill(~legal, float("inf")).scatter(1, part[:, None], float("inf"))
         found.append(apart.min(1).values.sqrt())
     return float(torch.cat(found).median())
+
+
+def _precise(table: torch.Tensor) -> torch.Tensor:
+    """A small table in float64; of a large one the products take too long there."""
+    return table.double() if table.numel() <= 1 << 20 else table.float()
+
+
+def _apart(rows: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
+    """[part, rows] squared distances of some rows to all."""
+    squares = rows.square().sum(1)
+    return (squares + squares[part][:, None] - 2 * rows[part] @ rows.T).clamp(min=0)
+
+
+def _twin(rows: torch.Tensor) -> float:
+    """The squared distance up to which two rows count as one, by the rounding of their format."""
+    return 100 * torch.finfo(rows.dtype).eps * float(rows.square().sum(1).mean())
 
 
 @dataclass

@@ -31,7 +31,7 @@ class SplitAndPrivatizeStudy(Study, name="split-and-privatize", seeds=[2]):
         "smoke": Scale(1, {"unseen": 8}, {
             "reviews.rows": 8, "base.model": "pico-encoder", "split.unseen_share": 0.25, "tuned.length": {"steps": 1},
             "attack.audit.rows": 6}, arms=("none", "uniform-0.4", "cti-0.4"), about="every line, no evidence"),
-        "default": Scale(3, {"unseen": 500}),
+        "default": Scale(3, {"unseen": 250}),
         "large": Scale(5, {"unseen": 2000}, {"reviews.rows": 1500, "tuned.method.layer": 1, "attack.audit.rows": 300}),
     }
 
@@ -39,7 +39,7 @@ class SplitAndPrivatizeStudy(Study, name="split-and-privatize", seeds=[2]):
         """Reviews, a privatised training, its accuracy and the attack."""
         return {"name": "split-and-privatize", "seed": 0, "steps": {
             "base": {"use": "base", "model": "minilm"},
-            "reviews": {"use": "opinions", "rows": 375},
+            "reviews": {"use": "opinions", "rows": 190},
             "split": {"use": "split", "unseen_share": 1 / 3, "seed": 0, "inputs": {"questions": "reviews"}},
             "tuned": {"use": "fit", "tasks": [{"data": "examples.train", "objective": "classify", "head": "linear"}],
                       "method": {"use": "split-and-privatize", "method": "lora:rank=8,alpha=16", "change": 0.4, "layer": 0},

@@ -24,6 +24,7 @@ class Moved(Step, name="moved"):
     inputs: ClassVar[dict[str, str]] = {"world": "examples", "encoder": "model", "picked?": "examples"}
     output: ClassVar[str] = "records"
     seeded: ClassVar[bool] = False
+    arm: str = Field("moved", description="name of this arm in tables")
     weight: float = Field(0.1, gt=0, lt=1, description="l: the weight of the chosen rows")
     most: int = Field(1500, ge=2, description="rows of the pool that stand for it")
     eps: float = Field(0.02, gt=0, description="regularisation of the distance")
@@ -52,4 +53,4 @@ class Moved(Step, name="moved"):
             *({"id": f"picked/{e.id}", "set": "picked", "cluster": e.id, "metric": "from-target",
                "value": float(e.source == "review")} for e in picked)])
         write_lines(ctx.folder / "predictions.jsonl", [])
-        return seal("records", ctx.folder, arm="moved", metrics={"transport-cost": False, "from-target": True})
+        return seal("records", ctx.folder, arm=self.arm, metrics={"transport-cost": False, "from-target": True})

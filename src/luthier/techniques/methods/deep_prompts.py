@@ -12,7 +12,7 @@ et al. 2023, arXiv 2312.03694 (seed 74).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
@@ -29,10 +29,14 @@ if TYPE_CHECKING:
 class DeepPrompts(Method, name="deep-prompts", seeds=[74]):
     """Learned vectors in front of every layer of a model that reads patches."""
 
-    artifact: ClassVar[Literal["adapter", "delta", "model"]] = "adapter"
     prompts: int = Field(25, ge=0, description="vectors of a layer; 0 trains the head alone")
     deep: bool = Field(True, description="vectors of its own in every layer, not in the first one alone")
     budget: float | None = Field(None, gt=0, lt=1, description="share of the model's weights to be trained; sets `prompts`")
+
+    @property
+    def artifact(self) -> Literal["adapter", "delta", "model"]:  # type: ignore[override]
+        """An adapter; without vectors nothing of the model moves, and an empty delta says so."""
+        return "adapter" if self.prompts or self.budget is not None else "delta"
 
     def prepare(self, model: Model, ctx: FitCtx) -> Model:
         """Raises UserError for a model that reads tokens, whose positions say where each stands."""

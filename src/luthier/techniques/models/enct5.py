@@ -77,7 +77,8 @@ class EncT5(Head, name="enct5", seeds=[135]):
         stack.embed_tokens = None
         own = stack.state_dict()
         if self.init == "copied":
-            held = decoder.state_dict()
+            # Below an adapter, the layer that it sits on.
+            held = {name.replace(".base_layer.", "."): weight for name, weight in decoder.state_dict().items()}
             stack.load_state_dict({name: held[name] for name in own})
         return stack.to(next(decoder.parameters()).dtype).train(decoder.training).requires_grad_(True)
 
