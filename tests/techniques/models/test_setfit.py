@@ -56,6 +56,7 @@ def test_without_pairs_it_is_the_frozen_encoder_with_logistic_regression(pico_en
         ids = [torch.tensor([encoder.tokenizer(e.turns[0].text)["input_ids"]]) for e in given]
         with torch.no_grad():
             states = torch.cat([encoder.module(input_ids=i).last_hidden_state.mean(1) for i in ids]).numpy()
+        states = states.astype(float)  # in float32 scikit-learn itself stops short
         return states / np.linalg.norm(states, axis=1, keepdims=True) if fields.get("normalize") else states
 
     reference = sk.LogisticRegression(C=fields.get("inverse_penalty", 1.0), max_iter=10_000, tol=1e-10,
