@@ -1,8 +1,7 @@
 """Sounds: how a model that hears clips is given some: wav files to the spectrograms that its extractor makes.
 
 A clip is mono at the extractor's sampling rate; other rates are resampled, and it is said. A row has no token ids: one stands
-for
-it, and the spectrogram [frames, mel bins] travels beside it (`Tokens.tensors`), made when a batch is.
+for it, and the spectrogram [frames, mel bins] travels beside it (`Tokens.tensors`), made when a batch is.
 """
 
 from __future__ import annotations

@@ -1,12 +1,9 @@
 """Liu et al. 2021: a T5's encoder and one of its decoder layers, driven by learned queries, classify as well as the whole T5.
 
 A tiny T5 has filled in hidden spans of invented reviews. It learns their sentiment, and which aspects they speak of (several
-labels
-a review), as text or through heads: queries through the first decoder layer, copied or drawn anew, the mean of the states, or
-the
-first of them; and queries on a T5 that has learned nothing. Rates are chosen on dev where an arm has several. Writers say
-labels in
-words: what is no label counts as wrong, and is told apart in the record.
+labels a review), as text or through heads: queries through the first decoder layer, copied or drawn anew, the mean of the
+states, or the first of them; and queries on a T5 that has learned nothing. Rates are chosen on dev where an arm has several.
+Writers say labels in words: what is no label counts as wrong, and is told apart in the record.
 """
 
 from __future__ import annotations

@@ -3,12 +3,9 @@ target.
 
 A tiny BERT has learned to fill in hidden words of manuals, talk and few reviews. From other texts of the same mixture 600 are
 chosen for reviews of a task: by GOT-D, its reverse, nearness, importance of words, or chance. The model is warmed up on them
-for
-one epoch and then learns sentiment from 200 labelled reviews. Measured are what the choice consists of, how far the mixture
-with it
-is from the task's texts (l = 0.1), and accuracy. A base this small has hardly left its mixture: moving and matching coincide
-more
-than in the paper.
+for one epoch and then learns sentiment from 200 labelled reviews. Measured are what the choice consists of, how far the
+mixture with it is from the task's texts (l = 0.1), and accuracy. A base this small has hardly left its mixture: moving and
+matching coincide more than in the paper.
 """
 
 from __future__ import annotations

@@ -1,11 +1,9 @@
 """Cappellazzo et al. 2023: of small tunings of a spectrogram transformer, conformer adapters are the best, prompts the last.
 
 A tiny transformer that knows six kinds of sounds learns four new ones from 32 or 8 clips of each. Arms at about equal numbers
-of
-trained weights (1.65 % of the model, BitFit what its biases are): a linear probe, BitFit, LoRA, deep prompts, bottleneck and
-conformer adapters beside the FFN, and all weights. Each has three learning rates and is judged at the one best on dev, 32
-clips;
-at 8 clips each runs at its middle rate. Norms move in no arm but BitFit and all weights.
+of trained weights (1.65 % of the model, BitFit what its biases are): a linear probe, BitFit, LoRA, deep prompts, bottleneck
+and conformer adapters beside the FFN, and all weights. Each has three learning rates and is judged at the one best on dev,
+32 clips; at 8 clips each runs at its middle rate. Norms move in no arm but BitFit and all weights.
 """
 
 from __future__ import annotations

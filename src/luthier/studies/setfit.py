@@ -1,11 +1,9 @@
 """Tunstall et al. 2022: pairs of a few labelled texts tune a sentence encoder better than the labels themselves.
 
 MiniLM on invented reviews, with 4, 8 and 16 labelled ones of each label drawn anew for each seed: SetFit with 20 pairs of each
-kind
-a text, with 20 a label, the frozen encoder with logistic regression, end-to-end tuning with a linear head for as many texts
-read
-as SetFit reads, and words counted. Told is the sentiment; at 8 shots also what is reviewed, which words alone give away. The
-encoder has read much about sentiment before: what is gained here is what it gains on top of that.
+kind a text, with 20 a label, the frozen encoder with logistic regression, end-to-end tuning with a linear head for as many
+texts read as SetFit reads, and words counted. Told is the sentiment; at 8 shots also what is reviewed, which words alone
+give away. The encoder has read much about sentiment before: what is gained here is what it gains on top of that.
 """
 
 from __future__ import annotations

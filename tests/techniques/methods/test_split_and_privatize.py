@@ -263,6 +263,20 @@ def test_bad_settings_are_refused_by_name(pico_encoder, pico_encoder_decoder, ma
         build("method", "split-and-privatize").prepare(load_base(pico_encoder_decoder), None)
 
 
+def test_noise_is_drawn_from_a_secret_where_there_is_one(make_ctx, monkeypatch):
+    said = []
+    ctx = make_ctx("x", log=said.append)
+    method = build("method", "split-and-privatize:key_variable=CUSTOMER_SECRET")
+    monkeypatch.delenv("CUSTOMER_SECRET", raising=False)
+    with pytest.raises(UserError, match="key_variable: CUSTOMER_SECRET is not set"):
+        method._secret(ctx)
+    monkeypatch.setenv("CUSTOMER_SECRET", "one")
+    one = method._secret(ctx)
+    monkeypatch.setenv("CUSTOMER_SECRET", "two")
+    assert method._secret(ctx) != one and "one" not in one and not said
+    assert build("method", "split-and-privatize")._secret(ctx) == "" and "name a secret" in said[0]
+
+
 def test_a_shared_table_is_said(pico, make_ctx):
     model, said = load_base(pico), []
     model.module.lm_head.weight = model.module.get_input_embeddings().weight

@@ -1,8 +1,7 @@
 """labelled-reviews: reviews to be read (`pretrain`), and reviews with labels, as rows that a head or a writer can learn.
 
 `problem: sentiment` has one label a review, `aspects` those of its three remarks, joined by "|". Each row has its label, and
-the
-label in words as an answer.
+the label in words as an answer.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """moved: how far the mixture (1 - l) P + l U is from a target: what each target row costs to be reached, and what U is made of.
 
 `transport-cost` on `aim` has one record a target row: its share of the transport plan's cost, times the number of rows, so that
-the
-mean is the distance. `from-target` on `picked` has one record a chosen row: 1 where its domain is the target's.
+the mean is the distance. `from-target` on `picked` has one record a chosen row: 1 where its domain is the target's.
 """
 
 from __future__ import annotations

@@ -2,11 +2,9 @@
 digits.
 
 Six kinds are heard first (`known`): a steady tone, tones that rise and fall, beats in loudness and in pitch, bursts of noise.
-Four
-are new (`train8`, `train32`, `dev`, `test`): stairs, sirens, clicks and pairs of tones. Pitch, phase, speed and noise are drawn
-for
-each clip. `recordings` names a folder of wav files `DIGIT_SPEAKER_TAKE.wav` (Free Spoken Digit Dataset) to be heard instead:
-digits 0 to 5 first, 6 to 9 as new ones. Clips stand in their rows.
+Four are new (`train8`, `train32`, `dev`, `test`): stairs, sirens, clicks and pairs of tones. Pitch, phase, speed and noise
+are drawn for each clip. `recordings` names a folder of wav files `DIGIT_SPEAKER_TAKE.wav` (Free Spoken Digit Dataset) to be
+heard instead: digits 0 to 5 first, 6 to 9 as new ones. Clips stand in their rows.
 """
 
 from __future__ import annotations

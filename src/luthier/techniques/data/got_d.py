@@ -1,17 +1,14 @@
 """GOT-D: the rows of a pool that move the pool's mixture fastest towards a target: the gradient of optimal transport.
 
 A model that was trained on P and is warmed up on U knows about (1 - l) P + l U. To first order in l its transport distance to
-the
-target R changes by the mean over U of the dual potential f on P, of which the constant is taken out:
+the target R changes by the mean over U of the dual potential f on P, of which the constant is taken out:
 
     s_i = f_i - 1/(N - 1) sum over j != i of f_j = N/(N - 1) (f_i - mean f)
 
 The `budget` rows of smallest s are kept. Texts are cut to 1,000 characters and embedded (role `encoder`, length 1, so that the
-cost
-||x - y||² lies in [0, 4]); a pool larger than `solve_rows` is solved on a draw from it, spread over sources, and the potential
-extended to all of it. The pool stands for what the model was trained on. Contrasts: `reversed` (largest s), `nearest` (to the
-mean
-of the target), `random`, and `dsir` (resampling by the importance of hashed one- and two-grams).
+cost ||x - y||² lies in [0, 4]); a pool larger than `solve_rows` is solved on a draw from it, spread over sources, and the
+potential extended to all of it. The pool stands for what the model was trained on. Contrasts: `reversed` (largest s),
+`nearest` (to the mean of the target), `random`, and `dsir` (resampling by the importance of hashed one- and two-grams).
 
 When it helps: a warm-up on unlabelled text before few labelled rows. Source: Kang, Just, Sun et al. 2024, ICLR (seed 6).
 """

@@ -10,12 +10,10 @@ With h what a sublayer makes of x, after dropout:
     parallel   LN(x + h + scale f(x)) beside the FFN    the FFN's own input and output: h + scale f(input)
 
 Models that normalise before a sublayer and hold it apart (AST) take pfeiffer as h + f(h) at the FFN's output: its input plus
-its
-output there is the layer's own residual. `block: conformer` has for f a LayerNorm, W_down to 2 m, a gate, a convolution over
-the
-places of each of the m numbers, a norm of the batch, SiLU and W_up: 3 m d + m (k + 5) + 3 d weights. `inner_residual: false`
-keeps
-f(h) alone, `true` adds x to f(x) beside the FFN: neither begins as the base, and both are here to be compared.
+its output there is the layer's own residual. `block: conformer` has for f a LayerNorm, W_down to 2 m, a gate, a convolution
+over the places of each of the m numbers, a norm of the batch, SiLU and W_up: 3 m d + m (k + 5) + 3 d weights.
+`inner_residual: false` keeps f(h) alone, `true` adds x to f(x) beside the FFN: neither begins as the base, and both are here
+to be compared.
 
 Weights begin as a normal of deviation `init`, cut at two, and biases at 0: nearly the base. Houlsby trains the norms too. What
 is learned is not linear, so it can't be merged. When it helps: many tasks on one base, each a few per cent of its size.

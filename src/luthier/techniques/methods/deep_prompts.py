@@ -1,13 +1,11 @@
 """Deep prompts: learned vectors among the places of a frozen model that reads patches, anew in every layer.
 
 The first layer reads (first place, p vectors, patches); every later one finds p other vectors in their places, so that the
-length
-is the same in all. AST's distillation token is left out. With `deep: false` the vectors of the first layer go on as states.
-Vectors begin uniform within ± sqrt(6 / (3 patch² + width)); p = 0 trains the head alone.
+length is the same in all. AST's distillation token is left out. With `deep: false` the vectors of the first layer go on as
+states. Vectors begin uniform within ± sqrt(6 / (3 patch² + width)); p = 0 trains the head alone.
 
 When it helps: many tasks on one frozen model, each a few vectors. Source: Jia et al. 2022, arXiv 2203.12119; for AST
-Cappellazzo
-et al. 2023, arXiv 2312.03694 (seed 74).
+Cappellazzo et al. 2023, arXiv 2312.03694 (seed 74).
 """
 
 from __future__ import annotations

@@ -7,18 +7,20 @@ the table: `change` finds the one at which that share of the training tokens, av
 
 Contributing tokens (`cti`): of the token types of the training rows the best `cti_top` share, by their score for the task, are
 left as they are (`protect`) or get less noise (`scale`: eta_high = eta x `cti_scale`). That takes the guarantee from them:
-whoever
-reads the message can tell them. Scores over labels: max over classes c of
-(log (n_tc + 1)/(N_c + V) - log (n_t,other + 1)/(N_other + V)) sqrt(documents with t); chi-square; or mean |gradient .
-embedding|.
+whoever reads the message can tell them. Scores are the mean of |gradient . embedding|, chi-square, or, with n_tc of the N_c
+tokens of class c being t, of V,
+
+    max over c of (log (n_tc + 1)/(N_c + V) - log (n_t,other + 1)/(N_other + V)) x sqrt(documents with t)
 
 When it helps: fine-tuning as a service. The list of protected tokens is made of private labels: it lies in the customer's file
-beside the adapter, and use of the tuned model draws the very noise of training. Source: Shen, Liu et al. 2023, arXiv 2312.15603
+beside the adapter, and use of the tuned model draws the very noise of training. Noise is drawn from the seed and the text: who
+knows the seed can try texts out, so that in earnest it is drawn from a secret (`key_variable`). Source: Shen, Liu et al. 2023, arXiv 2312.15603
 (seed 2).
 """
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -27,6 +29,7 @@ from pydantic import Field
 from luthier.core.component import Slot, named
 from luthier.core.errors import UserError
 from luthier.core.files import read_json, write_json
+from luthier.core.identity import digest
 from luthier.core.kinds import Default, Hook, Method, Tokens
 from luthier.core.rng import Rng
 from luthier.core.step import FitCtx
@@ -49,8 +52,7 @@ class SplitAndPrivatize(Method, name="split-and-privatize", seeds=[2]):
     method: Slot[Method] = Field(named("lora:rank=8"), description="how the vendor tunes its part; one that leaves an adapter")
     layer: int = Field(0, ge=0, description="layers that the customer holds beside the embedding")
     eta: float | None = Field(None, gt=0, description="privacy parameter; smaller is more private")
-    change: float | None = Field(0.3, gt=0, lt=1,
-                                 description="share of the tokens to be replaced, from which eta follows; null "
+    change: float | None = Field(0.3, gt=0, lt=1, description="share of the tokens to be replaced, from which eta follows; null "
                                                               "where eta is given, or without noise")
     cti: Literal["off", "protect", "scale", "random"] = Field("off", description="less noise for tokens that the task needs: "
                                                               "none (protect), less (scale), or as many drawn ones (random)")
@@ -58,6 +60,8 @@ class SplitAndPrivatize(Method, name="split-and-privatize", seeds=[2]):
     cti_score: Literal["log-odds", "chi-square", "gradient"] = Field("log-odds",
                                                                      description="what says that the task needs one")
     cti_scale: float = Field(10.0, gt=1, description="eta of protected tokens is this many times as high, with cti: scale")
+    key_variable: str = Field("", description="environment variable with the customer's secret that noise is drawn from; the "
+                                              "run's seed if empty, which a vendor may know")
     each_epoch: bool = Field(False, description="draw anew in each epoch, which spends the privacy budget as often")
     labels: Literal["customer", "vendor"] = Field("customer", description="who holds them, and with them head and loss")
 
@@ -106,7 +110,7 @@ class SplitAndPrivatize(Method, name="split-and-privatize", seeds=[2]):
             apart = neighbour_distance(table, legal, {i for ids in texts for i in ids if i not in special})
             ctx.log(f"split-and-privatize: eta {eta:.4g}, noise of about {table.shape[1] / eta:.3g} against {apart:.3g} to the "
                     f"nearest other token (median); {count} token types protected")
-        state = {"eta": eta, "seed": ctx.rng.seed, "scope": ctx.rng.within("privatize").scope,
+        state = {"eta": eta, "seed": ctx.rng.seed, "scope": ctx.rng.within(f"privatize{self._secret(ctx)}").scope,
                  "protected": [] if protected is None else protected.nonzero()[:, 0].tolist()}
         model.border = self._split(model, state)
         hook = self.method.start(model, ctx)
@@ -141,6 +145,16 @@ class SplitAndPrivatize(Method, name="split-and-privatize", seeds=[2]):
 
     def defaults(self, model: Model, rows: int) -> dict[str, Default]:
         return self.method.defaults(model, rows)
+
+    def _secret(self, ctx: FitCtx) -> str:
+        """A digest of the customer's secret. Raises UserError where the variable that should hold it does not."""
+        if not self.key_variable:
+            ctx.log("split-and-privatize: noise is drawn from the run's seed; for real texts name a secret (key_variable)")
+            return ""
+        secret = os.environ.get(self.key_variable)
+        if not secret:
+            raise UserError(f"split-and-privatize: key_variable: {self.key_variable} is not set. Put the customer's secret there.")
+        return f"/{digest(secret)}"
 
     def _split(self, model: Model, state: dict[str, Any]) -> Split:
         """The border, with the customer's noise where there is any."""

@@ -7,8 +7,8 @@ The body is the encoder alone, all of it: states S [batch, places, d]. The head 
     tags: the query of place i is a common one plus S_i, P = places, and W H_i + b at each
 
 Queries see each other in both directions. Where the T5 scales what its decoder says (tied embeddings), so is H, by d^-1/2.
-pooling
-`mean` and `first` leave the decoder out: W applied to the mean of S, or to S_1. `init: random` draws the decoder layers anew.
+pooling `mean` and `first` leave the decoder out: W applied to the mean of S, or to S_1. `init: random` draws the decoder
+layers anew.
 
 When it helps: a T5, and labels, numbers or tags rather than texts. Source: Liu et al. 2021, arXiv 2110.08426 (seed 135).
 """

@@ -3,8 +3,7 @@
     ||W||² / 2 + C sum over rows of w_label (-log p(label)),   b free of cost, w = 1, or N / (K N_label) where balanced
 
 by L-BFGS in float64: scikit-learn's LogisticRegression. Two labels share one vector, its negative side at 0; several labels a
-row
-(joined by "|") are so many independent ones. `normalize`: features of length 1.
+row (joined by "|") are so many independent ones. `normalize`: features of length 1.
 
 When it helps: few rows, and features that are good already. Source: Tunstall et al. 2022, arXiv 2209.11055 (seed 208).
 """

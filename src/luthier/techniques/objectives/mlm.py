@@ -1,9 +1,8 @@
 """Masked language modelling: -sum over chosen places of log p(the token that stood there | the text with these places hidden).
 
 Of the tokens that are not special `share` are chosen, at least one; of these 80 % become the mask token, 10 % another token, 10
-%
-stay. Scores are states times the embedding table, h E^T: the head that BERT ties, without its own layer, so that any encoder
-learns without weights that its files lack. What a row hides depends on the row and the seed alone.
+% stay. Scores are states times the embedding table, h E^T: the head that BERT ties, without its own layer, so that any
+encoder learns without weights that its files lack. What a row hides depends on the row and the seed alone.
 
 When it helps: an encoder and much unlabelled text of the field. Source: Devlin et al. 2019, arXiv 1810.04805; as warm-up seed
 6.

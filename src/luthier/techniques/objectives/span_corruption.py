@@ -1,10 +1,9 @@
 """Span corruption: -sum over the target of log p(token | the text with its spans left out), as T5 is pretrained.
 
 Spans of a text, `mean_span` tokens long on average and `share` of it together, each give way to a mark `<extra_id_n>`; the
-target
-names each mark with what stood there, and ends with the mark after the last and the end token. The tokens of target and text
-together are all of the text. A tokenizer without marks gives its mask token to each span. What a row leaves out depends on the
-row and the seed alone.
+target names each mark with what stood there, and ends with the mark after the last and the end token. The tokens of target
+and text together are all of the text. A tokenizer without marks gives its mask token to each span. What a row leaves out
+depends on the row and the seed alone.
 
 When it helps: an encoder-decoder and much unlabelled text. Source: Raffel et al. 2020, arXiv 1910.10683, section 3.1.4.
 """

@@ -1,13 +1,11 @@
 """inversion: how much of a text can be read from what a customer sends to the vendor of a split model?
 
 The attacker knows the bottom of the model, and sees a text's message. With the embedding alone below the border he compares
-each
-place with the bottom's output for every token id at that place, position embedding and normalisation applied, and takes the
-nearest; with layers below, he trains a linear classifier of states to tokens on messages of texts of his own (the run's
-training
-rows, privatised as the customer does it). Recovery is the share of the ORIGINAL tokens that he names, special ones left out;
-1 - recovery is the empirical privacy. Protected tokens are sent nearly in the clear: they are told apart. `attribute`: a
-label in `meta` of the rows that a small network infers from the mean of a message.
+each place with the bottom's output for every token id at that place, position embedding and normalisation applied, and takes
+the nearest; with layers below, he trains a linear classifier of states to tokens on messages of texts of his own (the run's
+training rows, privatised as the customer does it). Recovery is the share of the ORIGINAL tokens that he names, special ones
+left out; 1 - recovery is the empirical privacy. Protected tokens are sent nearly in the clear: they are told apart.
+`attribute`: a label in `meta` of the rows that a small network infers from the mean of a message.
 
 When it helps: before a customer trusts a split. Source: Shen, Liu et al. 2023, arXiv 2312.15603, section 5 (seed 2).
 """
