@@ -6,12 +6,19 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from luthier.core.kinds import Tokens
 from luthier.core.step import FitCtx
 
 if TYPE_CHECKING:
     import torch
 
     from luthier.engine.models import Model
+
+
+def texts_of(ctx: FitCtx) -> list[tuple[list[int], Any]]:
+    """Ids and label of every row to be trained on."""
+    assert ctx.rows is not None
+    return [(p.ids, row.get("label")) for row in ctx.rows.task.rows for p in row.values() if isinstance(p, Tokens)]
 
 
 def by_labels(texts: Sequence[tuple[list[int], Any]], vocabulary: int, kind: str) -> dict[int, float]:

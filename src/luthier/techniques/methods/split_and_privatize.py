@@ -14,8 +14,8 @@ tokens of class c being t, of V,
 
 When it helps: fine-tuning as a service. The list of protected tokens is made of private labels: it lies in the customer's file
 beside the adapter, and use of the tuned model draws the very noise of training. Noise is drawn from the seed and the text: who
-knows the seed can try texts out, so that in earnest it is drawn from a secret (`key_variable`). Source: Shen, Liu et al. 2023, arXiv 2312.15603
-(seed 2).
+knows the seed can try texts out, so that in earnest it is drawn from a secret (`key_variable`).
+Source: Shen, Liu et al. 2023, arXiv 2312.15603 (seed 2).
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from luthier.core.component import Slot, named
 from luthier.core.errors import UserError
 from luthier.core.files import read_json, write_json
 from luthier.core.identity import digest
-from luthier.core.kinds import Default, Hook, Method, Tokens
+from luthier.core.kinds import Default, Hook, Method
 from luthier.core.rng import Rng
 from luthier.core.step import FitCtx
-from luthier.techniques.methods._contributing import by_gradient, by_labels
+from luthier.techniques.methods._contributing import by_gradient, by_labels, texts_of
 
 if TYPE_CHECKING:
     import torch
@@ -52,8 +52,8 @@ class SplitAndPrivatize(Method, name="split-and-privatize", seeds=[2]):
     method: Slot[Method] = Field(named("lora:rank=8"), description="how the vendor tunes its part; one that leaves an adapter")
     layer: int = Field(0, ge=0, description="layers that the customer holds beside the embedding")
     eta: float | None = Field(None, gt=0, description="privacy parameter; smaller is more private")
-    change: float | None = Field(0.3, gt=0, lt=1, description="share of the tokens to be replaced, from which eta follows; null "
-                                                              "where eta is given, or without noise")
+    change: float | None = Field(0.3, gt=0, lt=1, description="share of the tokens to be replaced, which says eta; null where "
+                                                              "eta is given, or without noise")
     cti: Literal["off", "protect", "scale", "random"] = Field("off", description="less noise for tokens that the task needs: "
                                                               "none (protect), less (scale), or as many drawn ones (random)")
     cti_top: float = Field(0.05, ge=0, le=1, description="share of the token types of the rows that are protected")
@@ -97,7 +97,7 @@ class SplitAndPrivatize(Method, name="split-and-privatize", seeds=[2]):
         from luthier.engine.splitting import eta_for, neighbour_distance
 
         table, special, legal = _table(model)
-        texts = [ids for ids, _ in _texts(ctx)]
+        texts = [ids for ids, _ in texts_of(ctx)]
         protected = self._protected(model, ctx, table, special)
         eta = self.eta
         if self.change is not None:
@@ -153,7 +153,7 @@ class SplitAndPrivatize(Method, name="split-and-privatize", seeds=[2]):
             return ""
         secret = os.environ.get(self.key_variable)
         if not secret:
-            raise UserError(f"split-and-privatize: key_variable: {self.key_variable} is not set. Put the customer's secret there.")
+            raise UserError(f"split-and-privatize: key_variable: {self.key_variable} is not set; it holds the secret.")
         return f"/{digest(secret)}"
 
     def _split(self, model: Model, state: dict[str, Any]) -> Split:
@@ -180,7 +180,7 @@ class SplitAndPrivatize(Method, name="split-and-privatize", seeds=[2]):
 
         if self.cti == "off":
             return None
-        texts = _texts(ctx)
+        texts = texts_of(ctx)
         if self.cti_score == "gradient":
             scores = by_gradient(model, ctx)
         elif all(label is None for _, label in texts):
@@ -246,9 +246,3 @@ def _table(model: Model) -> tuple[torch.Tensor, frozenset[int], torch.Tensor]:
     size = len(model.tokenizer)
     special |= frozenset(range(size, len(table)))
     return table, special, torch.tensor([i not in special for i in range(len(table))])
-
-
-def _texts(ctx: FitCtx) -> list[tuple[list[int], Any]]:
-    """Ids and label of every row to be trained on."""
-    assert ctx.rows is not None
-    return [(p.ids, row.get("label")) for row in ctx.rows.task.rows for p in row.values() if isinstance(p, Tokens)]
