@@ -13,6 +13,8 @@ from tests.contracts import dummies
 from tests.contracts.workbench import example_of, shipped, short_fit, training_data, tuned_logits
 
 ARCHITECTURES = ("decoder", "encoder", "encoder-decoder")
+# Methods of models that read no tokens; their own tests train, save and load them: tests/techniques/models/test_petl_ast.py.
+ELSEWHERE = {"deep-prompts"}
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +75,7 @@ def test_it_works_on_some_architecture_and_refuses_the_others_by_name(row, train
         if isinstance(result, UserError):
             refused.append(architecture)
             assert row["name"].casefold() in str(result).casefold() and "." in str(result), str(result)
-    assert len(refused) < len(ARCHITECTURES)
+    assert len(refused) < len(ARCHITECTURES) or row["name"] in ELSEWHERE
 
 
 @on_each

@@ -145,13 +145,13 @@ def test_a_mean_over_micro_batches_would_be_seen(row, bases, make_ctx):
     objective = example_of(row)
     if "nll" not in objective.parts or objective.needs_head:
         pytest.skip("rows of a label task all count one")
-    model, features = settings(objective, bases)["decoder"]
+    architecture, (model, features) = next((a, s) for a, s in settings(objective, bases).items() if a != "encoder")
     counts = [objective.count(make_batch([f], model))["nll"] for f in features]
     assert len(set(counts)) > 1
-    _, right = self_gradients(model, objective, features, 1, bases["decoder"], make_ctx)
+    _, right = self_gradients(model, objective, features, 1, bases[architecture], make_ctx)
     wrong = [torch.zeros_like(g) for g in right]
     for feature in features:
-        _, one = self_gradients(model, objective, [feature], 1, bases["decoder"], make_ctx)
+        _, one = self_gradients(model, objective, [feature], 1, bases[architecture], make_ctx)
         wrong = [w + g / len(features) for w, g in zip(wrong, one, strict=True)]
     assert max(float((a - b).abs().max()) for a, b in zip(right, wrong, strict=True)) > 1e-4
 

@@ -95,19 +95,22 @@ def test_a_schedule_stays_within_its_bounds(row, steps):
 # --- heads ---------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("row", shipped("head"))
-def test_a_head_maps_features_to_labels_and_learns(row, engine, pico_encoder):
-    body = engine.load(pico_encoder)
+def test_a_head_maps_features_to_labels_and_learns(row, engine, bases):
     part, labels = example_of(row), ["a", "b", "c"]
+    states = part.reads == "states"
+    # What reads states may need the other side of its body.
+    body = engine.load(bases["encoder-decoder" if states else "encoder"])
     torch.manual_seed(0)
-    module = part.build(body, labels)
-    features, wanted = torch.randn(6, body.width), torch.tensor([0, 1, 2, 0, 1, 2])
-    assert module(features).shape == (6, 3)
-    chances = part.predict(module(features))
+    module = part.build(body, labels).eval()
+    given = (torch.randn(6, 5, body.width), torch.ones(6, 5, dtype=torch.long)) if states else (torch.randn(6, body.width),)
+    wanted = torch.tensor([0, 1, 2, 0, 1, 2])
+    assert module(*given).shape == (6, 3)
+    chances = part.predict(module(*given))
     assert chances.shape == (6, 3) and (chances >= 0).all() and torch.allclose(chances.sum(-1), torch.ones(6))
     optimizer = torch.optim.Adam(module.parameters(), 0.05)
     losses = []
     for _ in range(20):
-        loss = nn.functional.cross_entropy(module(features), wanted)
+        loss = nn.functional.cross_entropy(module(*given), wanted)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -115,7 +118,7 @@ def test_a_head_maps_features_to_labels_and_learns(row, engine, pico_encoder):
     assert losses[-1] < losses[0]
     again = part.build(body, labels)
     again.load_state_dict(module.state_dict())
-    assert torch.equal(again.eval()(features), module.eval()(features))
+    assert torch.equal(again.eval()(*given), module.eval()(*given))
 
 
 # --- metrics -------------------------------------------------------------------------------------------------------
@@ -145,7 +148,7 @@ def test_a_data_step_streams_rows_and_names_what_it_drops(row, engine, pico, pic
     step = example_of(row)
     offered = {"retriever": lambda queries, k: [passages()[:k] for _ in queries], "passages": passages}
     roles = {role: offered.get(role) or engine.load(pico_encoder if role == "encoder" else pico)
-             for role in type(step).roles}
+             for role in step.roles}
     ctx = make_ctx("data", roles=roles)
     ctx.stream = stream
     given = rows_for(step, ctx.folder)

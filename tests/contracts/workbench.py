@@ -29,6 +29,7 @@ ARGUMENTS: dict[tuple[str, str], dict[str, Any]] = {
     ("data_step", "slick"): {"prompts": 2, "samples": 2},
     ("method", "peft"): {"type": "IA3"},
     ("method", "meteora"): {"adapters": loras.two},
+    ("method", "parts"): {"body": "stack", "train": ["layers"]},
     ("data_step", "rerank"): {"metric": "f1"},
     ("step", "base"): {"model": "pico"},
     ("step", "given"): {"kind": "examples"},
@@ -81,7 +82,7 @@ def examples(count: int = 8) -> list[Example]:
                              passage=f"A {word} is a {word} of the {word}.", label=("thing", "word")[i % 2],
                              source=f"s{i // 2}", cluster=f"c{i // 2}", references=(f"the {word}",),
                              meta={"paraphrases": [f"Say what a {word} is."], "candidate": f"a {word}", "rating": 1 + i % 5,
-                                   "task": ("thing", "word")[i % 2]},
+                                   "task": ("thing", "word")[i % 2], "similarity": i % 2},
                              rejected=Turn("assistant", (Part(f"no {word}{' at all' * (i % 2)}"),), target=True)))
     return made
 

@@ -12,7 +12,8 @@ PartType = Literal["text", "image", "audio", "array", "tool_call"]
 class Part:
     """A piece of content. `name` says what it is in its turn (`question`, `passage`, …), for the template.
 
-    `value` is text for text parts, `{"id", "name", "arguments"}` for tool calls, a path or a nested list for the others.
+    `value` is text for text parts, `{"id", "name", "arguments"}` for tool calls, a path, a `data:` text or a nested list for
+    the others.
     """
 
     value: Any

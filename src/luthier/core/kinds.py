@@ -216,15 +216,25 @@ class Audit(Component, kind="audit"):
 
 
 class Head(Component, kind="head"):
-    """A small module on top of a body: labels, scores, spans."""
+    """A small module on top of a body: labels, scores, spans.
+
+    What it `reads`: features [batch, width], the mean over all places; or the states [batch, places, width] and the mask
+    [batch, places] of real ones, as `module(states, mask)`.
+    """
+
+    reads: ClassVar[Literal["pooled", "states"]] = "pooled"
 
     @abstractmethod
     def build(self, body: Model, labels: Sequence[str]) -> torch.nn.Module:
-        """The module; it maps pooled features [batch, width] to [batch, labels]."""
+        """The module; it maps what the head reads to [batch, labels], or [batch, places, labels] for a label a place."""
 
     @abstractmethod
     def predict(self, outputs: torch.Tensor) -> torch.Tensor:
         """Probabilities [batch, labels] from the module's outputs."""
+
+    def label(self, probabilities: Mapping[str, float]) -> str:
+        """The label that is said of a row with these probabilities."""
+        return max(probabilities, key=probabilities.__getitem__)
 
 
 class Body(Component, kind="body"):

@@ -6,7 +6,7 @@ They are read as `luthier.core.kinds`, with the others.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -16,6 +16,8 @@ from luthier.core.rng import Rng
 from luthier.core.step import FitCtx
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
 
     from luthier.engine.forward import Forward
@@ -30,13 +32,16 @@ class Tokens:
     """One sequence for a model: token ids, which of them are learned, and tensors of other modalities.
 
     `ids` and `targets` have one entry a token; with `decoder_ids` (encoder-decoder) the targets belong to those.
-    `tensors` are arrays without a batch dimension, named as the model's forward names them (`pixel_values`).
+    `tensors` are arrays without a batch dimension, named as the model's forward names them. `pieces` are arrays whose first
+    dimension counts pieces of the row, of which another row may have more or none (`pixel_values` of its pictures); what
+    becomes an array when it is asked for (`__array__`) is read when a batch is made.
     """
 
     ids: list[int]
     targets: list[bool]
     decoder_ids: list[int] | None = None
     tensors: Mapping[str, Any] = field(default_factory=dict)
+    pieces: Mapping[str, Any] = field(default_factory=dict)
 
 
 # What an objective makes of one example: named sequences, plain numbers, and lists of numbers of any length.
@@ -91,6 +96,15 @@ class Objective(Component, kind="objective"):
     def couple(self, run: Forward, batch: Mapping[str, Any], seen: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """What `loss` gives, from the representations of the whole batch."""
         raise NotImplementedError
+
+    @property
+    def learns_numbers(self) -> bool:
+        """Whether its head gives a number, so that there are no labels."""
+        return False
+
+    def labels(self, examples: Iterable[Example]) -> list[str]:
+        """The labels that a head of these examples tells apart, in order; asked where `needs_head`."""
+        return sorted({str(e.label) for e in examples if e.label is not None})
 
     def coefficients(self) -> dict[str, float]:
         """Weight of each part; 1 where nothing is said."""
@@ -196,6 +210,12 @@ class Method(_Adapting, kind="method"):
 
     def loadable(self) -> None:
         """Make known what loading its artifact needs, such as a tuner that PEFT does not have."""
+
+    def keep(self, model: Model, folder: Path) -> None:
+        """Write into the artifact's folder what its weights alone do not say."""
+
+    def attach(self, model: Model, folder: Path) -> None:
+        """Put on a loaded model what `keep` wrote, so that it answers as the trained one did."""
 
     def expand(self, recipe: Any) -> Any:
         """The recipe that this one word stands for, when it is several steps."""

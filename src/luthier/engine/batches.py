@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 from luthier.core.kinds import Features, Tokens
@@ -17,7 +18,8 @@ class TokenBatch:
     """Sequences of one name, padded on the right.
 
     ids, mask, targets: [batch, tokens]; `targets` marks learned positions, of the decoder where there is one.
-    decoder_ids, decoder_mask: [batch, target tokens] or None. tensors: other modalities, batch first.
+    decoder_ids, decoder_mask: [batch, target tokens] or None. tensors: other modalities, batch first. pieces: by name one
+    tensor a row [pieces of the row, …], None where it has none.
     """
 
     ids: torch.Tensor
@@ -26,9 +28,20 @@ class TokenBatch:
     decoder_ids: torch.Tensor | None = None
     decoder_mask: torch.Tensor | None = None
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+    pieces: dict[str, list[torch.Tensor | None]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return int(self.ids.shape[0])
+
+    @property
+    def only_tokens(self) -> bool:
+        """Whether its ids say all there is to see of it."""
+        return not self.tensors and all(piece is None for rows in self.pieces.values() for piece in rows)
+
+    def arguments(self) -> dict[str, torch.Tensor]:
+        """Other modalities as a model's forward takes them: pieces of all rows one after another."""
+        there = {name: [p for p in rows if p is not None] for name, rows in self.pieces.items()}
+        return {**self.tensors, **{name: torch.cat(found) for name, found in there.items() if found}}
 
     @property
     def lengths(self) -> list[int]:
@@ -42,11 +55,12 @@ class TokenBatch:
         width = int(self.mask[at].sum(1).max())
         ids, mask = self.ids[at, :width], self.mask[at, :width]
         tensors = {name: tensor[at] for name, tensor in self.tensors.items()}
+        pieces = {name: [found[i] for i in at] for name, found in self.pieces.items()}
         if self.decoder_ids is None or self.decoder_mask is None:
-            return TokenBatch(ids, mask, self.targets[at, :width], tensors=tensors)
+            return TokenBatch(ids, mask, self.targets[at, :width], tensors=tensors, pieces=pieces)
         wide = int(self.decoder_mask[at].sum(1).max())
         decoder_ids, decoder_mask = self.decoder_ids[at, :wide], self.decoder_mask[at, :wide]
-        return TokenBatch(ids, mask, self.targets[at, :wide], decoder_ids, decoder_mask, tensors)
+        return TokenBatch(ids, mask, self.targets[at, :wide], decoder_ids, decoder_mask, tensors, pieces)
 
     @property
     def learned(self) -> int:
@@ -71,7 +85,9 @@ def join(*parts: TokenBatch) -> TokenBatch:
     ids, mask, targets = rows("ids"), rows("mask"), rows("targets")
     assert ids is not None and mask is not None and targets is not None
     tensors = {name: torch.cat([p.tensors[name] for p in parts]) for name in parts[0].tensors}
-    return TokenBatch(ids, mask, targets, rows("decoder_ids"), rows("decoder_mask"), tensors)
+    names = {name for p in parts for name in p.pieces}
+    pieces = {name: [found for p in parts for found in p.pieces.get(name, [None] * len(p))] for name in sorted(names)}
+    return TokenBatch(ids, mask, targets, rows("decoder_ids"), rows("decoder_mask"), tensors, pieces)
 
 
 Batch = dict[str, Any]
@@ -108,8 +124,15 @@ def _tokens(rows: Sequence[Tokens], pad: int, device: torch.device | str) -> Tok
     targets = torch.zeros(len(rows), width, dtype=torch.bool)
     for i, row in enumerate(rows):
         targets[i, :len(row.targets)] = torch.tensor(row.targets)
-    tensors = {n: torch.stack([torch.as_tensor(r.tensors[n]) for r in rows]).to(device) for n in rows[0].tensors}
-    return TokenBatch(ids, mask, targets.to(device), decoder_ids, decoder_mask, tensors)
+    tensors = {n: torch.stack([array(r.tensors[n]) for r in rows]).to(device) for n in rows[0].tensors}
+    names = sorted({n for r in rows for n in r.pieces})
+    pieces = {n: [array(r.pieces[n]).to(device) if n in r.pieces else None for r in rows] for n in names}
+    return TokenBatch(ids, mask, targets.to(device), decoder_ids, decoder_mask, tensors, pieces)
+
+
+def array(value: Any) -> torch.Tensor:
+    """An array of numbers, or what becomes one when it is asked for, as a tensor."""
+    return torch.as_tensor(np.asarray(value) if hasattr(value, "__array__") and not isinstance(value, torch.Tensor) else value)
 
 
 def _padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device | str) -> tuple[torch.Tensor, torch.Tensor]:

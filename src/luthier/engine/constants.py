@@ -16,7 +16,7 @@ from luthier.core.files import Journal
 from luthier.core.identity import digest
 from luthier.core.kinds import Features, Objective, Tokens
 from luthier.core.step import Progress, silent
-from luthier.engine.batches import collate
+from luthier.engine.batches import array, collate
 from luthier.engine.scoring import batches_of
 
 if TYPE_CHECKING:
@@ -60,7 +60,12 @@ def _length(row: Features) -> int:
     return max((len(p.ids) + len(p.decoder_ids or ()) for p in row.values() if isinstance(p, Tokens)), default=1)
 
 
+def told(value: Any) -> Any:
+    """An array for a digest: what is read from files by their hashes, others by their numbers."""
+    return value.key if hasattr(value, "key") else array(value).tolist()
+
+
 def _plain(row: Features) -> dict[str, Any]:
     """A row as JSON, for its digest; arrays of other modalities by their numbers."""
-    return {name: [p.ids, p.targets, p.decoder_ids, {n: torch.as_tensor(t).tolist() for n, t in p.tensors.items()}]
+    return {name: [p.ids, p.targets, p.decoder_ids, {n: told(t) for n, t in {**p.tensors, **p.pieces}.items()}]
             if isinstance(p, Tokens) else p for name, p in row.items()}

@@ -81,7 +81,7 @@ def encode(examples: Iterable[Example], objective: Objective, render: Render, rn
         except DroppedRow as drop:
             found.ledger.append({"id": drop.dropped.id, "reason": drop.dropped.reason, "detail": drop.dropped.detail})
     gone = {entry["id"] for entry in found.ledger}
-    found.ledger += [{"id": cut.id, "reason": "shortened", "detail": cut.detail, "tokens_cut": cut.tokens, "kept": True}
+    found.ledger += [{"id": cut.id, "reason": cut.reason, "detail": cut.detail, "tokens_cut": cut.tokens, "kept": True}
                      for cut in render.cuts[before:] if cut.id not in gone]
     return found
 
@@ -101,8 +101,8 @@ def encode_tasks(specs: Sequence[TaskSpec], model: Model, render: Render, inputs
         parts = {name: list(subset(inputs, name)) for name in spec.sources}
         examples = [e for part in parts.values() for e in part]
         if spec.objective.needs_head:
-            labels = sorted({str(e.label) for e in examples if e.label is not None})
-            if len(labels) < 2:
+            labels = spec.objective.labels(examples)
+            if len(labels) == 1 or (not labels and not spec.objective.learns_numbers):
                 raise UserError(f"{spec.name} has {len(labels)} label(s); a classifier needs at least 2.")
             model.labels[spec.name] = render.labels = labels
         each = {name: encode(part, spec.objective, render, ctx.rng) for name, part in parts.items()}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -86,14 +87,23 @@ class Forward:
         scores: torch.Tensor = head(features.to(next(head.parameters()).dtype))
         return scores
 
+    def said(self, output: Output) -> torch.Tensor:
+        """What the current task's head says to an output, of whatever it reads."""
+        return answered(self.models["policy"].heads[self.task], output)
+
 
 def hidden_states(model: Model, inputs: TokenBatch, vocabulary: Vocabulary | None, embeds: torch.Tensor | None = None,
                   layers: bool = False, packed: bool = False, frozen: Frozen | None = None) -> Output:
     """One forward of one model. Without a split vocabulary head, the model's own scores are kept."""
     split = vocabulary is not None or model.architecture == "encoder"
-    if packed and split and inputs.decoder_ids is None and not inputs.tensors:
+    if packed and split and inputs.decoder_ids is None and inputs.only_tokens:
         return _packed(model, inputs, vocabulary, embeds, layers, frozen)
-    arguments: dict[str, Any] = {"attention_mask": inputs.mask, **inputs.tensors}
+    if model.sounds:
+        states = trunk_of(model)(**inputs.arguments(), **({"output_hidden_states": True} if layers else {}))
+        return _heard(model, inputs, states, layers)
+    if model.architecture == "encoder-decoder" and inputs.decoder_ids is None:
+        return _encoded(model, inputs, embeds, layers)
+    arguments: dict[str, Any] = {"attention_mask": inputs.mask, **inputs.arguments()}
     arguments |= {"input_ids": inputs.ids} if embeds is None else {"inputs_embeds": embeds}
     if inputs.decoder_ids is not None:
         arguments |= {"decoder_input_ids": inputs.decoder_ids, "decoder_attention_mask": inputs.decoder_mask}
@@ -112,6 +122,37 @@ def hidden_states(model: Model, inputs: TokenBatch, vocabulary: Vocabulary | Non
         scores = result.logits[:, -inputs.targets.shape[1]:]
         return Output(model, inputs, None, None, None, scores, all_states)
     return Output(model, inputs, result.last_hidden_state.flatten(0, 1), place, vocabulary, None, all_states)
+
+
+def answered(head: torch.nn.Module, output: Output) -> torch.Tensor:
+    """What a head says to an output: of its pooled features, or of states and mask where it reads these."""
+    dtype = next(head.parameters()).dtype
+    scores: torch.Tensor
+    if getattr(head, "reads", "pooled") == "states":
+        scores = head(output.states.to(dtype), output.inputs.mask)
+    else:
+        scores = head(output.pooled().to(dtype))
+    return scores
+
+
+def _encoded(model: Model, inputs: TokenBatch, embeds: torch.Tensor | None, layers: bool) -> Output:
+    """What the encoder of a model of two sides says, where nothing is written."""
+    inner = model.module.get_base_model() if hasattr(model.module, "get_base_model") else model.module
+    named: dict[str, Any] = {"input_ids": inputs.ids} if embeds is None else {"inputs_embeds": embeds}
+    result = inner.get_encoder()(attention_mask=inputs.mask, **named, **({"output_hidden_states": True} if layers else {}))
+    place = torch.arange(inputs.ids.numel(), device=inputs.ids.device).view(inputs.ids.shape)
+    return Output(model, inputs, result.last_hidden_state.flatten(0, 1), place, None, None,
+                  getattr(result, "hidden_states", None) if layers else None)
+
+
+def _heard(model: Model, inputs: TokenBatch, result: Any, layers: bool) -> Output:
+    """What a model says to clips: it makes as many places of a clip as it likes, and all of them are real."""
+    shape = result.last_hidden_state.shape[:2]
+    ones = torch.ones(shape, dtype=torch.long, device=result.last_hidden_state.device)
+    place = torch.arange(shape.numel(), device=ones.device).view(shape)
+    seen = replace(inputs, ids=torch.zeros_like(ones), mask=ones, targets=torch.zeros_like(ones, dtype=torch.bool))
+    return Output(model, seen, result.last_hidden_state.flatten(0, 1), place, None, None,
+                  getattr(result, "hidden_states", None) if layers else None)
 
 
 def _packed(model: Model, inputs: TokenBatch, vocabulary: Vocabulary | None, embeds: torch.Tensor | None,
@@ -149,9 +190,11 @@ def _packs(model: Model) -> bool:
     Found by asking: two rows of different length, one of them twice, go through the model both ways. Models that read
     more than tokens and positions, or whose attention takes no layout, show up as a difference or as an error.
     """
-    if model.architecture == "encoder-decoder" or not _takes_layout(model) or not _tells_windows(model):
+    if model.architecture == "encoder-decoder" or model.pictures or model.sounds:
         return False
-    top = int(model.module.config.vocab_size)
+    if not _takes_layout(model) or not _tells_windows(model):
+        return False
+    top = model.vocabulary
     row = [(7 * i + 5) % top for i in range(2 * SHARED_TOKENS + 3)]
     rows = [row[:7], row, row[:-2] + [row[0]], row[3:12]]
     batch = collate([{"input": Tokens(r, [False] * len(r))} for r in rows], [""] * len(rows), 0, model.device)["input"]
@@ -261,7 +304,7 @@ def _vocabulary_of(model: Model) -> Vocabulary | None:
     if head is None or (getattr(model.module, "active_peft_config", None) is not None and \
             model.module.active_peft_config.is_prompt_learning):
         return None
-    ids = torch.arange(5, 11, device=model.device)[None] % inner.config.vocab_size
+    ids = torch.arange(5, 11, device=model.device)[None] % model.vocabulary
     batch = TokenBatch(ids, torch.ones_like(ids), torch.ones_like(ids, dtype=torch.bool))
     if model.architecture == "encoder-decoder":
         batch.decoder_ids, batch.decoder_mask = ids, batch.mask

@@ -170,6 +170,9 @@ class Frozen:
 
         Returns why nothing can be kept, or nothing.
         """
+        if self.model.sounds:
+            self._stack = None
+            return "its rows are not tokens"
         stacks = layer_stacks(self.model)
         if len(stacks) != 1:
             self._stack = None
@@ -191,7 +194,7 @@ class Frozen:
         """Hidden states of a few tokens above the first `below` layers, with whatever autograd recorded of them."""
         caught: list[torch.Tensor] = []
         hook = stack.layers[below - 1].register_forward_hook(lambda m, a, answer: caught.append(hidden_of(answer)))
-        ids = [i % int(self.model.module.config.vocab_size) for i in range(5, 11)]
+        ids = [i % self.model.vocabulary for i in range(5, 11)]
         try:
             with torch.enable_grad():
                 self._ask(batch_of(self.model, [ids]))

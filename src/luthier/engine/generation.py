@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -13,6 +14,7 @@ from luthier.core.identity import digest
 from luthier.core.kinds import Decoder
 from luthier.core.rng import Rng
 from luthier.core.step import Progress, silent
+from luthier.engine.constants import told
 from luthier.engine.forward import packs, vocabulary_of
 from luthier.engine.models import Model
 from luthier.engine.padded import Padded
@@ -78,11 +80,13 @@ def answers(models: Mapping[str, Model], requests: Sequence[tuple[Request, tuple
 
 def generate(models: Mapping[str, Model], prompts: Sequence[list[int]], decoder: Decoder, rng: Rng, *,
              stop: Stop = "token", stop_ids: Collection[int] | None = None, journal: Journal | None = None,
-             progress: Progress = silent, answers: Answers = answers) -> list[Generated]:
+             progress: Progress = silent, answers: Answers = answers,
+             seen: Sequence[Mapping[str, Any]] = ()) -> list[Generated]:
     """Continue each prompt (token ids) with the decoder. `models["policy"]` speaks; other roles are asked too.
 
     An answer ends at any of `stop_ids`; those of the speaking model when left out. With a journal every finished answer is
-    kept under the digest of what was asked. `answers` is who answers: a server's requests join those of others.
+    kept under the digest of what was asked. `answers` is who answers: a server's requests join those of others. `seen`:
+    for each prompt the pieces of other modalities that go with it (`Render.seen`), read by the speaking model.
 
     Raises:
         UserError: a prompt is empty.
@@ -93,9 +97,12 @@ def generate(models: Mapping[str, Model], prompts: Sequence[list[int]], decoder:
     ends = sorted(models["policy"].stop_ids if stop_ids is None else stop_ids)
     common = {"models": {role: m.identity for role, m in models.items()}, "decoder": decoder.identity_values(),
               "seed": rng.seed, "scope": rng.scope, "stop": stop, "stop_ids": ends}
-    keys = [f"generate/{digest({**common, 'prompt': p, 'item': i})}" for i, p in enumerate(prompts)]
+    pieces = list(seen) or [{} for _ in prompts]
+    told_of = [{name: told(piece) for name, piece in p.items()} for p in pieces]
+    keys = [f"generate/{digest({**common, 'prompt': p, 'item': i, **({'seen': s} if s else {})})}"
+            for i, (p, s) in enumerate(zip(prompts, told_of, strict=True))]
     kept = _Kept(Answering(models["policy"], ends), journal, keys, progress, {})
-    requests = {i: Request(list(p), decoder, rng.within(f"item/{i}"), stop, ends=frozenset(ends))
+    requests = {i: Request(list(p), decoder, rng.within(f"item/{i}"), stop, ends=frozenset(ends), pieces=pieces[i])
                 for i, p in enumerate(prompts) if not kept.known(i)}
     # Of all prompts, whatever is answered already: what is read together must not depend on when a run was cut.
     shared = beginnings(prompts)

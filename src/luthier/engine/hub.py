@@ -34,7 +34,8 @@ WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
 INDEX = "model.safetensors.index.json"
 SAFE = ("config.json", "generation_config.json", INDEX, "tokenizer*.json", "tokenizer.model", "spiece.model",
         "sentencepiece.bpe.model", "vocab.json", "vocab.txt", "merges.txt", "special_tokens_map.json",
-        "added_tokens.json", "chat_template.jinja", "LICENSE*", "NOTICE*", "*TERMS*", "USE_POLICY*", "README.md")
+        "added_tokens.json", "chat_template.jinja", "preprocessor_config.json", "LICENSE*", "NOTICE*", "*TERMS*",
+        "USE_POLICY*", "README.md")
 UNSAFE = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack")
 SPARE = 1.05
 # Set beside HF_HUB_OFFLINE when it was Luthier, not the user, that set it.

@@ -83,7 +83,7 @@ class KeptStates:
 
     def known(self, inputs: TokenBatch, place: torch.Tensor, shape: torch.Size) -> torch.Tensor | None:
         """[*shape, width] states of these inputs at their places, or None when a row has none."""
-        if inputs.decoder_ids is not None or inputs.tensors:
+        if inputs.decoder_ids is not None or not inputs.only_tokens:
             return None
         ids, lengths = inputs.ids.cpu().numpy(), inputs.mask.sum(1).tolist()
         slots = [self._slots.get(name_of(row[:n])) for row, n in zip(ids, lengths, strict=True)]
@@ -145,7 +145,8 @@ def sequences_of(tasks: Iterable[Task]) -> dict[bytes, list[int]]:
     """Every different sequence of one side and of nothing but tokens, in order of first use, by the name of its ids."""
     parts = (part for task in tasks for features in task.rows for part in features.values())
     return {name_of(part.ids): part.ids for part in parts
-            if isinstance(part, Tokens) and part.decoder_ids is None and not part.tensors}
+            if isinstance(part, Tokens) and part.decoder_ids is None and not part.tensors
+            and not part.pieces}
 
 
 def name_of(ids: Any) -> bytes:

@@ -123,8 +123,11 @@ def layer_stacks(model: Model) -> list[Stack]:
 
 def _watched(model: Model, trunk: nn.Module) -> _Watch:
     """One forward of a few tokens, evaluation mode, without gradients."""
-    ids = torch.arange(5, 11, device=model.device)[None] % int(model.module.config.vocab_size)
-    asked: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if model.sounds:
+        asked: dict[str, Any] = {"input_values": model.sounds.blank.to(model.device)}
+    else:
+        ids = torch.arange(5, 11, device=model.device)[None] % model.vocabulary
+        asked = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if model.architecture == "encoder-decoder":
         asked |= {"decoder_input_ids": ids, "decoder_attention_mask": torch.ones_like(ids)}
     if model.architecture != "encoder":

@@ -266,18 +266,16 @@ def _vocabulary(model: Model, learned: int, backward: bool) -> tuple[float, int]
 
 def meta_model(folder: Any, artifact: Any, dtype: torch.dtype) -> Model:
     """A base with its tokenizer and without its weights, frozen, as `models.load_base` would hand it out."""
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+    from transformers import AutoConfig
 
-    from luthier.engine.models import Model, architecture_of, load_tokenizer
+    from luthier.engine.models import Model, architecture_of, auto_class, limit_of, load_tokenizer, senses
 
-    architecture = architecture_of(folder)
-    classes: dict[str, Any] = {"decoder": AutoModelForCausalLM, "encoder": AutoModel, "encoder-decoder": AutoModelForSeq2SeqLM}
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     with torch.device("meta"):
-        module = classes[architecture].from_config(config, dtype=dtype)
+        module = auto_class(folder).from_config(config, dtype=dtype)
     module.train().requires_grad_(False)
-    limit = int(getattr(config, "max_position_embeddings", 0) or getattr(config, "n_positions", 0) or 1 << 16)
-    return Model(module, load_tokenizer(folder), architecture, "plan", str(folder.name), limit, artifact)
+    return Model(module, load_tokenizer(folder), architecture_of(folder), "plan", str(folder.name), limit_of(config), artifact,
+                 **senses(folder, module))
 
 
 def state_bytes(optimizer: Any) -> float:

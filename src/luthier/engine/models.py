@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,13 +18,16 @@ from luthier.core.identity import hash_folder
 from luthier.engine import hub
 from luthier.engine.memory import require_mb
 from luthier.engine.packages import PACKAGES, check, model_folder
+from luthier.engine.pictures import Pictures, pictures_of
 from luthier.engine.quantized import loading
+from luthier.engine.sounds import NoTokens, Sounds, hears, sounds_of
 from luthier.engine.sparse import SparseDelta
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from luthier.engine.new_tokens import NewTokens
+    from luthier.engine.splitting import Split
 
 Architecture = Literal["encoder", "decoder", "encoder-decoder"]
 HEAD_FILE = "head.safetensors"
@@ -56,6 +60,12 @@ class Model:
     new_tokens: NewTokens | None = None
     # Positions that a learned prompt takes before every input.
     taken: int = 0
+    # How it is shown pictures, where it reads some.
+    pictures: Pictures | None = field(default=None, repr=False, compare=False)
+    # How it hears clips, where it does; it then reads no tokens.
+    sounds: Sounds | None = field(default=None, repr=False, compare=False)
+    # Where the model is split between two parties, and what crosses there (`splitting.Split`).
+    border: Split | None = field(default=None, repr=False, compare=False)
     # Tensors of which a method moved chosen entries only, as they are stored.
     sparse: SparseDelta = field(default_factory=SparseDelta, repr=False)
 
@@ -68,8 +78,13 @@ class Model:
     @property
     def width(self) -> int:
         """Size of the hidden states."""
-        config = self.module.config
+        config = self.module.config.get_text_config()
         return int(getattr(config, "hidden_size", None) or config.d_model)
+
+    @property
+    def vocabulary(self) -> int:
+        """How many different ids it reads."""
+        return int(self.module.config.get_text_config().vocab_size)
 
     @property
     def device(self) -> torch.device:
@@ -126,7 +141,9 @@ def check_folder(name: str) -> Path:
         unsafe = [p.name for p in folder.glob("*.bin")] + [p.name for p in folder.glob("*.pt")]
         why = f"only {unsafe[0]}, a format that can run code when loaded" if unsafe else "no weights"
         raise UserError(f"{folder} has {why}. Luthier loads .safetensors only; convert it first.")
-    if not any((folder / n).exists() for n in ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json")):
+    if not hears(read_json(folder / "config.json")) and not any((folder / n).exists() for n in ("tokenizer.json",
+                                                                                                "tokenizer.model", "vocab.txt",
+                                                                                                "vocab.json")):
         raise UserError(f"{folder} has no tokenizer files (tokenizer.json).")
     return folder.resolve()
 
@@ -154,26 +171,37 @@ def architecture_of(folder: Path) -> Architecture:
     names = config.get("architectures") or []
     if not names:
         raise UserError(f"{folder / 'config.json'} names no architecture ('architectures').")
-    return "decoder" if any(n.endswith(("ForCausalLM", "LMHeadModel")) for n in names) else "encoder"
+    writes = any(n.endswith(("ForCausalLM", "LMHeadModel")) for n in names) or sees(config)
+    return "decoder" if writes else "encoder"
+
+
+def sees(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration is that of a model that reads pictures and writes text."""
+    return "vision_config" in config and any("ConditionalGeneration" in n for n in config.get("architectures") or ())
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder, from local files only."""
     from transformers import AutoTokenizer
 
+    if hears(read_json(folder / "config.json")):
+        return NoTokens()  # type: ignore[return-value]
     return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
-def auto_class(architecture: Architecture) -> Any:
+def auto_class(folder: Path) -> Any:
     """The class of transformers that builds models of this kind."""
-    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForSeq2SeqLM
 
+    architecture = architecture_of(folder)
+    if architecture == "decoder" and sees(read_json(folder / "config.json")):
+        return AutoModelForImageTextToText
     return {"decoder": AutoModelForCausalLM, "encoder": AutoModel, "encoder-decoder": AutoModelForSeq2SeqLM}[architecture]
 
 
 def keys_of(folder: Path) -> Finding:
     """The receipt that plain transformers finds every tensor it wants in a model folder and wants all; reads no weights."""
-    model, told = auto_class(architecture_of(folder)).from_pretrained(
+    model, told = auto_class(folder).from_pretrained(
         folder, device_map="meta", output_loading_info=True, local_files_only=True, use_safetensors=True,
         trust_remote_code=False)
     wrong = sorted(str(key) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for key in told[kind])
@@ -189,15 +217,26 @@ def load_base(artifact: Artifact, dtype: torch.dtype = torch.float32, device: st
     size = sum(p.stat().st_size for p in folder.glob("*.safetensors")) / 1e6
     require_mb(size * 1.2, f"Loading {artifact.meta['name']}")
     architecture: Architecture = artifact.meta["architecture"]
-    module = auto_class(architecture).from_pretrained(
+    module = auto_class(folder).from_pretrained(
         folder, dtype=dtype, local_files_only=True, use_safetensors=True, trust_remote_code=False,
         **loading(artifact.meta.get("quantize", "none"), dtype, device))
     module.eval().requires_grad_(False)
     if "quantize" not in artifact.meta:  # a quantised base was loaded to its device
         module.to(device)
-    config = module.config
-    limit = int(getattr(config, "max_position_embeddings", 0) or getattr(config, "n_positions", 0) or 1 << 16)
-    return Model(module, load_tokenizer(folder), architecture, artifact.identity, artifact.meta["name"], limit, artifact)
+    return Model(module, load_tokenizer(folder), architecture, artifact.identity, artifact.meta["name"],
+                 limit_of(module.config),
+                 artifact, **senses(folder, module))
+
+
+def senses(folder: Path, module: Any) -> dict[str, Any]:
+    """What a model takes besides tokens, by the names of `Model`."""
+    return {"pictures": pictures_of(folder, module), "sounds": sounds_of(folder, module.config)}
+
+
+def limit_of(config: Any) -> int:
+    """The longest sequence that a model reads, in tokens; where nothing is stated, one that no row reaches."""
+    config = config.get_text_config()
+    return int(getattr(config, "max_position_embeddings", 0) or getattr(config, "n_positions", 0) or 1 << 16)
 
 
 def add_tuned(model: Model, artifact: Artifact) -> Model:
@@ -212,11 +251,14 @@ def add_tuned(model: Model, artifact: Artifact) -> Model:
     if trained_on != model.base.identity:
         raise UserError(f"{artifact.folder} was trained on {artifact.meta['base']['name']} ({trained_on[:8]}), "
                         f"not on {model.name} ({model.base.identity[:8]}).")
-    if "fit" in artifact.meta:
-        build("method", artifact.meta["fit"]["method"]).loadable()
+    method = build("method", artifact.meta["fit"]["method"]) if "fit" in artifact.meta else None
+    if method:
+        method.loadable()
     new_tokens.install(model, artifact)
     weights.LOADERS[artifact.kind](model, artifact.folder)
     weights.load_heads(model, artifact)
+    if method:
+        method.attach(model, artifact.folder)
     model.identity = artifact.identity
     model.template = artifact.meta.get("template", {})
     model.module.eval()

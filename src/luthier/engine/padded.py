@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from luthier.engine.batches import array
 from luthier.engine.forward import trunk_of, vocabulary_of
 from luthier.engine.models import Model
 from luthier.engine.scheduling import Answering, Request, choose
@@ -57,7 +58,7 @@ class Padded:
 @torch.no_grad()
 def answer(models: Mapping[str, Model], requests: Sequence[Request], answering: Answering) -> None:
     """Write the answers of a batch; it ends with its longest one."""
-    speakers = {role: Speaker(m, [r.prompt for r in requests]) for role, m in models.items()}
+    speakers = {role: Speaker(m, [r.prompt for r in requests], [r.pieces for r in requests]) for role, m in models.items()}
     pad = models["policy"].tokenizer.pad_token_id or 0
     while True:
         chosen = choose(requests, {role: s.scores() for role, s in speakers.items()})
@@ -81,7 +82,7 @@ def prompted(model: Model) -> bool:
 class Speaker:
     """One model reading a batch of left-padded prompts and one token more at a time."""
 
-    def __init__(self, model: Model, prompts: list[list[int]]) -> None:
+    def __init__(self, model: Model, prompts: list[list[int]], pieces: Sequence[Mapping[str, Any]] = ()) -> None:
         self.model = model
         self.vocabulary = vocabulary_of(model)
         # Prompt methods put virtual tokens in front in their own forward, which keeps no cache of ours.
@@ -90,6 +91,9 @@ class Speaker:
         width = max(map(len, prompts))
         ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=model.device)
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
+        names = sorted({n for p in pieces for n in p}) if model.pictures else []
+        # Read with the prompt, once: what is written later sees them through the cache.
+        self.seen = {n: torch.cat([array(p[n]) for p in pieces if n in p]).to(model.device) for n in names}
         self.cache: Any = None
         self.encoded: Any = None
         if model.architecture == "encoder-decoder":
@@ -106,7 +110,7 @@ class Speaker:
         if self.encoded is not None:
             arguments |= {"encoder_outputs": self.encoded, "attention_mask": self.source_mask, "decoder_input_ids": fresh}
         else:
-            arguments |= {"input_ids": fresh, "attention_mask": self.mask}
+            arguments |= {"input_ids": fresh, "attention_mask": self.mask, **({} if self.cache is not None else self.seen)}
             if self.cached:
                 arguments["position_ids"] = (self.mask.cumsum(-1) - 1).clamp(min=0)[:, -fresh.shape[1]:]
         if self.cached and self.cache is not None:

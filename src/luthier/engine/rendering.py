@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from luthier.engine.models import Model
+    from luthier.engine.pictures import Pictures
+    from luthier.engine.sounds import Sounds
 
 OverLong = Literal["drop", "truncate", "split", "truncate-context"]
 
@@ -44,6 +46,7 @@ class Cut:
     tokens: int
     rows: int
     detail: str
+    reason: str = "shortened"
 
 
 @dataclass
@@ -64,6 +67,8 @@ class Render:
     decoder_start: int | None = None
     chat: ChatTemplate | None = None
     cuts: list[Cut] = field(default_factory=list)
+    pictures: Pictures | None = None
+    sounds: Sounds | None = None
 
     def pieces(self, example: Example) -> list[Example]:
         """The examples that become one training row each: mostly the example itself.
@@ -91,15 +96,19 @@ class Render:
         tokens = self.whole(example)
         longest = self.length(tokens)
         if longest > self.max_tokens:
+            seen = sum(map(len, tokens.pieces.values()))
+            of_it = f", {seen} x {self.pictures.places} of them for pictures" if seen and self.pictures else ""
             raise DroppedRow(Dropped(example.id, "too long",
-                                     f"{longest} tokens, at most max_tokens_per_example={self.max_tokens}"))
+                                     f"{longest} tokens{of_it}, at most max_tokens_per_example={self.max_tokens}"))
         return tokens
 
     def whole(self, example: Example) -> Tokens:
         """As `tokens`, of any length."""
         if not any(t.target for t in example.turns):
             raise DroppedRow(Dropped(example.id, "nothing to learn", "the row has no answer or completion"))
-        return self._chat_tokens(example) if self.chat else self._plain_tokens(example)
+        shown = self._shown(example)
+        tokens = self._chat_tokens(shown) if self.chat else self._plain_tokens(shown)
+        return self._with_pictures(tokens, example)
 
     @staticmethod
     def length(tokens: Tokens) -> int:
@@ -115,7 +124,33 @@ class Render:
         return self.chat is None or joined(self._learned(example)) is not None
 
     def prompt(self, example: Example) -> list[int]:
-        """Ids to continue: everything before the last learned turn."""
+        """Ids to continue: everything before the last learned turn. What is seen beside them is in `seen`."""
+        ids = self._prompt(self._shown(example))
+        if self.pictures:
+            self.pictures.check(_asked(example), ids)
+        return ids
+
+    def seen(self, example: Example) -> dict[str, Any]:
+        """The pieces that go with `prompt`: the pixels of the pictures before the last learned turn."""
+        return dict(self.pictures.pieces(_asked(example))) if self.pictures else {}
+
+    def _shown(self, example: Example) -> Example:
+        """The example with its pictures as tokens. Raises DroppedRow where the model reads none."""
+        if self.pictures:
+            return self.pictures.shown(example)
+        if any(p.type == "image" for t in example.turns for p in t.parts):
+            raise DroppedRow(Dropped(example.id, "pictures", "the row has pictures, and this model reads none"))
+        return example
+
+    def _with_pictures(self, tokens: Tokens, example: Example) -> Tokens:
+        if not self.pictures:
+            return tokens
+        last = max(n for n, t in enumerate(example.turns) if t.target)
+        shown = replace(example, turns=example.turns[:last + 1])
+        self.pictures.check(shown, tokens.ids)
+        return replace(tokens, pieces=self.pictures.pieces(shown))
+
+    def _prompt(self, example: Example) -> list[int]:
         if self.chat:
             return self.chat.prompt(example, *self._before())
         segments = self._plain(example)
@@ -134,12 +169,14 @@ class Render:
         return self.decode([i for i, t in zip(ids, tokens.targets, strict=True) if t]).strip()
 
     def text(self, example: Example) -> Tokens:
-        """A text for an encoder, with its special tokens; nothing is learned token by token.
+        """A text for an encoder, with its special tokens, or a clip; nothing is learned token by token.
 
         Raises:
             DroppedRow: longer than `max_tokens`, unless `over_long` says truncate.
         """
-        text = "\n".join(t.text for t in example.turns if not t.target)
+        if self.sounds:
+            return self.sounds.tokens(example, self)
+        text = "\n".join(t.text for t in self._shown(example).turns if not t.target)
         ids = self.tokenizer(text, truncation=False, verbose=False)["input_ids"]
         if len(ids) > self.max_tokens:
             if self.over_long != "truncate":
@@ -150,7 +187,7 @@ class Render:
 
     def document(self, example: Example) -> list[int]:
         """A raw text from its start token to its end token."""
-        text = "\n\n".join(t.text for t in example.turns)
+        text = "\n\n".join(t.text for t in self._shown(example).turns)
         return [*self._start(), *self.encode(text), self.stop_id]
 
     def blocks(self, example: Example) -> Iterator[Tokens]:
@@ -273,6 +310,12 @@ class Render:
         return int(start if start is not None else self.stop_id)
 
 
+def _asked(example: Example) -> Example:
+    """An example up to its last learned turn; all of it where nothing is learned."""
+    last = max((n for n, t in enumerate(example.turns) if t.target), default=len(example.turns))
+    return replace(example, turns=example.turns[:last])
+
+
 def with_passages(example: Example, passages: Sequence[str]) -> Example:
     """The same question with these passages before it, in this order, numbered from 1 (`core/citing.py`)."""
     first, *rest = example.turns
@@ -311,7 +354,8 @@ def renderer(model: Model, max_tokens: int | None = None, *, template: str = "au
         options.setdefault("decoder_start", model.decoder_start)
     if model.architecture != "encoder":
         options.setdefault("chat", choose(model.tokenizer, model.name, template, chats, model.template, other_template))
-    render = Render(model.tokenizer, model.architecture, max_tokens or model.limit, **options)
+    render = Render(model.tokenizer, model.architecture, max_tokens or model.limit, pictures=model.pictures,
+                    sounds=model.sounds, **options)
     if model.architecture != "encoder":
         check_invariants(render, model.name)
     return render

@@ -98,7 +98,7 @@ def adapter_comes_off(model: Model) -> bool:
 
     if not hasattr(model.module, "disable_adapter"):
         return False
-    ids = torch.arange(5, 11, device=model.device)[None] % model.module.config.vocab_size
+    ids = torch.arange(5, 11, device=model.device)[None] % model.vocabulary
     batch = TokenBatch(ids, torch.ones_like(ids), torch.ones_like(ids, dtype=torch.bool))
     if model.architecture == "encoder-decoder":
         batch.decoder_ids, batch.decoder_mask = ids, batch.mask

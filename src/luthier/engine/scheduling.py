@@ -52,7 +52,8 @@ class Request:
 
     ends: ids that end it; those of the scheduler when None. likely: how many of the likeliest tokens `weighed` lists beside
     each token that was chosen, with log-probabilities of the policy's own scores; None weighs nothing. cancelled: set by
-    any thread, when nobody waits for the answer any more; the next step lets it go.
+    any thread, when nobody waits for the answer any more; the next step lets it go. pieces: other modalities that go with the
+    prompt, for models that are asked with padding.
     """
 
     prompt: list[int]
@@ -62,6 +63,7 @@ class Request:
     on_token: Callable[[int], None] | None = None
     ends: frozenset[int] | None = None
     likely: int | None = None
+    pieces: Mapping[str, Any] = field(default_factory=dict)
     written: list[int] = field(default_factory=list)
     weighed: list[list[tuple[int, float]]] = field(default_factory=list)
     stopped: bool = False

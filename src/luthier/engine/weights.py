@@ -78,6 +78,10 @@ def _load_delta(model: Model, folder: Path) -> None:
 def _save_model(model: Model, folder: Path) -> None:
     model.module.save_pretrained(folder, safe_serialization=True)
     model.tokenizer.save_pretrained(folder)
+    if model.pictures:
+        model.pictures.save(folder)
+    if model.sounds:
+        model.sounds.extractor.save_pretrained(folder)
 
 
 def _load_model(model: Model, folder: Path) -> None:

@@ -82,7 +82,7 @@ def _flagged(found: dict[str, Any], artifact: Artifact, data_steps: Sequence[str
     flagged: list[dict[str, str]] = []
     for spec in data_steps:
         step = build("data_step", spec)
-        if type(step).roles or "Example" not in str(type(step).apply.__annotations__["rows"]):
+        if step.roles or "Example" not in str(type(step).apply.__annotations__["rows"]):
             raise UserError(f"--data-step {spec}: only steps that look at rows without a model can be asked here. See: "
                             "luthier data curate")
         with TemporaryDirectory() as folder:

@@ -125,7 +125,7 @@ def _tune(paths: Sequence[str], recipe: str, objective: str | None, sets: Sequen
     if form.spoken and "arm-base" in made.text["steps"]:
         made = made.edit(**{"arm-base.shots": [0]})  # a conversation within a conversation is no solved example
     labels = objective == "classify" if objective else form.learned_by == "classify"
-    if labels:
+    if labels and made.text["steps"]["tuned"].get("use") == "fit":  # a head that is solved for has no training to be told of
         text = copy.deepcopy(made.text)
         steps = text["steps"]
         steps["tuned"] |= {"tasks": [{"data": "examples.train", "objective": "classify", "head": "linear"}],

@@ -62,7 +62,7 @@ class Given:
     @cached_property
     def weights(self) -> Weights:
         """Its tensors, the change of an adapter or a delta made while they are read."""
-        from luthier.engine.models import architecture_of, auto_class
+        from luthier.engine.models import auto_class
         from luthier.engine.weight_sources import Adapted, Changed, Stored
 
         stored = Stored(self.frame)
@@ -70,7 +70,7 @@ class Given:
             return stored
         if self.tuned.kind == "delta":
             return Changed(stored, self.tuned.folder)
-        return Adapted(stored, self.frame, auto_class(architecture_of(self.frame)), self.tuned.folder)
+        return Adapted(stored, self.frame, auto_class(self.frame), self.tuned.folder)
 
     @property
     def adapter_folder(self) -> Path:

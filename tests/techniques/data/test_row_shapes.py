@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import wave
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from luthier.core.errors import UserError
 from luthier.core.example import SourceFile
@@ -37,6 +39,12 @@ def documented() -> dict[str, dict]:
 @pytest.mark.parametrize("name", list(FORMATS))
 def test_the_documented_row_of_each_format_is_read_as_such(one, tmp_path, name):
     row = documented()[name]
+    if "image" in row:
+        Image.new("RGB", (4, 4)).save(tmp_path / row["image"])
+    if "audio" in row:
+        with wave.open(str(tmp_path / row["audio"]), "wb") as file:
+            file.setparams((1, 2, 8000, 0, "NONE", ""))
+            file.writeframes(bytes(2000))
     (example,) = one(row)
     found = ReadJsonl().validate_file(SourceFile("data.jsonl", str(tmp_path / "data.jsonl")))
     assert found.format == name and not found.unused

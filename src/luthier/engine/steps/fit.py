@@ -305,6 +305,7 @@ class Fit(Step, name="fit"):
         write_json(ctx.folder / "cost.json", {"seconds": clock.seconds, "tokens": clock.tokens, "peak_mb": peak_mb()})
         heads = {t.name: spec.head.to_dict() for t, spec in zip(loop.tasks, self.tasks, strict=True) if spec.head}
         mixtures = {t.name: t.mixture.report(clock.step * self.batch_rows) for t in loop.tasks if t.mixture}
+        self.method.keep(model, ctx.folder)
         decisions = {**ctx.engine.decisions, **{n: kept[n] for n in ("dtype", "activation_checkpointing", "compiled")}, **found}
         return weights.save(
             model, self.method.artifact, ctx.folder, heads,

@@ -30,7 +30,8 @@ WHOLE, TRAIN = "all", "train"
 class Curate(Step, name="curate"):
     """Pass rows through data steps that leave out, choose or change them."""
 
-    inputs: ClassVar[dict[str, str]] = {"rows": "examples|documents", "writer?": "model", "encoder?": "model"}
+    inputs: ClassVar[dict[str, str]] = {
+        "rows": "examples|documents", "writer?": "model", "encoder?": "model", "target?": "examples"}
     output: ClassVar[str] = "examples|documents"
     steps: tuple[Slot[DataStep], ...] = Field((), description="data steps, in this order")
     subsets: tuple[str, ...] = Field((), description="which are changed; none named: all of an unsplit artifact, train of "

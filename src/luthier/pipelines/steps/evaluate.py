@@ -212,7 +212,8 @@ class Evaluate(Step, name="evaluate"):
             raise UserError(f"A prompt of arm '{self.arm}' has {longest} tokens; {model.name} reads {model.limit}. "
                             "Show fewer passages (passages) or fewer solved examples (shots).")
         made = ctx.engine.generate(model, prompts, self.decoder, rng=ctx.rng.within("answers"), stop=prompting.stop,
-                                   stop_ids=render.stop_ids, journal=ctx.journal, progress=ctx.progress)
+                                   stop_ids=render.stop_ids, journal=ctx.journal, progress=ctx.progress,
+                                   seen=[render.seen(e) for e in asked])
         predictions = [
             self._said(e, Prediction(e.id, text=g.text, stopped=g.stopped, tokens=g.tokens), hits)
             for e, g, hits in zip(rows, made, found, strict=True)]

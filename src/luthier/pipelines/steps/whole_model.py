@@ -17,7 +17,7 @@ PROBES = ("What is a module?", "yield value", "the cat sat on the mat " * 20)
 
 
 class WholeModel(Step, name="whole-model"):
-    """Write a tuned encoder as a model folder, to be used wherever a base is."""
+    """Write a tuned model as a model folder, to be used wherever a base is."""
 
     inputs: ClassVar[dict[str, str]] = {"base": "model", "tuned": "adapter|delta|model"}
     output: ClassVar[str] = "model"
@@ -48,11 +48,16 @@ class WholeModel(Step, name="whole-model"):
                     base={"name": base.meta["name"], "identity": base.identity})
 
     def receipts(self, inputs: Mapping[str, Artifact], artifact: Artifact, ctx: Ctx) -> list[Finding]:
-        """The merged model embeds as base and tuned weights do together."""
+        """The merged model embeds, or foretells tokens, as base and tuned weights do together."""
         import torch
 
         apart = ctx.engine.load(inputs["base"], inputs["tuned"], dtype=torch.float32)
         whole = ctx.engine.load(artifact, dtype=torch.float32)
+        if whole.architecture != "encoder":
+            ids = [[i % whole.vocabulary for i in range(start, start + 16)] for start in (5, 50, 200)]
+            said = [ctx.engine.score(model, [(row[:1], row[1:]) for row in ids]) for model in (apart, whole)]
+            return [receipt("whole-model/merged = unmerged", 0.0, max(abs(a[0] - b[0]) for a, b in zip(*said, strict=True)),
+                            1e-3, unit="nats", detail=f"largest difference of {len(ids)} rows of tokens")]
         one, two = (ctx.engine.embed(model, PROBES) for model in (apart, whole))
         return [receipt("whole-model/merged = unmerged", 0.0, float(abs(one - two).max()), 1e-5, unit="of a unit vector",
                         detail=f"largest difference of {len(PROBES)} embeddings")]

@@ -12,6 +12,9 @@ pair-label         two texts, label                                             
 pair-score         two texts, score                                                                           -
 text-label         text, label                                                                                classify
 messages           messages: [{role, content, tool_calls}, …]               tools                             supervised
+pictures           image (a path or several), conversations                 system                            supervised
+clip-label         audio (a path), label                                                                   classify
+scene              image, captions (a list)                                 boxes: [{class, box}, …]          -
 conversations      conversations: [{from, value}, …]                        tools, system                     supervised
 preference         chosen, rejected (texts, or lists of messages)           prompt                            dpo
 tagged-tokens      tokens, tags (lists)                                                                       -
@@ -28,7 +31,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from luthier.core.example import Example, Part, Turn, question
-from luthier.techniques.data import _choices, _spans, _tags
+from luthier.techniques.data import _choices, _pictures, _spans, _tags
 from luthier.techniques.data._messages import Wrong, chat, found_value, said_by_user
 from luthier.techniques.data._preferences import asked_for, preference
 
@@ -175,6 +178,30 @@ def _chat(name: str, row: Row, options: Mapping[str, Any], rest: dict[str, Any])
     return chat(name, row, options.get("learn", "every"), **rest)
 
 
+def _tried(make: Make) -> Callable[[Row, Mapping[str, Any]], list[str]]:
+    """Problems of rows that are found by making their example."""
+    def problems(row: Row, options: Mapping[str, Any]) -> list[str]:
+        try:
+            make("", row, options, {})
+        except Wrong as wrong:
+            return [str(wrong)]
+        return []
+
+    return problems
+
+
+def _seen(name: str, row: Row, options: Mapping[str, Any], rest: dict[str, Any]) -> Example:
+    return _pictures.conversation(name, row, options.get("learn", "every"), **rest)
+
+
+def _scene(name: str, row: Row, options: Mapping[str, Any], rest: dict[str, Any]) -> Example:
+    return _pictures.scene(name, row, **rest)
+
+
+def _clip(name: str, row: Row, options: Mapping[str, Any], rest: dict[str, Any]) -> Example:
+    return _pictures.clip(name, row, **rest)
+
+
 def _preference_problems(row: Row, options: Mapping[str, Any]) -> list[str]:
     try:
         preference("", row)
@@ -204,6 +231,10 @@ FORMATS: dict[str, Format] = {
     "pair-score": Format("", (_tags.FIRST, _tags.SECOND, _tags.SCORES), _tags.pair, _tags.pair_problems, _tags.pair_subject),
     "text-label": Format("classify", (("text",), ("label",)), _labelled, _label_problems, lambda row: str(row["text"])),
     "messages": Format("supervised", (("messages",),), _chat, _chat_problems, said_by_user, ("tools",), spoken=True),
+    "pictures": Format("supervised", (("image",), ("conversations",)), _seen, _tried(_seen), lambda row: str(row["image"]),
+                       ("system",), spoken=True),
+    "clip-label": Format("classify", (("audio",), ("label",)), _clip, _tried(_clip), lambda row: str(row["audio"])),
+    "scene": Format("", (("image",), ("captions",)), _scene, _tried(_scene), lambda row: str(row["image"]), ("boxes",)),
     "conversations": Format("supervised", (("conversations",),), _chat, _chat_problems, said_by_user, ("tools", "system"),
                             spoken=True),
     "preference": Format(
@@ -218,10 +249,10 @@ EXPECTED = "; ".join(f"{n}: {', '.join(' or '.join(g[:2]) for g in f.needs)}" fo
 KEYS = frozenset().union(*(f.used for f in FORMATS.values()))
 # The format whose examples have a task, for examples that no reader made.
 TASKS = {"classify": "text-label", "text": "raw-text", "chat": "messages", "preference": "preference",
-         "tags": "tagged-tokens", "score": "pair-score", "completion": "prompt-completion"}
+         "tags": "tagged-tokens", "scene": "scene", "score": "pair-score", "completion": "prompt-completion"}
 # Keys that hold lists or objects; in a table of texts these stand in a cell as JSON.
 NESTED = frozenset({"answers", "choices", "options", "endings", "messages", "conversations", "tools", "chosen", "rejected",
-                    "tokens", *_tags.TAGS})
+                    "tokens", "image", "captions", "boxes", *_tags.TAGS})
 if TYPE_CHECKING:
     FormatName = str
 else:

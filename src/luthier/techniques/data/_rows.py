@@ -15,6 +15,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -35,6 +36,7 @@ from luthier.techniques.data._formats import (
     found_value,
     nearest_format,
 )
+from luthier.techniques.data._pictures import located
 from luthier.techniques.data._repeats import Repeats, hashed
 from luthier.techniques.data._shared import exact_key, near_clusters, normalized
 
@@ -138,7 +140,7 @@ class RowReader(DataStep):
         for at in self.rows(file):
             row = at.row
             if row is None or not (self.columns or self.texts_only):
-                yield at
+                yield at if row is None else at._replace(row=located(row, Path(file.path).parent))
                 continue
             if not checked:
                 self._check_columns(row, file)
@@ -147,7 +149,7 @@ class RowReader(DataStep):
             row = {**{key: row[name] for key, name in self.columns.items() if name in row}, **rest}
             if self.texts_only:
                 row = {k: _structure(v) if k in NESTED and isinstance(v, str) else v for k, v in row.items()}
-            yield at._replace(row=row)
+            yield at._replace(row=located(row, Path(file.path).parent))
 
     def _check_columns(self, row: dict[str, Any], file: SourceFile) -> None:
         for key, name in self.columns.items():
