@@ -157,6 +157,10 @@ class Default:
 class _Adapting(Component):
     """The lifecycle that methods and regularizers share."""
 
+    def content(self) -> dict[str, Any]:
+        """Hashes of outside files that it reads; part of the key of the training."""
+        return {}
+
     def prepare(self, model: Model, ctx: FitCtx) -> Model:
         """Choose and create what is trained (wrap, freeze, parametrise). Raises UserError if nothing would train."""
         return model

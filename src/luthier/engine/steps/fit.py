@@ -102,8 +102,9 @@ class Fit(Step, name="fit"):
             raise UserError(f"new_tokens: {strange[0]!r} is {'given twice' if strange[0] else 'empty'}.")
 
     def content(self) -> dict[str, Any]:
-        """Hash of a template that is a file."""
-        return {} if self.template in CHOICES else {"template": hash_file(Path(self.template).expanduser())}
+        """Hashes of a template that is a file, and of files that method and regularizers read."""
+        own = {} if self.template in CHOICES else {"template": hash_file(Path(self.template).expanduser())}
+        return own | {part.info.name: found for part in (self.method, *self.regularizers) if (found := part.content())}
 
     def run(self, inputs: Mapping[str, Artifact], ctx: Ctx) -> Artifact:
         """Encode, train from the last checkpoint, save."""
