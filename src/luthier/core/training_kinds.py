@@ -122,10 +122,14 @@ class Hook:
         """
         return [batch]
 
+    def count(self, batch: Any) -> dict[str, float]:
+        """How many units each part that `on_loss` adds sums over, as an objective's `count`."""
+        return {}
+
     def on_loss(self, run: Forward, batch: Any, parts: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The parts of the loss, changed or with further ones.
 
-        A part that the objective does not count belongs to the whole step, and is divided by its micro-batches.
+        A part that nobody counts belongs to the whole step, and is divided by its micro-batches.
         """
         return parts
 
@@ -159,6 +163,11 @@ class _Adapting(Component):
 
     def content(self) -> dict[str, Any]:
         """Hashes of outside files that it reads; part of the key of the training."""
+        return {}
+
+    def streams(self) -> dict[str, str]:
+        """Further rows that it draws from: name -> INPUT.SUBSET. They come by `ctx.rows.of(name)`, as the first task reads
+        its own."""
         return {}
 
     def prepare(self, model: Model, ctx: FitCtx) -> Model:

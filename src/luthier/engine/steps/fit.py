@@ -19,7 +19,7 @@ from luthier.core.identity import hash_file
 from luthier.core.kinds import Default, Method, Optimizer, Regularizer, Schedule, Tokens
 from luthier.core.step import Ctx, FitCtx, Step
 from luthier.engine.chat import CHOICES, check_choice
-from luthier.engine.encoding import Encoded, chats, counted, encode, encode_tasks, of_file, subset
+from luthier.engine.encoding import Encoded, chats, counted, encode, encode_tasks, further_rows, of_file, subset
 from luthier.engine.steps.specs import Length, TaskSpec, ValidationSpec
 
 if TYPE_CHECKING:
@@ -154,6 +154,7 @@ class Fit(Step, name="fit"):
         objectives = [t.objective for t in tasks]
         fit_ctx.roles, bare = roles.live(objectives, model, self.method.artifact == "adapter")
         loop = self._loop(model, tasks, rate, fit_ctx, bare, held_out, self._metrics(render, inputs, fit_ctx))
+        loop.further = further_rows((self.method, *self.regularizers), tasks[0], render, inputs, ctx)
         hooks = [part.start(model, fit_ctx) for part in (self.method, *self.regularizers)]
         loop.hooks = hooks
         loop.run.frozen = frozen = Frozen(loop.run, tasks, fit_ctx, self.cache_frozen,
