@@ -6,7 +6,7 @@ They are read as `luthier.core.kinds`, with the others.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -71,6 +71,10 @@ class Objective(Component, kind="objective"):
     def rows(self, example: Example, render: Render, rng: Rng) -> list[Features]:
         """The training rows of one example: mostly one, several where its template or `over_long` asks for it."""
         return [self.encode(piece, render, rng) for piece in render.pieces(example)]
+
+    def remarks(self, rows: Sequence[Features]) -> Iterable[str]:
+        """What the log should say of all training rows together, such as that nothing can be told apart in them."""
+        return ()
 
     @abstractmethod
     def count(self, batch: Mapping[str, Any]) -> dict[str, float]:

@@ -116,6 +116,9 @@ def encode_tasks(specs: Sequence[TaskSpec], model: Model, render: Render, inputs
         joined = encoded[spec.name] = _joined(list(each.values()))
         tasks.append(Task(spec.name, spec.objective, joined.rows, joined.ids, spec.weight, mixture))
     _say(encoded, ctx)
+    for task in tasks:
+        for text in task.objective.remarks(task.rows):
+            ctx.log(text)
     return tasks, encoded
 
 
