@@ -122,7 +122,8 @@ def encode_tasks(specs: Sequence[TaskSpec], model: Model, render: Render, inputs
     return tasks, encoded
 
 
-def further_rows(parts: Iterable[Any], first: Task, render: Render, inputs: Mapping[str, Artifact], ctx: Ctx) -> dict[str, Task]:
+def further_rows(parts: Iterable[Any], first: Task, render: Render, inputs: Mapping[str, Artifact], ctx: Ctx
+                 ) -> dict[str, Task]:
     """Rows that methods and regularizers draw from (`streams`), as the first task reads its own, by name.
 
     Raises:

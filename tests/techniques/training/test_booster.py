@@ -52,7 +52,7 @@ class Weights(nn.Module):
 def bowls(base, make_ctx, spec: str, start=START, curvature=CURVATURE, steps: int = 1, rate: float = 1e-2):
     Bowls.curvature = curvature
     model = Model(Weights(start), load_base(base).tokenizer, "encoder", "bowls", "bowls", 8, base)
-    loop = make_loop(model, Bowls(), [{"against": 0.0}] * 4, make_ctx("loop"), steps=steps, rate=rate, clip=0)
+    loop = make_loop(model, Bowls(), [{"against": 0.0}] * 4, make_ctx(f"{spec}/loop"), steps=steps, rate=rate, clip=0)
     loop.further = {"violations": Task("task", Bowls(), [{"against": 1.0}] * 4, [f"v{i}" for i in range(4)])}
     loop.hooks = [build("regularizer", spec).start(model, loop.ctx)]
     return loop

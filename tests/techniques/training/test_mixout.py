@@ -15,7 +15,7 @@ from luthier.core.files import read_lines
 from luthier.engine.models import add_tuned, load_base
 from luthier.techniques.training import mixout as module
 from luthier.techniques.training.mixout import kept, mix
-from tests.contracts.workbench import encode, examples, make_loop, short_fit, training_data, tuned_logits
+from tests.contracts.workbench import short_fit, training_data, tuned_logits
 
 
 def fitted(make_ctx, base, name: str, architecture: str = "decoder", **changed):
@@ -95,7 +95,7 @@ def test_toward_zero_is_dropout_of_the_weight():
 def test_what_is_swapped_together(granularity, shape, pico, make_ctx, monkeypatch):
     seen = []
     monkeypatch.setattr(module, "kept", lambda shape, p, name, device: (seen.append(shape), kept(shape, p, name, device))[1])
-    model, hook = started(pico, make_ctx, f"mixout:p=0.5,granularity={granularity}")
+    model, _ = started(pico, make_ctx, f"mixout:p=0.5,granularity={granularity}")
     model.module.train()
     layer = next(m for m in model.module.modules() if isinstance(m, nn.Linear) and m._forward_pre_hooks)
     layer(torch.randn(2, layer.in_features))

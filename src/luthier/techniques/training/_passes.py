@@ -1,4 +1,4 @@
-"""What regularizers with further forwards share: a batch's predictions from given embeddings, and how far two of them lie apart.
+"""What regularizers with further forwards share: predictions from given embeddings, and how far two of them lie apart.
 
 A batch has one sequence a row, `input`. Its predictions are one row of scores [outputs] for each row that has a head, or for
 each learned token of a language model: the units. Padding is never moved.
@@ -29,7 +29,8 @@ def sequence_of(what: str, batch: Mapping[str, Any]) -> TokenBatch:
 
     found = [name for name, part in batch.items() if isinstance(part, TokenBatch)]
     if found != ["input"]:
-        raise UserError(f"{what} needs an objective with one sequence a row (input); this one has {', '.join(found) or 'none'}.")
+        raise UserError(f"{what} needs an objective with one sequence a row (input); this one has "
+                        f"{', '.join(found) or 'none'}.")
     sequence: TokenBatch = batch["input"]
     return sequence
 

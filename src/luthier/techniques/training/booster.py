@@ -62,8 +62,8 @@ class Booster(Regularizer, name="booster", seeds=[162]):
         shared = [seen[said] for said in seen if said in tested]
         if shared:
             rows = ", ".join(shared[:NAMED_ROWS]) + (" …" if shared[NAMED_ROWS:] else "")
-            raise UserError(f"booster: {len(shared)} rows of {self.data} ask what a request of {', '.join(self.held_out)} asks: "
-                            f"{rows}. A test that was trained on is none; take them out of one of the two.")
+            raise UserError(f"booster: {len(shared)} rows of {self.data} ask what a request of {', '.join(self.held_out)} "
+                            f"asks: {rows}. A test that was trained on is none; take them out of one of the two.")
         return Ahead(self, ctx)
 
     def finish(self, model: Model, hook: Hook) -> None:
@@ -131,8 +131,8 @@ class Ahead(Hook):
             return
         (h, drop), (h_now, drop_now) = self.first, self.last
         if drop > 0 and drop_now < FELL * drop and drop_now * h >= FELL * drop * h_now:
-            self.ctx.log(f"booster: the bracket fell from {drop:.3g} to {drop_now:.3g}, but so did h, from {h:.3g} to {h_now:.3g}: "
-                         "the violating answers have become likely, which is no defence. Look at refusals; raise "
+            self.ctx.log(f"booster: the bracket fell from {drop:.3g} to {drop_now:.3g}, but so did h, from {h:.3g} to "
+                         f"{h_now:.3g}: the violating answers have become likely, which is no defence. Look at refusals; raise "
                          "learning_rate or epochs of the alignment, or lower lam")
 
     def state_dict(self) -> dict[str, Any]:

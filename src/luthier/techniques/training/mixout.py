@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from luthier.core.errors import UserError
 from luthier.core.identity import hash_folder
 from luthier.core.kinds import Hook, Regularizer
 from luthier.core.rng import Rng
@@ -95,7 +94,8 @@ def kept(shape: list[int], p: float, name: str, device: torch.device) -> torch.T
 class Mixing(Hook):
     """While a layer in training mode computes, its attribute `weight` is the mixed one; its parameter stays what it is."""
 
-    def __init__(self, model: Model, mixed: Mapping[str, tuple[Any, Callable[..., Any]]], replace_dropout: bool = False) -> None:
+    def __init__(self, model: Model, mixed: Mapping[str, tuple[Any, Callable[..., Any]]],
+                 replace_dropout: bool = False) -> None:
         import torch
 
         self.handles = []

@@ -5,15 +5,15 @@
 x [tokens, width] are embedded words, l is KL(P||Q) + KL(Q||P) (of one number the squared difference), n counts rows, or the
 learned tokens of a language model. Inner steps go uphill from x' = x + sigma·noise: x' <- the ball around x of
 x' + eta g / |g|, g the gradient of l; x' is then a constant, and gradients reach both f(x') and f(x). θ~ are the weights an
-outer iteration began with or, with one step to it, their running mean: θ~ <- beta θ~ + (1 - beta) θ, beta_late after a tenth.
+outer iteration began with or, with one step to it, their mean: θ~ <- beta θ~ + (1 - beta) θ, beta_late after a tenth.
 
     scheme     eps                  sigma   eta     x'
     ball       radius · rms of x    eps/10  eps     projected
     paper      1e-5                 1e-5    1e-3    projected: of most models too little to be seen
     released   -                    1e-5    1e-3    (sigma·noise + eta g), divided by its largest entry in each token
 
-`released` is what the authors' code does (there on what the embedding layer makes of the words): a random move of length 1. Norm
-2 bounds the root mean square of a row's move by eps. `direction: random` draws g. Further passes have no dropout unless
+`released` is what the authors' code does (there on what the embedding layer makes of the words): a random move of length 1.
+Norm 2 bounds the root mean square of a row's move by eps. `direction: random` draws g. Further passes have no dropout unless
 `dropout: train`, and draw nothing that another part of the training draws.
 
 When it helps: few rows, and a model that overfits. Source: Jiang et al. 2019, arXiv 1911.03437 (seed 68).
