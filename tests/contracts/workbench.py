@@ -27,6 +27,7 @@ WORDS = "module class object list dict name scope block import yield".split()
 ARGUMENTS: dict[tuple[str, str], dict[str, Any]] = {
     ("data_step", "slick"): {"prompts": 2, "samples": 2},
     ("method", "peft"): {"type": "IA3"},
+    ("data_step", "clear"): {"samples": 2, "similarity": "same", "decoder": {"use": "sample", "max_new_tokens": 2}},
     ("regularizer", "booster"): {"data": "examples.dev"},
     ("data_step", "rerank"): {"metric": "f1"},
     ("step", "base"): {"model": "pico"},

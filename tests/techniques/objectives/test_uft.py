@@ -58,7 +58,7 @@ def test_the_gradient_on_demonstrations_is_the_supervised_one_scaled(pico):
     run = Forward({"policy": model, "reference": load_base(pico)})
     _, ours = gradients(run, objective, make_batch(encode(objective, model, scored(None)), model), "score")
     _, theirs = gradients(run, supervised, make_batch(encode(supervised, model, scored(None)), model), "nll")
-    assert float(torch.cosine_similarity(ours, theirs, dim=0)) == pytest.approx(1, abs=1e-5)
+    assert float(torch.cosine_similarity(ours.double(), theirs.double(), dim=0)) == pytest.approx(1, abs=1e-5)
     assert float(ours.norm() / theirs.norm()) == pytest.approx(0.25 * beta, rel=1e-4)
 
 
