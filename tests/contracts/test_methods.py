@@ -36,7 +36,7 @@ def trained(request, attempts, bases, make_ctx):
 
 
 def _train(part, architecture, field, base, make_ctx):
-    parts = {"method": part} if field == "method" else {}
+    parts = {"method": part if field == "method" else "full"}
     regularizers = (*((part,) if field == "regularizer" else ()), "dummy-spy")
     # The loss without dropout on the very rows that are trained on, after every step.
     fit = short_fit(architecture, regularizers=regularizers, streams={"validation": "examples.train"}, **parts)
@@ -141,6 +141,42 @@ def test_a_method_with_nothing_to_train_is_refused_by_name(trained):
     error = trained(build("method", "bitfit"), "decoder")
     assert isinstance(error, UserError)
     assert "bitfit has nothing to train: pico has no bias terms" in str(error)
+
+
+# --- regularizers --------------------------------------------------------------------------------------------------
+
+regularized = pytest.mark.parametrize("row", shipped("regularizer"))
+
+
+def added_to_full(row, architecture, trained):
+    """What came of a short full training with the regularizer, or the reason why this architecture is refused."""
+    return trained(example_of(row), architecture, "regularizer")
+
+
+@regularized
+def test_a_regularizer_works_on_some_architecture_and_refuses_the_others_by_name(row, trained):
+    results = [added_to_full(row, architecture, trained) for architecture in ARCHITECTURES]
+    refused = [r for r in results if isinstance(r, UserError)]
+    assert len(refused) < len(ARCHITECTURES) and all(row["name"] in str(r) for r in refused), refused
+
+
+@on_each
+@regularized
+def test_the_loss_still_falls_and_what_is_saved_is_plain(row, architecture, trained, engine):
+    base, artifact, losses, seen, receipts = or_skip(added_to_full(row, architecture, trained))
+    assert losses[-1] < losses[0] - 1e-3, losses
+    loaded = tuned_logits(add_tuned(engine.fresh(base), artifact))
+    assert (loaded - seen["logits"]).abs().max() <= 1e-5
+    assert [r.name for r in receipts if r.verdict == "differs"] == []
+    assert seen["moved"] and seen["moved"] <= seen["trained"]
+
+
+@on_each
+@regularized
+def test_a_stopped_training_with_a_regularizer_goes_on_exactly(row, architecture, trained, bases, make_ctx):
+    _base, artifact, *_ = or_skip(added_to_full(row, architecture, trained))
+    again = resumed(make_ctx, bases[architecture], architecture, method="full", regularizers=(example_of(row),))
+    assert again.identity == artifact.identity
 
 
 @on_each

@@ -30,6 +30,8 @@ ARGUMENTS: dict[tuple[str, str], dict[str, Any]] = {
     ("method", "peft"): {"type": "IA3"},
     ("method", "meteora"): {"adapters": loras.two},
     ("method", "parts"): {"body": "stack", "train": ["layers"]},
+    ("data_step", "clear"): {"samples": 2, "similarity": "same", "decoder": {"use": "sample", "max_new_tokens": 2}},
+    ("regularizer", "booster"): {"data": "examples.dev"},
     ("data_step", "rerank"): {"metric": "f1"},
     ("step", "base"): {"model": "pico"},
     ("step", "given"): {"kind": "examples"},

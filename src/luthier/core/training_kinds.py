@@ -6,7 +6,7 @@ They are read as `luthier.core.kinds`, with the others.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -77,6 +77,10 @@ class Objective(Component, kind="objective"):
         """The training rows of one example: mostly one, several where its template or `over_long` asks for it."""
         return [self.encode(piece, render, rng) for piece in render.pieces(example)]
 
+    def remarks(self, rows: Sequence[Features]) -> Iterable[str]:
+        """What the log should say of all training rows together, such as that nothing can be told apart in them."""
+        return ()
+
     @abstractmethod
     def count(self, batch: Mapping[str, Any]) -> dict[str, float]:
         """How many units each part sums over, known before any forward."""
@@ -136,10 +140,14 @@ class Hook:
         """
         return [batch]
 
+    def count(self, batch: Any) -> dict[str, float]:
+        """How many units each part that `on_loss` adds sums over, as an objective's `count`."""
+        return {}
+
     def on_loss(self, run: Forward, batch: Any, parts: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The parts of the loss, changed or with further ones.
 
-        A part that the objective does not count belongs to the whole step, and is divided by its micro-batches.
+        A part that nobody counts belongs to the whole step, and is divided by its micro-batches.
         """
         return parts
 
@@ -171,6 +179,15 @@ class Default:
 class _Adapting(Component):
     """The lifecycle that methods and regularizers share."""
 
+    def content(self) -> dict[str, Any]:
+        """Hashes of outside files that it reads; part of the key of the training."""
+        return {}
+
+    def streams(self) -> dict[str, str]:
+        """Further rows that it draws from: name -> INPUT.SUBSET. They come by `ctx.rows.of(name)`, as the first task reads
+        its own."""
+        return {}
+
     def prepare(self, model: Model, ctx: FitCtx) -> Model:
         """Choose and create what is trained (wrap, freeze, parametrise). Raises UserError if nothing would train."""
         return model
@@ -195,10 +212,6 @@ class Method(_Adapting, kind="method"):
 
     def check(self) -> None:
         """Look at what can be refused before any model is loaded (files, sizes). Raises UserError."""
-
-    def content(self) -> dict[str, Any]:
-        """Hashes of outside files that it reads; part of the key of the training."""
-        return {}
 
     def parameter_groups(self, model: Model) -> list[dict[str, Any]]:
         """Optimizer groups: `params` and whatever the optimizer reads per group."""

@@ -116,7 +116,30 @@ def encode_tasks(specs: Sequence[TaskSpec], model: Model, render: Render, inputs
         joined = encoded[spec.name] = _joined(list(each.values()))
         tasks.append(Task(spec.name, spec.objective, joined.rows, joined.ids, spec.weight, mixture))
     _say(encoded, ctx)
+    for task in tasks:
+        for text in task.objective.remarks(task.rows):
+            ctx.log(text)
     return tasks, encoded
+
+
+def further_rows(parts: Iterable[Any], first: Task, render: Render, inputs: Mapping[str, Artifact], ctx: Ctx
+                 ) -> dict[str, Task]:
+    """Rows that methods and regularizers draw from (`streams`), as the first task reads its own, by name.
+
+    Raises:
+        UserError: no such input or subset, or no row of it can be used.
+    """
+    from luthier.engine.loop import Task
+
+    found = {}
+    for part in parts:
+        for name, source in part.streams().items():
+            data = encode(subset(inputs, source), first.objective, render, ctx.rng)
+            if not data.rows:
+                why = data.ledger[0]["detail"] if data.ledger else "it is empty"
+                raise UserError(f"{part.info.name}: no row of {source} ({name}) can be used: {why}.")
+            found[name] = Task(first.name, first.objective, data.rows, data.ids)
+    return found
 
 
 def _joined(parts: Sequence[Encoded]) -> Encoded:

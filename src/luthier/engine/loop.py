@@ -103,11 +103,16 @@ class Rows:
     """The rows that a training's first task learns from, for a hook that draws some itself. `rows.batch(places)`."""
 
     loop: Loop
+    name: str = ""
 
     @property
     def task(self) -> Task:
-        """The first task."""
-        return self.loop.tasks[0]
+        """The first task, or one of further rows that is not trained on."""
+        return self.loop.further[self.name] if self.name else self.loop.tasks[0]
+
+    def of(self, name: str) -> Rows:
+        """Further rows that a method or regularizer asked for (`streams`)."""
+        return Rows(self.loop, name)
 
     def __len__(self) -> int:
         return len(self.task.rows)
@@ -136,6 +141,8 @@ class Loop:
     hooks: list[Hook] = field(default_factory=list)
     validation: Validation | None = None
     curve: list[dict[str, Any]] = field(default_factory=list)
+    # Rows that hooks draw from and nothing else learns, by name.
+    further: dict[str, Task] = field(default_factory=dict)
     # Further parts with a state of their own (`state_dict`, `load_state_dict`), kept in checkpoints by name.
     kept: dict[str, Any] = field(default_factory=dict)
 
@@ -246,10 +253,11 @@ class Loop:
                 **({"parts": parts} if len(parts) > 1 else {}), **self.run.take()}
 
     def closure(self, batches: Sequence[Batch], task: Task | None = None, rng: str = "",
-                into: list[torch.Tensor] | None = None) -> dict[str, float]:
+                into: list[torch.Tensor] | None = None, plus: Sequence[torch.Tensor] = ()) -> dict[str, float]:
         """Add the gradients of these batches and return the weighted parts. `rng` names another dropout draw.
 
-        into: a list that takes all gradients there are then, one a trained weight in the order of `perturbed`.
+        into: a list that takes all gradients there are then, one a trained weight in the order of `perturbed`. plus: gradients
+        in that order that are added.
         """
         task = task or self.tasks[0]
         batches = self._cut(task, list(batches))
@@ -258,6 +266,7 @@ class Loop:
         values = distributed.summed(self.accumulate(batches, task, self.counts(batches, task), rng))
         distributed.sum_gradients(self.masters.tensors())
         self.masters.add(before)
+        self.masters.add(plus)
         self.run.measured = measured  # what is shown is that of the training rows
         self.clock.tokens += int(distributed.summed({"tokens": sum(map(tokens_in, batches))})["tokens"])
         if into is not None:
@@ -269,8 +278,9 @@ class Loop:
         """What each part sums over, and how many micro-batches there are, on all ranks together."""
         counts: dict[str, float] = {}
         for batch in batches:
-            for name, n in task.objective.count(batch).items():
-                counts[name] = counts.get(name, 0.0) + n
+            for counting in (task.objective, *self.hooks):
+                for name, n in counting.count(batch).items():
+                    counts[name] = counts.get(name, 0.0) + n
         shares = distributed.gathered(len(batches))
         return Counts(distributed.summed(counts), sum(shares), max(shares))
 
@@ -320,18 +330,20 @@ class Loop:
         self.masters.collect()
 
     @contextmanager
-    def perturbed(self, delta: Sequence[torch.Tensor]) -> Iterator[None]:
-        """Weights moved by `delta` (one tensor a trained weight) within the block, put back exactly after it."""
-        kept = [p.detach().clone() for p, _ in self.masters.pairs]
-        with torch.no_grad():
-            for (parameter, _), move in zip(self.masters.pairs, delta, strict=True):
-                parameter.add_(move.to(parameter.dtype))
+    def perturbed(self, delta: Sequence[torch.Tensor] | Mapping[torch.nn.Parameter, torch.Tensor]) -> Iterator[None]:
+        """Weights moved by `delta` (one tensor a trained weight, or by weight) within the block, put back exactly after it.
+
+        A weight's values are exchanged, not written over: the block may lie between a forward and its backward.
+        """
+        moves = delta if isinstance(delta, Mapping) else dict(zip((p for p, _ in self.masters.pairs), delta, strict=True))
+        kept = [(p, p.data) for p in moves]
         try:
+            for parameter, move in moves.items():
+                parameter.data = (parameter.data.float() + move.to(parameter.device).float()).to(parameter.dtype)
             yield
         finally:
-            with torch.no_grad():
-                for (parameter, _), was in zip(self.masters.pairs, kept, strict=True):
-                    parameter.copy_(was)
+            for parameter, was in kept:
+                parameter.data = was
 
     def rebuild_optimizer(self, keep: bool = True) -> None:
         """Choose the trained weights anew from the method's groups; `keep` carries the state of those that stay."""

@@ -19,7 +19,7 @@ from luthier.core.identity import hash_file
 from luthier.core.kinds import Default, Method, Optimizer, Regularizer, Schedule, Tokens
 from luthier.core.step import Ctx, FitCtx, Step
 from luthier.engine.chat import CHOICES, check_choice
-from luthier.engine.encoding import Encoded, chats, counted, encode, encode_tasks, of_file, subset
+from luthier.engine.encoding import Encoded, chats, counted, encode, encode_tasks, further_rows, of_file, subset
 from luthier.engine.steps.specs import Length, TaskSpec, ValidationSpec
 
 if TYPE_CHECKING:
@@ -103,9 +103,9 @@ class Fit(Step, name="fit"):
             raise UserError(f"new_tokens: {strange[0]!r} is {'given twice' if strange[0] else 'empty'}.")
 
     def content(self) -> dict[str, Any]:
-        """Hash of a template that is a file, and of what the method reads."""
+        """Hashes of a template that is a file, and of files that method and regularizers read."""
         own = {} if self.template in CHOICES else {"template": hash_file(Path(self.template).expanduser())}
-        return {**own, **self.method.content()}
+        return own | {part.info.name: found for part in (self.method, *self.regularizers) if (found := part.content())}
 
     def run(self, inputs: Mapping[str, Artifact], ctx: Ctx) -> Artifact:
         """Encode, train from the last checkpoint, save."""
@@ -155,6 +155,7 @@ class Fit(Step, name="fit"):
         objectives = [t.objective for t in tasks]
         fit_ctx.roles, bare = roles.live(objectives, model, self.method.artifact == "adapter")
         loop = self._loop(model, tasks, rate, fit_ctx, bare, held_out, self._metrics(render, inputs, fit_ctx))
+        loop.further = further_rows((self.method, *self.regularizers), tasks[0], render, inputs, ctx)
         hooks = [part.start(model, fit_ctx) for part in (self.method, *self.regularizers)]
         loop.hooks = hooks
         loop.run.frozen = frozen = Frozen(loop.run, tasks, fit_ctx, self.cache_frozen,

@@ -30,8 +30,8 @@ WHOLE, TRAIN = "all", "train"
 class Curate(Step, name="curate"):
     """Pass rows through data steps that leave out, choose or change them."""
 
-    inputs: ClassVar[dict[str, str]] = {
-        "rows": "examples|documents", "writer?": "model", "encoder?": "model", "target?": "examples"}
+    inputs: ClassVar[dict[str, str]] = {"rows": "examples|documents", "writer?": "model", "encoder?": "model",
+                                        "target?": "examples", "tuned?": "adapter|delta|model"}
     output: ClassVar[str] = "examples|documents"
     steps: tuple[Slot[DataStep], ...] = Field((), description="data steps, in this order")
     subsets: tuple[str, ...] = Field((), description="which are changed; none named: all of an unsplit artifact, train of "
@@ -42,6 +42,8 @@ class Curate(Step, name="curate"):
         given = inputs["rows"]
         self._check_rows(given)
         ctx.roles = {**ctx.roles, **{n: ctx.engine.load(inputs[n]) for n in ("writer", "encoder") if n in inputs}}
+        if {"writer", "tuned"} <= set(inputs):
+            ctx.roles = {**ctx.roles, "tuned": ctx.engine.load(inputs["writer"], inputs["tuned"])}
         needed = {role for step in self.steps for role in getattr(step, "roles", ())} - set(ctx.roles)
         if needed - {"writer"}:  # a writer only adds to a filter; the others are asked for
             raise UserError(f"A data step needs the role '{min(needed - {'writer'})}'. Name a model with --base.")
