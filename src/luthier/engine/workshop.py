@@ -15,7 +15,7 @@ from luthier.core.files import Journal
 from luthier.core.kinds import Decoder, Metric, Prediction
 from luthier.core.rng import Rng
 from luthier.core.step import Ctx, Progress, silent
-from luthier.engine import fused, generation, hub, models, quick, scoring
+from luthier.engine import fused, generation, hub, models, quick, sandbox, scoring
 from luthier.engine.generation import Generated, Stop
 from luthier.engine.hardware import KERNELS
 from luthier.engine.int8 import Int8Linear
@@ -165,6 +165,10 @@ class Engine:
                        "stream": lambda name: inputs[name.partition(".")[0]].examples(name.partition(".")[2])})
         artifact: Artifact = step.run(inputs, inner)
         return artifact
+
+    def execute(self, programs: Sequence[str], limits: sandbox.Limits | None = None) -> list[sandbox.Executed]:
+        """Run Python programs that a model wrote, in the sandbox and nowhere else; how each ended."""
+        return sandbox.execute(programs, limits, self.decisions["threads"])
 
     def evaluate(self, examples: Sequence[Any], predictions: Sequence[Prediction], metrics: Sequence[Metric],
                  ctx: Ctx) -> dict[str, list[dict[str, Any]]]:
