@@ -216,7 +216,12 @@ class Audit(Component, kind="audit"):
 
 
 class Head(Component, kind="head"):
-    """A small module on top of a body: labels, scores, spans."""
+    """A small module on top of a body: labels, scores, spans.
+
+    `answers`: whether it is what the model says; one that does not is kept beside the weights for training alone.
+    """
+
+    answers: ClassVar[bool] = True
 
     @abstractmethod
     def build(self, body: Model, labels: Sequence[str]) -> torch.nn.Module:

@@ -84,7 +84,7 @@ SIMILAR = 0.7
 def collate(rows: Sequence[Features], ids: Sequence[str], pad: int, device: torch.device | str = "cpu") -> Batch:
     """One batch: a `TokenBatch` for each named sequence, a tensor for each named number, and the rows' ids.
 
-    Lists of numbers become [rows, longest], filled up with `ABSENT`.
+    Lists of numbers become [rows, longest], filled up with `ABSENT` where they are whole and with 0 where not.
     """
     batch: Batch = {"ids": list(ids)}
     for name, first in rows[0].items():
@@ -92,7 +92,7 @@ def collate(rows: Sequence[Features], ids: Sequence[str], pad: int, device: torc
         if isinstance(first, Tokens):
             batch[name] = _tokens(values, pad, device)  # type: ignore[arg-type]
         elif isinstance(first, tuple):
-            batch[name] = _padded(values, ABSENT, device)[0]  # type: ignore[arg-type]
+            batch[name] = _numbers(values, device)  # type: ignore[arg-type]
         else:
             kind = torch.long if isinstance(first, int) else torch.float32
             batch[name] = torch.tensor(values, dtype=kind, device=device)
@@ -110,6 +110,16 @@ def _tokens(rows: Sequence[Tokens], pad: int, device: torch.device | str) -> Tok
         targets[i, :len(row.targets)] = torch.tensor(row.targets)
     tensors = {n: torch.stack([torch.as_tensor(r.tensors[n]) for r in rows]).to(device) for n in rows[0].tensors}
     return TokenBatch(ids, mask, targets.to(device), decoder_ids, decoder_mask, tensors)
+
+
+def _numbers(rows: Sequence[tuple[float, ...]], device: torch.device | str) -> torch.Tensor:
+    """[rows, longest] of lists of numbers, float32 where one of them is not whole."""
+    if not any(isinstance(value, float) for row in rows for value in row):
+        return _padded(rows, ABSENT, device)[0]  # type: ignore[arg-type]
+    found = torch.zeros(len(rows), max(map(len, rows)))
+    for i, row in enumerate(rows):
+        found[i, :len(row)] = torch.tensor(row)
+    return found.to(device)
 
 
 def _padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device | str) -> tuple[torch.Tensor, torch.Tensor]:

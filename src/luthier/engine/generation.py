@@ -26,12 +26,16 @@ Answers = Callable[[Mapping[str, Model], Sequence[tuple[Request, tuple[int, ...]
 
 @dataclass(frozen=True)
 class Generated:
-    """New tokens as text; `stopped` is False when the limit cut them off; `prompt_tokens` were read."""
+    """New tokens as text; `stopped` is False when the limit cut them off; `prompt_tokens` were read.
+
+    ids: the tokens themselves, that which ended the answer included.
+    """
 
     text: str
     tokens: int
     stopped: bool
     prompt_tokens: int
+    ids: tuple[int, ...] = ()
 
 
 @dataclass
@@ -47,14 +51,16 @@ class _Kept:
     def known(self, item: int) -> bool:
         """Whether the journal has the answer already."""
         if self.journal is not None and self.keys[item] in self.journal:
-            self.found[item] = Generated(*self.journal.values[self.keys[item]])
+            text, tokens, stopped, read, *ids = self.journal.values[self.keys[item]]
+            self.found[item] = Generated(text, tokens, stopped, read, tuple(*ids))
         return item in self.found
 
     def put(self, item: int, request: Request) -> None:
         """Keep an answer."""
-        made = Generated(self.answering.text(request), len(request.written), request.stopped, len(request.prompt))
+        ids = (*request.written, *(() if request.end is None else (request.end,)))
+        made = Generated(self.answering.text(request), len(request.written), request.stopped, len(request.prompt), ids)
         if self.journal is not None:
-            self.journal.put(self.keys[item], [made.text, made.tokens, made.stopped, made.prompt_tokens])
+            self.journal.put(self.keys[item], [made.text, made.tokens, made.stopped, made.prompt_tokens, list(ids)])
         self.found[item] = made
         self.progress(len(self.found), len(self.keys), "answers")
 

@@ -111,6 +111,12 @@ class Output:
             raise LuthierError(f"logits() of {len(hidden)} positions exceed {LOGITS_LIMIT} numbers; use nll() or kl().")
         return head.scores(hidden)
 
+    def predicting(self) -> torch.Tensor:
+        """[learned, width] the last hidden states that predict the learned tokens. Raises LuthierError where none are had."""
+        if self.flat is None:
+            raise LuthierError(f"{self.model.name} gives scores and no hidden states: no head can read them.")
+        return self._predicting()
+
     def hidden(self, layer: int) -> torch.Tensor:
         """[batch, tokens, width] after `layer` layers (0 = embeddings, -1 = last)."""
         if self.all_states is None:
