@@ -4,22 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
 from luthier.core.errors import UserError
+from luthier.core.example import Example
 from luthier.core.files import Journal
 from luthier.core.identity import digest
 from luthier.core.kinds import Decoder
 from luthier.core.rng import Rng
 from luthier.core.step import Progress, silent
 from luthier.engine.forward import packs, vocabulary_of
+from luthier.engine.lookout import Lookout
 from luthier.engine.models import Model
 from luthier.engine.padded import Padded
 from luthier.engine.scheduling import Answering, Request, Scheduler, Stop, beginnings
 
+if TYPE_CHECKING:
+    from luthier.engine.workshop import Engine
+
 __all__ = ["Generated", "Stop", "answers", "generate", "scheduler_of"]
 
+# Prompts that a decoder that searches is handed at once.
+SEARCHED = 32
 # Requests with the beginnings that they share, and what ends them; each request is given back when it ends.
 Answers = Callable[[Mapping[str, Model], Sequence[tuple[Request, tuple[int, ...]]], Sequence[int]], Iterator[Request]]
 
@@ -84,11 +92,13 @@ def answers(models: Mapping[str, Model], requests: Sequence[tuple[Request, tuple
 
 def generate(models: Mapping[str, Model], prompts: Sequence[list[int]], decoder: Decoder, rng: Rng, *,
              stop: Stop = "token", stop_ids: Collection[int] | None = None, journal: Journal | None = None,
-             progress: Progress = silent, answers: Answers = answers) -> list[Generated]:
+             progress: Progress = silent, answers: Answers = answers, engine: Engine | None = None,
+             examples: Sequence[Example] | None = None) -> list[Generated]:
     """Continue each prompt (token ids) with the decoder. `models["policy"]` speaks; other roles are asked too.
 
     An answer ends at any of `stop_ids`; those of the speaking model when left out. With a journal every finished answer is
-    kept under the digest of what was asked. `answers` is who answers: a server's requests join those of others.
+    kept under the digest of what was asked. `answers` is who answers: a server's requests join those of others. A decoder
+    that searches asks the models itself; `engine` and the `examples` that prompts were made of are for what it weighs.
 
     Raises:
         UserError: a prompt is empty.
@@ -96,6 +106,7 @@ def generate(models: Mapping[str, Model], prompts: Sequence[list[int]], decoder:
     for i, prompt in enumerate(prompts):
         if not prompt:
             raise UserError(f"Prompt {i} is empty: there is nothing to continue. Begin it with the model's first token (bos).")
+    decoder.check(models)
     ends = sorted(models["policy"].stop_ids if stop_ids is None else stop_ids)
     common = {"models": {role: m.identity for role, m in models.items()}, "decoder": decoder.identity_values(),
               "seed": rng.seed, "scope": rng.scope, "stop": stop, "stop_ids": ends}
@@ -112,9 +123,26 @@ def generate(models: Mapping[str, Model], prompts: Sequence[list[int]], decoder:
     for model in models.values():
         model.module.eval()
     try:
+        if decoder.searches:
+            _search(models, requests, decoder, ends, kept, Lookout.of(models, ends, engine, prompts, examples))
+            order = []
         for request in answers(models, [(requests[i], shared[i]) for i in order], ends) if order else ():
             kept.put(number[id(request)], request)
     finally:
         for role, model in models.items():
             model.module.train(training[role])
     return [kept.found[i] for i in range(len(prompts))]
+
+
+def _search(models: Mapping[str, Model], requests: Mapping[int, Request], decoder: Decoder, ends: Sequence[int], kept: _Kept,
+            look: Lookout) -> None:
+    """Answers of a decoder that searches, some prompts at a time; each is kept as the others are."""
+    waiting = list(requests)
+    while waiting:
+        some, waiting = waiting[:SEARCHED], waiting[SEARCHED:]
+        found = decoder.search(look, [requests[i].prompt for i in some], [requests[i].rng for i in some])
+        for i, ids in zip(some, found, strict=True):
+            for token in ids:
+                if not requests[i].done:
+                    kept.answering.take(requests[i], token)
+            kept.put(i, requests[i])

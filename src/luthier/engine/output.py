@@ -112,10 +112,16 @@ class Output:
         return head.scores(hidden)
 
     def predicting(self) -> torch.Tensor:
-        """[learned, width] the last hidden states that predict the learned tokens. Raises LuthierError where none are had."""
-        if self.flat is None:
-            raise LuthierError(f"{self.model.name} gives scores and no hidden states: no head can read them.")
-        return self._predicting()
+        """[learned, width] the last hidden states that predict the learned tokens.
+
+        A model that can't be asked without its vocabulary head (`Forward.splits`) has them with `layers=True`.
+        """
+        if self.flat is not None:
+            return self._predicting()
+        if self.all_states is None:
+            raise LuthierError(f"{self.model.name} gives its hidden states with run(role, inputs, layers=True) only.")
+        states = self.all_states[-1][:, -self.inputs.targets.shape[1]:]
+        return states[:, :-1][self.inputs.targets[:, 1:]]
 
     def hidden(self, layer: int) -> torch.Tensor:
         """[batch, tokens, width] after `layer` layers (0 = embeddings, -1 = last)."""

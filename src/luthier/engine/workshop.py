@@ -137,14 +137,16 @@ class Engine:
 
     def generate(self, model: Model | Mapping[str, Model], prompts: Sequence[list[int]], decoder: Decoder | str, *,
                  rng: Rng | None = None, stop: Stop = "token", stop_ids: Collection[int] | None = None,
-                 journal: Journal | None = None, progress: Progress = silent) -> list[Generated]:
+                 journal: Journal | None = None, progress: Progress = silent, examples: Sequence[Any] | None = None
+                 ) -> list[Generated]:
         """Continue token ids; batched, and journalled batch by batch when a journal is given.
 
-        stop_ids: tokens that end an answer (`Render.stop_ids`); the model's own when left out.
+        stop_ids: tokens that end an answer (`Render.stop_ids`); the model's own when left out. examples: what the prompts
+        were made of, for a decoder that weighs answers.
         """
         speakers = {"policy": model} if isinstance(model, Model) else model
         return generation.generate(speakers, prompts, build("decoder", decoder), rng or Rng(0), stop=stop, stop_ids=stop_ids,
-                                   journal=journal, progress=progress, answers=self.answers)
+                                   journal=journal, progress=progress, answers=self.answers, engine=self, examples=examples)
 
     def score(self, model: Model, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, int]]:
         """Log-probability and length of given continuations (ids) of given prompts (ids)."""
