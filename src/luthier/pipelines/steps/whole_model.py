@@ -17,7 +17,7 @@ PROBES = ("What is a module?", "yield value", "the cat sat on the mat " * 20)
 
 
 class WholeModel(Step, name="whole-model"):
-    """Write a tuned encoder as a model folder, to be used wherever a base is."""
+    """Write a tuned model as a model folder, to be used wherever a base is."""
 
     inputs: ClassVar[dict[str, str]] = {"base": "model", "tuned": "adapter|delta|model"}
     output: ClassVar[str] = "model"
@@ -48,11 +48,17 @@ class WholeModel(Step, name="whole-model"):
                     base={"name": base.meta["name"], "identity": base.identity})
 
     def receipts(self, inputs: Mapping[str, Artifact], artifact: Artifact, ctx: Ctx) -> list[Finding]:
-        """The merged model embeds as base and tuned weights do together."""
+        """The merged model embeds, or foretells, as base and tuned weights do together."""
         import torch
 
         apart = ctx.engine.load(inputs["base"], inputs["tuned"], dtype=torch.float32)
         whole = ctx.engine.load(artifact, dtype=torch.float32)
+        if apart.architecture == "decoder":
+            pairs = [(ids[:1], ids[1:]) for ids in (apart.tokenizer(text)["input_ids"] for text in PROBES)]
+            sums = [[value for value, _ in ctx.engine.score(model, pairs)] for model in (apart, whole)]
+            lost = max(abs(a - b) / max(1, len(rest)) for a, b, (_, rest) in zip(*sums, pairs, strict=True))
+            return [receipt("whole-model/merged = unmerged", 0.0, lost, 1e-4, unit="nats a token",
+                            detail=f"largest difference of the log-probability of {len(PROBES)} texts")]
         one, two = (ctx.engine.embed(model, PROBES) for model in (apart, whole))
         return [receipt("whole-model/merged = unmerged", 0.0, float(abs(one - two).max()), 1e-5, unit="of a unit vector",
                         detail=f"largest difference of {len(PROBES)} embeddings")]
