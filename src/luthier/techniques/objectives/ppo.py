@@ -83,7 +83,7 @@ class Ppo(Objective, name="ppo", seeds=[143]):
         if "advantages" not in batch:
             return {"nll": run("policy", batch["input"]).nll().sum()}
         with _as_written(run):
-            output = run("policy", batch["input"])
+            output = run("policy", batch["input"], layers=not run.splits["policy"])
             log_ratio, value = -output.nll() - _flat(batch, "logs"), _values(run, output.predicting())
         policy = _ppo.policy_loss(log_ratio, _flat(batch, "advantages"), self.clip)
         ratio = log_ratio.detach().exp()
@@ -198,7 +198,7 @@ def _said(run: Forward, rows: Sequence[Features], size: int = 16) -> tuple[list[
     for at in range(0, len(rows), size):
         some = [{"input": row["input"]} for row in rows[at:at + size]]
         batch = collate(some, [str(i) for i in range(len(some))], model.tokenizer.pad_token_id or 0, model.device)["input"]
-        output = run("policy", batch)
+        output = run("policy", batch, layers=not run.splits["policy"])
         for kept, said in zip(found, (-output.nll(), _values(run, output.predicting()), -run("reference", batch).nll()),
                               strict=True):
             kept += said.tolist()
