@@ -148,7 +148,7 @@ def test_binary_feedback_is_reward_conditioned_tuning(make_ctx, engine, pico):
     assert ours == pytest.approx(hand, rel=1e-5)
 
 
-@pytest.mark.oracle(seed=47, clause=5, against="brute force")
+@pytest.mark.oracle(seed=47, clause=4, against="brute force")
 def test_pass_at_k_is_the_share_of_draws_that_hold_a_success():
     for n in range(1, 7):
         for passed in range(n + 1):
@@ -169,14 +169,6 @@ def test_pass_at_k_runs_what_the_model_writes(make_ctx, engine, pico):
         metric.score([question("q", PROBLEM)], [None], ctx)
     with pytest.raises(UserError, match="give n at least k"):
         build("metric", "pass-at-k:n=2,k=3")
-
-
-def test_the_reward_token_stands_behind_the_start(pico):
-    tokenizer = load_base(pico).tokenizer
-    decoder = build("decoder", "reward-token")
-    token = tokenizer("<|good|>", add_special_tokens=False)["input_ids"]
-    assert decoder.put(tokenizer, [tokenizer.bos_token_id, 7, 8]) == [tokenizer.bos_token_id, *token, 7, 8]
-    assert decoder.put(tokenizer, [7, 8]) == [*token, 7, 8]
 
 
 def test_what_cannot_be_tried_is_said(make_ctx, engine, pico):

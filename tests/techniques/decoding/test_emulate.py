@@ -64,6 +64,7 @@ def test_probabilities_sum_to_one(decoder):
 
 
 @pytest.mark.oracle(seed=116, clause=6, against="limits")
+@pytest.mark.oracle(seed=116, clause=7, against="limits")
 def test_mixed_tunings_and_the_filter_at_their_ends():
     roles = ("big", "policy", "small_base", "tuned_1", "base_1")
     given = wild(1, roles=roles)
@@ -87,13 +88,13 @@ def test_mixed_tunings_and_the_filter_at_their_ends():
     assert torch.allclose(least, small.log_softmax(-1), atol=1e-5), "the small model but for its top token"
 
 
-@pytest.mark.oracle(seed=116, clause=6, against="hand case")
+@pytest.mark.oracle(seed=116, clause=7, against="hand case")
 def test_the_filter_up_scales_likely_tokens_alone():
     """Tuned (.2, .6, .2), big / base (1.25, .75, 1): at p = .5 only the second is likely and becomes .45; .2 and .2 stay."""
     assert chances("emulate:filter=nucleus,p=0.5", states()) == pytest.approx([.2 / .85, .45 / .85, .2 / .85], abs=1e-6)
 
 
-@pytest.mark.oracle(seed=116, clause=7, against="invariance")
+@pytest.mark.oracle(seed=116, clause=8, against="invariance")
 @pytest.mark.parametrize("decoder", ["emulate", "emulate:filter=nucleus,p=0.6,alpha=1.5"])
 def test_a_constant_added_to_any_model_changes_nothing(decoder):
     given, part = wild(2), build("decoder", decoder)

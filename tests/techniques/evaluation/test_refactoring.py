@@ -51,17 +51,21 @@ PAIRS = [
     ("the end, with its return", BEFORE, HEAD + LOOP + "    return taxed(net, rate)\ndef taxed(net, rate):\n" + TAXED, True),
     ("one statement", BEFORE, HEAD + LOOP + "    tax = duty(net, rate)\n    gross = net + tax\n    return gross\n"
      "def duty(net, rate):\n    tax = net * rate\n    return tax\n", True),
-    ("an assignment became a return", BEFORE, HEAD + LOOP + "    tax = duty(net, rate)\n    gross = net + tax\n    return gross\n"
+    ("an assignment became a return", BEFORE, HEAD + LOOP +
+     "    tax = duty(net, rate)\n    gross = net + tax\n    return gross\n"
      "def duty(net, rate):\n    return net * rate\n", True),
     ("two values", BEFORE, HEAD + LOOP + "    tax, gross = both(net, rate)\n    return gross\ndef both(net, rate):\n"
      "    tax = net * rate\n    gross = net + tax\n    return tax, gross\n", True),
     ("within a loop", WHILE, WHILE.replace(STEP, "        n = step(n)\n") + STEPPED, True),
     ("within a branch", WHILE, WHILE.replace("n = n // 2", "n = half(n)") + "def half(k):\n    return k // 2\n", True),
     ("an expression", AREA, "def more(x):\n    return x + 1\ndef area(w, h):\n    return more(w) * (h + 1) - 1\n", True),
-    ("a larger expression", AREA, "def area(w, h):\n    return box(w, h) - 1\ndef box(w, h):\n    return (w + 1) * (h + 1)\n", True),
-    ("nothing given back", SHOW, "def show(name):\n    rule()\n    print(name)\ndef rule():\n    line = '-' * 9\n    print(line)\n",
+    ("a larger expression", AREA,
+     "def area(w, h):\n    return box(w, h) - 1\ndef box(w, h):\n    return (w + 1) * (h + 1)\n", True),
+    ("nothing given back", SHOW,
+     "def show(name):\n    rule()\n    print(name)\ndef rule():\n    line = '-' * 9\n    print(line)\n",
      True),
-    ("a method of a class", HOLDER, "class Till:\n    def pay(self, cash):\n        due = self.twice(cash)\n        rest = due - 1\n"
+    ("a method of a class", HOLDER,
+     "class Till:\n    def pay(self, cash):\n        due = self.twice(cash)\n        rest = due - 1\n"
      "        return rest\n    def twice(self, cash):\n        due = cash * 2\n        return due\n", True),
     ("arguments exchanged: found, and for tests to see", BEFORE, HEAD + LOOP +
      "    return taxed(rate, net)\ndef taxed(net, rate):\n" + TAXED, True),
@@ -71,7 +75,8 @@ PAIRS = [
     ("dead helper", BEFORE, BEFORE + SUM, False),
     ("a helper called beside what stayed", BEFORE, BEFORE.replace("    tax", "    add(items)\n    tax", 1) + SUM, False),
     ("changed semantics: another start", BEFORE, HEAD + "    net = add(items)\n" + REST + SUM.replace("= 0", "= 1"), False),
-    ("changed semantics: another operator", BEFORE, HEAD + "    net = add(items)\n" + REST + SUM.replace("+ item", "- item"), False),
+    ("changed semantics: another operator", BEFORE,
+     HEAD + "    net = add(items)\n" + REST + SUM.replace("+ item", "- item"), False),
     ("changed semantics in what stayed", BEFORE, HEAD + "    net = add(items)\n" + REST.replace("net + tax", "net - tax") + SUM,
      False),
     ("two names became one", AREA, "def area(w, h):\n    return box(w, h) - 1\ndef box(w, h):\n    return (w + 1) * (w + 1)\n",
