@@ -29,8 +29,9 @@ class EmulatedFineTuningStudy(Study, name="emulated-fine-tuning", seeds=[116]):
         "tuned large model without tuning it.", "Llama and Falcon judged by GPT-4; no number is remembered")
     scales: ClassVar[Mapping[str, Scale]] = {
         "smoke": Scale(1, {"facts": 4, "styled": 4}, {
-            "facts.persons": 8, "facts.values": 2, "rows.train_rows": 4, "rows.test_rows": 4, "small.epochs": 1, "big.epochs": 1,
-            "small.width": 16, "small.layers": 1, "big.width": 16, "big.layers": 1, "tuned.length": {"steps": 1}},
+            "facts.persons": 8, "facts.values": 2, "rows.train_rows": 4, "rows.test_rows": 4, "small.epochs": 1,
+            "big.epochs": 1, "small.width": 16, "small.layers": 1, "big.width": 16, "big.layers": 1,
+            "tuned.length": {"steps": 1}},
             arms=("small-tuned", "up-scaled"), about="every line, no evidence"),
         "default": Scale(3, {"facts": 150, "styled": 150}),
         "large": Scale(5, {"facts": 300, "styled": 300}, {"facts.persons": 300, "rows.test_rows": 300, "big.width": 192}),
@@ -86,14 +87,14 @@ class EmulatedFineTuningStudy(Study, name="emulated-fine-tuning", seeds=[116]):
     def claims(self) -> tuple[Claim, ...]:
         """Facts against the small tuned model, the manner against the large base, the control, and the bound."""
         return (
-            Claim("knows more", "up-scaled it is right more often than the small tuned model", "small-tuned", "up-scaled", RIGHT,
-                  "higher", 0.1, 0.5, 0.03, paper="pretraining scale gives truth"),
-            Claim("in the manner", "up-scaled it is right in the manner more often than the large base with examples", "big-base",
-                  "up-scaled", BOTH, "higher", 0.1, 0.5, 0.05, paper="tuning gives help"),
+            Claim("knows more", "up-scaled it is right more often than the small tuned model", "small-tuned", "up-scaled",
+                  RIGHT, "higher", 0.1, 0.5, 0.03, paper="pretraining scale gives truth"),
+            Claim("in the manner", "up-scaled it is right in the manner more often than the large base with examples",
+                  "big-base", "up-scaled", BOTH, "higher", 0.1, 0.5, 0.05, paper="tuning gives help"),
             Claim("by its own change", "it is right in the manner more often than with the change of another tuning",
                   "other-change", "up-scaled", BOTH, "higher", 0.1, 0.5, 0.03, main=False),
-            Claim("the bound", "the tuned large model is right more often", "up-scaled", "big-tuned", RIGHT, "higher", 0.05, 0.4,
-                  0.03, main=False),
+            Claim("the bound", "the tuned large model is right more often", "up-scaled", "big-tuned", RIGHT, "higher", 0.05,
+                  0.4, 0.03, main=False),
             Claim("pretraining, not tuning", "up-scaled it is right more often than down-scaled", "down-scaled", "up-scaled",
                   RIGHT, "higher", 0.1, 0.5, 0.03, main=False),
             Claim("the filter", "with the filter it is right in the manner more often than without", "up-scaled", "filtered",
