@@ -90,6 +90,9 @@ def answers(models: Mapping[str, Model], requests: Sequence[tuple[Request, tuple
         yield from scheduler.step()
 
 
+_own = answers
+
+
 def generate(models: Mapping[str, Model], prompts: Sequence[list[int]], decoder: Decoder, rng: Rng, *,
              stop: Stop = "token", stop_ids: Collection[int] | None = None, journal: Journal | None = None,
              progress: Progress = silent, answers: Answers = answers, engine: Engine | None = None,
@@ -101,8 +104,11 @@ def generate(models: Mapping[str, Model], prompts: Sequence[list[int]], decoder:
     that searches asks the models itself; `engine` and the `examples` that prompts were made of are for what it weighs.
 
     Raises:
-        UserError: a prompt is empty.
+        UserError: a prompt is empty, models don't go together, or a decoder that searches is asked by a server.
     """
+    if decoder.searches and answers is not _own:
+        raise UserError(f"The decoder {decoder.info.name} asks models out of turn, and a server answers all requests in turn. "
+                        "Use it in luthier ask, chat or evaluate.")
     for i, prompt in enumerate(prompts):
         if not prompt:
             raise UserError(f"Prompt {i} is empty: there is nothing to continue. Begin it with the model's first token (bos).")

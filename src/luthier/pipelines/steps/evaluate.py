@@ -204,7 +204,8 @@ class Evaluate(Step, name="evaluate"):
         if longest > model.limit:
             raise UserError(f"A prompt of arm '{self.arm}' has {longest} tokens; {model.name} reads {model.limit}. "
                             "Show fewer passages (passages) or fewer solved examples (shots).")
-        speakers = {"policy": model, **{role: ctx.roles[role] for role in self.decoder.roles}}
+        others = {role: ctx.roles[role] for role in self.decoder.roles}
+        speakers = {"policy": model, **others} if others else model
         made = ctx.engine.generate(speakers, prompts, self.decoder, rng=ctx.rng.within("answers"), stop=prompting.stop,
                                    stop_ids=render.stop_ids, journal=ctx.journal, progress=ctx.progress, examples=asked)
         predictions = [
