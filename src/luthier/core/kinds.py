@@ -36,6 +36,7 @@ from luthier.core.training_kinds import (
 if TYPE_CHECKING:
     import torch
 
+    from luthier.engine.lookout import Lookout
     from luthier.engine.models import Model
     from luthier.engine.subjects import Subject
     from luthier.engine.tensors import Spec
@@ -145,15 +146,39 @@ class WeightRule(Component, kind="weight_rule"):
 class Decoder(Component, kind="decoder"):
     """How the next token is chosen from what the models say.
 
-    `scores` serves every request in a batch; a decoder that must look ahead overrides `search` instead.
+    `scores` serves every request in a batch; a decoder that must look ahead overrides `search`, and says so by `searches`.
+    `models` names the further models that it asks.
     """
 
-    roles: ClassVar[tuple[str, ...]] = ()
     max_new_tokens: int = Field(32, ge=1, description="most tokens of an answer")
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The models that it asks beside `policy`."""
+        return tuple(self.models())
+
+    def models(self) -> dict[str, str]:
+        """Role -> the input of a step, base or run that plays it."""
+        return {}
+
+    @property
+    def searches(self) -> bool:
+        """Whether answers come from `search`."""
+        return False
+
+    def check(self, models: Mapping[str, Model]) -> None:
+        """Look at the models before anything is written. Raises UserError where they don't go together."""
 
     @abstractmethod
     def scores(self, states: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """[batch, vocabulary] scores from logits by role; the engine takes the highest."""
+
+    def search(self, look: Lookout, prompts: Sequence[Sequence[int]], rngs: Sequence[Rng]) -> list[list[int]]:
+        """The answer (token ids) to each prompt, its end token included, of a decoder that `searches`.
+
+        What is drawn for a prompt comes from its own generator.
+        """
+        raise NotImplementedError
 
     def choose(self, scores: torch.Tensor, rngs: Sequence[Callable[[], float]]) -> torch.Tensor:
         """[batch] token ids; `rngs` give one uniform number per item, a function of item and position."""
@@ -219,10 +244,12 @@ class Head(Component, kind="head"):
     """A small module on top of a body: labels, scores, spans.
 
     What it `reads`: features [batch, width], the mean over all places; or the states [batch, places, width] and the mask
-    [batch, places] of real ones, as `module(states, mask)`.
+    [batch, places] of real ones, as `module(states, mask)`. `answers`: whether it is what the model says; one that does not is
+    kept beside the weights for training alone.
     """
 
     reads: ClassVar[Literal["pooled", "states"]] = "pooled"
+    answers: ClassVar[bool] = True
 
     @abstractmethod
     def build(self, body: Model, labels: Sequence[str]) -> torch.nn.Module:

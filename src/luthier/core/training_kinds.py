@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from luthier.engine.forward import Forward
     from luthier.engine.models import Model
     from luthier.engine.rendering import Render
+    from luthier.engine.rollouts import Round
 
 Architecture = Literal["encoder", "decoder", "encoder-decoder"]
 
@@ -45,7 +46,7 @@ class Tokens:
 
 
 # What an objective makes of one example: named sequences, plain numbers, and lists of numbers of any length.
-Features = dict[str, "Tokens | float | int | tuple[int, ...]"]
+Features = dict[str, "Tokens | float | int | tuple[int, ...] | tuple[float, ...]"]
 
 
 class DroppedRow(Exception):
@@ -67,6 +68,8 @@ class Objective(Component, kind="objective"):
     parts: ClassVar[Mapping[str, Literal["additive", "coupled"]]] = {}
     architectures: ClassVar[tuple[Architecture, ...]] = ("decoder", "encoder-decoder")
     needs_head: ClassVar[bool] = False
+    brings_head: ClassVar[str] = ""  # the head of a task that names none
+    on_policy: ClassVar[bool] = False  # learns from what the policy itself answers (`experience`)
     learns_to_stop: ClassVar[bool] = True  # every sequence it learns from ends with a token that stops generation
 
     @abstractmethod
@@ -121,6 +124,18 @@ class Objective(Component, kind="objective"):
         `loss` finds them in the batch under their names. Any role but `policy` may be asked.
         """
         return {}
+
+    def experience(self, given: Round) -> list[Features]:
+        """Of an objective on the policy: the rows that a round of answers leaves, on which `loss` is computed.
+
+        The engine asks at the beginning of each round (`rollouts`) and replays the rows in optimizer steps of
+        `batch_rows` rows, `passes` times (fields of such an objective). `given.memory` holds numbers from round to round.
+        """
+        raise NotImplementedError
+
+    def spent(self, given: Round, rows: list[Features]) -> str:
+        """Before each further pass over a round's rows: why no more is to be learned from them, or nothing."""
+        return ""
 
     def live_roles(self) -> tuple[str, ...]:
         """The roles that `loss` asks even where the constants are in the batch; other roles are not kept in memory."""

@@ -100,7 +100,7 @@ SIMILAR = 0.7
 def collate(rows: Sequence[Features], ids: Sequence[str], pad: int, device: torch.device | str = "cpu") -> Batch:
     """One batch: a `TokenBatch` for each named sequence, a tensor for each named number, and the rows' ids.
 
-    Lists of numbers become [rows, longest], filled up with `ABSENT`.
+    Lists of numbers become [rows, longest], filled up with `ABSENT` where they are whole and with 0 where not.
     """
     batch: Batch = {"ids": list(ids)}
     for name, first in rows[0].items():
@@ -108,7 +108,7 @@ def collate(rows: Sequence[Features], ids: Sequence[str], pad: int, device: torc
         if isinstance(first, Tokens):
             batch[name] = _tokens(values, pad, device)  # type: ignore[arg-type]
         elif isinstance(first, tuple):
-            batch[name] = _padded(values, ABSENT, device)[0]  # type: ignore[arg-type]
+            batch[name] = _numbers(values, device)  # type: ignore[arg-type]
         else:
             kind = torch.long if isinstance(first, int) else torch.float32
             batch[name] = torch.tensor(values, dtype=kind, device=device)
@@ -133,6 +133,16 @@ def _tokens(rows: Sequence[Tokens], pad: int, device: torch.device | str) -> Tok
 def array(value: Any) -> torch.Tensor:
     """An array of numbers, or what becomes one when it is asked for, as a tensor."""
     return torch.as_tensor(np.asarray(value) if hasattr(value, "__array__") and not isinstance(value, torch.Tensor) else value)
+
+
+def _numbers(rows: Sequence[tuple[float, ...]], device: torch.device | str) -> torch.Tensor:
+    """[rows, longest] of lists of numbers, float32 where one of them is not whole."""
+    if not any(isinstance(value, float) for row in rows for value in row):
+        return _padded(rows, ABSENT, device)[0]  # type: ignore[arg-type]
+    found = torch.zeros(len(rows), max(map(len, rows)))
+    for i, row in enumerate(rows):
+        found[i, :len(row)] = torch.tensor(row)
+    return found.to(device)
 
 
 def _padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device | str) -> tuple[torch.Tensor, torch.Tensor]:

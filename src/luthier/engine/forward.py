@@ -116,7 +116,8 @@ def hidden_states(model: Model, inputs: TokenBatch, vocabulary: Vocabulary | Non
     with frozen.around(inputs if embeds is None and not layers else None, place, side.shape) if frozen and split \
             else nullcontext():
         result = (trunk_of(model) if split else model.module)(**arguments)
-    all_states = getattr(result, "hidden_states", None) if layers else None
+    own = "hidden_states" if inputs.decoder_ids is None or split else "decoder_hidden_states"
+    all_states = getattr(result, own, None) if layers else None
     if not split:
         # Prompt methods answer for their virtual tokens too; the batch's own positions are the last ones.
         scores = result.logits[:, -inputs.targets.shape[1]:]

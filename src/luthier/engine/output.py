@@ -113,6 +113,18 @@ class Output:
             raise LuthierError(f"logits() of {len(hidden)} positions exceed {LOGITS_LIMIT} numbers; use nll() or kl().")
         return head.scores(hidden)
 
+    def predicting(self) -> torch.Tensor:
+        """[learned, width] the last hidden states that predict the learned tokens.
+
+        A model that can't be asked without its vocabulary head (`Forward.splits`) has them with `layers=True`.
+        """
+        if self.flat is not None:
+            return self._predicting()
+        if self.all_states is None:
+            raise LuthierError(f"{self.model.name} gives its hidden states with run(role, inputs, layers=True) only.")
+        states = self.all_states[-1][:, -self.inputs.targets.shape[1]:]
+        return states[:, :-1][self.inputs.targets[:, 1:]]
+
     def hidden(self, layer: int) -> torch.Tensor:
         """[batch, tokens, width] after `layer` layers (0 = embeddings, -1 = last)."""
         if self.all_states is None:

@@ -51,9 +51,9 @@ class Request:
     """One prompt (token ids) to be continued. `on_token` is told every token as it comes, and may end the answer.
 
     ends: ids that end it; those of the scheduler when None. likely: how many of the likeliest tokens `weighed` lists beside
-    each token that was chosen, with log-probabilities of the policy's own scores; None weighs nothing. cancelled: set by
-    any thread, when nobody waits for the answer any more; the next step lets it go. pieces: other modalities that go with the
-    prompt, for models that are asked with padding.
+    each token that was chosen, with log-probabilities of the policy's own scores; None weighs nothing. end: the token that
+    ended the answer; it is not among the written ones. cancelled: set by any thread, when nobody waits for the answer any
+    more; the next step lets it go. pieces: other modalities that go with the prompt, for models that are asked with padding.
     """
 
     prompt: list[int]
@@ -67,6 +67,7 @@ class Request:
     written: list[int] = field(default_factory=list)
     weighed: list[list[tuple[int, float]]] = field(default_factory=list)
     stopped: bool = False
+    end: int | None = None
     done: bool = False
     cancelled: bool = False
 
@@ -91,6 +92,7 @@ class Answering:
         """Add a token to an answer, and end it where it ends."""
         if token in (self.ends if request.ends is None else request.ends):
             request.stopped = request.done = True
+            request.end = token
             return
         request.written.append(token)
         if request.on_token:

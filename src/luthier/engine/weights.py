@@ -115,13 +115,13 @@ def save(model: Model, kind: str, folder: Path, heads: dict[str, Any], **meta: A
     return seal(kind, folder, heads=heads, labels=model.labels, template=model.template, bytes=size, **meta)
 
 
-def load_heads(model: Model, artifact: Artifact) -> None:
-    """Build the heads of a tuned artifact again and fill them."""
-    if not artifact.meta.get("heads"):
+def load_heads(model: Model, artifact: Artifact, of: str = "heads") -> None:
+    """Build the heads of a tuned artifact again and fill them: those that answer, or `training_heads`."""
+    if not artifact.meta.get(of):
         return
     tensors = load_file(artifact.folder / HEADS_FILE)
     model.labels = artifact.meta["labels"]
-    for task, spec in artifact.meta["heads"].items():
+    for task, spec in artifact.meta[of].items():
         head = build("head", spec).build(model, model.labels.get(task, []))
         head.load_state_dict({n.removeprefix(f"{task}."): t for n, t in tensors.items() if n.startswith(f"{task}.")})
         model.heads[task] = head.to(model.device).eval().requires_grad_(False)

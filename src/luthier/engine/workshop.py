@@ -15,7 +15,7 @@ from luthier.core.files import Journal
 from luthier.core.kinds import Decoder, Metric, Prediction
 from luthier.core.rng import Rng
 from luthier.core.step import Ctx, Progress, silent
-from luthier.engine import fused, generation, hub, models, quick, scoring
+from luthier.engine import fused, generation, hub, models, quick, sandbox, scoring
 from luthier.engine.generation import Generated, Stop
 from luthier.engine.hardware import KERNELS
 from luthier.engine.int8 import Int8Linear
@@ -137,16 +137,17 @@ class Engine:
 
     def generate(self, model: Model | Mapping[str, Model], prompts: Sequence[list[int]], decoder: Decoder | str, *,
                  rng: Rng | None = None, stop: Stop = "token", stop_ids: Collection[int] | None = None,
-                 journal: Journal | None = None, progress: Progress = silent, seen: Sequence[Mapping[str, Any]] = ()
-                 ) -> list[Generated]:
+                 journal: Journal | None = None, progress: Progress = silent, seen: Sequence[Mapping[str, Any]] = (),
+                 examples: Sequence[Any] | None = None) -> list[Generated]:
         """Continue token ids; batched, and journalled batch by batch when a journal is given.
 
         stop_ids: tokens that end an answer (`Render.stop_ids`); the model's own when left out. seen: pictures and the like that
-        go with each prompt (`Render.seen`).
+        go with each prompt (`Render.seen`). examples: what the prompts were made of, for a decoder that weighs answers.
         """
         speakers = {"policy": model} if isinstance(model, Model) else model
         return generation.generate(speakers, prompts, build("decoder", decoder), rng or Rng(0), stop=stop, stop_ids=stop_ids,
-                                   journal=journal, progress=progress, answers=self.answers, seen=seen)
+                                   journal=journal, progress=progress, answers=self.answers, seen=seen, engine=self,
+                                   examples=examples)
 
     def score(self, model: Model, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, int]]:
         """Log-probability and length of given continuations (ids) of given prompts (ids)."""
@@ -167,6 +168,10 @@ class Engine:
                        "stream": lambda name: inputs[name.partition(".")[0]].examples(name.partition(".")[2])})
         artifact: Artifact = step.run(inputs, inner)
         return artifact
+
+    def execute(self, programs: Sequence[str], limits: sandbox.Limits | None = None) -> list[sandbox.Executed]:
+        """Run Python programs that a model wrote, in the sandbox and nowhere else; how each ended."""
+        return sandbox.execute(programs, limits, self.decisions["threads"])
 
     def evaluate(self, examples: Sequence[Any], predictions: Sequence[Prediction], metrics: Sequence[Metric],
                  ctx: Ctx) -> dict[str, list[dict[str, Any]]]:

@@ -24,6 +24,7 @@ from luthier.core.run import Run
 from luthier.core.step import Ctx
 from luthier.engine.rendering import Prompting, Render
 from luthier.pipelines.showing import as_shot, citations, harmless
+from luthier.pipelines.speakers import further
 from luthier.pipelines.steps.evaluate import Evaluate
 
 if TYPE_CHECKING:
@@ -117,6 +118,7 @@ class Asker:
             if step.passages and not hits:
                 prediction = Prediction("asked", text=ABSTENTION)
             else:
+                ctx.roles = {**ctx.roles, **further(step.decoder, inputs, ctx)}
                 shown = harmless([p for p, _ in hits], model.tokenizer)
                 (prediction,), _ = step._answer(model, [asked], [shown], prompting, ctx)
                 if trace:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -111,7 +111,7 @@ class Fit(Step, name="fit"):
         """Encode, train from the last checkpoint, save."""
         import torch
 
-        from luthier.engine import distributed, fused, guards, new_tokens, sharding
+        from luthier.engine import distributed, fused, guards, new_tokens, rollouts, sharding
         from luthier.engine.frozen import Frozen
         from luthier.engine.memory import forget_peak, require_mb
         from luthier.engine.quantized import check_method
@@ -157,9 +157,9 @@ class Fit(Step, name="fit"):
         loop = self._loop(model, tasks, rate, fit_ctx, bare, held_out, self._metrics(render, inputs, fit_ctx))
         loop.further = further_rows((self.method, *self.regularizers), tasks[0], render, inputs, ctx)
         hooks = [part.start(model, fit_ctx) for part in (self.method, *self.regularizers)]
-        loop.hooks = hooks
+        loop.hooks = [*hooks, *rollouts.hooks(loop, [list(_examples(t, inputs)) for t in self.tasks], render)]
         loop.run.frozen = frozen = Frozen(loop.run, tasks, fit_ctx, self.cache_frozen,
-                                          loop.plan.steps / loop.per_epoch, lambda: hooks)
+                                          loop.plan.steps / loop.per_epoch, lambda: loop.hooks)
         ctx.log(f"{trained:,} of {model.parameters():,} weights, {loop.plan.steps} steps, {dtype}, "
                 f"learning rate {rate.value:g} ({rate.source})")
         compiled = ctx.journal.do("compiled", lambda: not engine.exact and fused.pays(loop.scores()))
@@ -304,7 +304,8 @@ class Fit(Step, name="fit"):
         write_lines(ctx.folder / "curve.jsonl", loop.curve)
         write_lines(ctx.folder / "ledger.jsonl", (entry for e in encoded.values() for entry in e.ledger))
         write_json(ctx.folder / "cost.json", {"seconds": clock.seconds, "tokens": clock.tokens, "peak_mb": peak_mb()})
-        heads = {t.name: spec.head.to_dict() for t, spec in zip(loop.tasks, self.tasks, strict=True) if spec.head}
+        heads, silent = ({t.name: spec.head.to_dict() for t, spec in zip(loop.tasks, self.tasks, strict=True)
+                          if spec.head and spec.head.answers is answers} for answers in (True, False))
         mixtures = {t.name: t.mixture.report(clock.step * self.batch_rows) for t in loop.tasks if t.mixture}
         self.method.keep(model, ctx.folder)
         decisions = {**ctx.engine.decisions, **{n: kept[n] for n in ("dtype", "activation_checkpointing", "compiled")}, **found}
@@ -313,6 +314,7 @@ class Fit(Step, name="fit"):
             base={"name": base.meta["name"], "note": base.meta["note"], "identity": base.identity,
                   "step": base.folder.name},
             rows={name: e.used for name, e in encoded.items()}, **counted(encoded.values()),
+            **({"training_heads": silent} if silent else {}),
             fit={"method": self.method.to_dict(), "trained_parameters": sum(p.numel() for p in _trained(model)),
                  "total_parameters": model.parameters(),
                  "seconds": round(clock.seconds, 2), "tokens": clock.tokens,
@@ -385,6 +387,11 @@ def _cached_is_computed(decision: Mapping[str, Any]) -> Finding:
         return not_applicable("fit/cached = computed", f"nothing is kept of frozen layers: {decision['why']}")
     return receipt("fit/cached = computed", 0.0, decision["distance"], decision["tolerance"], unit="relative",
                    detail="distance of the last hidden states of the first rows from the whole model's")
+
+
+def _examples(spec: TaskSpec, inputs: Mapping[str, Artifact]) -> Iterable[Any]:
+    """The examples of an on-policy task; of others nothing is needed beyond their rows."""
+    return (e for name in spec.sources for e in subset(inputs, name)) if spec.objective.on_policy else ()
 
 
 def _trained(model: Model) -> list[Any]:

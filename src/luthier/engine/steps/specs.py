@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from luthier.core.component import Slot, named
+from luthier.core.component import Slot, build, named
 from luthier.core.kinds import Decoder, Head, Metric, Objective
 
 
@@ -31,6 +31,12 @@ class TaskSpec(BaseModel):
     def sources(self) -> dict[str, float]:
         """Each data set with its weight."""
         return {self.data: 1.0} if isinstance(self.data, str) else self.data
+
+    @model_validator(mode="after")
+    def _headed(self) -> TaskSpec:
+        if self.head is None and self.objective.brings_head:
+            object.__setattr__(self, "head", build("head", self.objective.brings_head))
+        return self
 
     @model_validator(mode="after")
     def _drawable(self) -> TaskSpec:

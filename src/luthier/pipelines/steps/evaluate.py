@@ -28,6 +28,7 @@ from luthier.core.step import Ctx, Step
 from luthier.engine.chat import CHOICES, check_choice
 from luthier.engine.rendering import Prompting
 from luthier.pipelines.showing import as_shot, cited, retrieve
+from luthier.pipelines.speakers import further
 
 if TYPE_CHECKING:
     from luthier.engine.models import Model
@@ -41,7 +42,7 @@ class Evaluate(Step, name="evaluate"):
 
     inputs: ClassVar[dict[str, str]] = {
         "base": "model", "examples": "examples", "tuned?": "adapter|delta|model", "index?": "index", "encoder?": "model",
-        "documents?": "documents"}
+        "documents?": "documents", "*": "model|adapter|delta"}
     output: ClassVar[str] = "records"
     arm: str = Field(description="name of this arm in tables")
     sets: tuple[str, ...] = Field(("known", "unseen", "unanswerable"), description="subsets that are asked, if they exist")
@@ -89,6 +90,7 @@ class Evaluate(Step, name="evaluate"):
         examples = inputs["examples"]
         if model.heads:
             return self._labels(model, inputs, ctx)
+        ctx.roles = {**ctx.roles, **further(self.decoder, inputs, ctx)}
         sets = [s for s in self.sets if s in examples.subsets]
         rows = [(s, e) for s in sets for e in examples.examples(s)]
         if rows and rows[0][1].task == "text":
@@ -211,9 +213,11 @@ class Evaluate(Step, name="evaluate"):
         if longest > model.limit:
             raise UserError(f"A prompt of arm '{self.arm}' has {longest} tokens; {model.name} reads {model.limit}. "
                             "Show fewer passages (passages) or fewer solved examples (shots).")
-        made = ctx.engine.generate(model, prompts, self.decoder, rng=ctx.rng.within("answers"), stop=prompting.stop,
+        others = {role: ctx.roles[role] for role in self.decoder.roles}
+        speakers = {"policy": model, **others} if others else model
+        made = ctx.engine.generate(speakers, prompts, self.decoder, rng=ctx.rng.within("answers"), stop=prompting.stop,
                                    stop_ids=render.stop_ids, journal=ctx.journal, progress=ctx.progress,
-                                   seen=[render.seen(e) for e in asked])
+                                   seen=[render.seen(e) for e in asked], examples=asked)
         predictions = [
             self._said(e, Prediction(e.id, text=g.text, stopped=g.stopped, tokens=g.tokens), hits)
             for e, g, hits in zip(rows, made, found, strict=True)]

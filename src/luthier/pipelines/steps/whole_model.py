@@ -56,8 +56,9 @@ class WholeModel(Step, name="whole-model"):
         if whole.architecture != "encoder":
             ids = [[i % whole.vocabulary for i in range(start, start + 16)] for start in (5, 50, 200)]
             said = [ctx.engine.score(model, [(row[:1], row[1:]) for row in ids]) for model in (apart, whole)]
-            return [receipt("whole-model/merged = unmerged", 0.0, max(abs(a[0] - b[0]) for a, b in zip(*said, strict=True)),
-                            1e-3, unit="nats", detail=f"largest difference of {len(ids)} rows of tokens")]
+            lost = max(abs(a[0] - b[0]) / (len(row) - 1) for a, b, row in zip(*said, ids, strict=True))
+            return [receipt("whole-model/merged = unmerged", 0.0, lost, 1e-4, unit="nats a token",
+                            detail=f"largest difference of {len(ids)} rows of tokens")]
         one, two = (ctx.engine.embed(model, PROBES) for model in (apart, whole))
         return [receipt("whole-model/merged = unmerged", 0.0, float(abs(one - two).max()), 1e-5, unit="of a unit vector",
                         detail=f"largest difference of {len(PROBES)} embeddings")]
