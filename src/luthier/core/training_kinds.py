@@ -182,6 +182,13 @@ class Method(_Adapting, kind="method"):
         """Recommended settings (`learning_rate`) with their source."""
         return {}
 
+    def check(self) -> None:
+        """Look at what can be refused before anything runs (files). Raises UserError."""
+
+    def content(self) -> dict[str, Any]:
+        """Hashes of outside files that it reads; part of the key of its training."""
+        return {}
+
     def loadable(self) -> None:
         """Make known what loading its artifact needs, such as a tuner that PEFT does not have."""
 

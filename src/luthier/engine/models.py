@@ -23,6 +23,7 @@ from luthier.engine.sparse import SparseDelta
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from luthier.engine.low_bits import LowBitBase
     from luthier.engine.new_tokens import NewTokens
 
 Architecture = Literal["encoder", "decoder", "encoder-decoder"]
@@ -56,6 +57,8 @@ class Model:
     new_tokens: NewTokens | None = None
     # Tensors of which a method moved chosen entries only, as they are stored.
     sparse: SparseDelta = field(default_factory=SparseDelta, repr=False)
+    # Linear layers whose weights a method put in few bits.
+    low_bits: LowBitBase | None = field(default=None, repr=False, compare=False)
 
     @property
     def stop_ids(self) -> frozenset[int]:
@@ -85,7 +88,8 @@ class Model:
     def parameters(self) -> int:
         """How many numbers the model has, heads included, shared ones once."""
         modules = [self.module, *self.heads.values()]
-        return sum(p.numel() for p in {id(p): p for m in modules for p in m.parameters()}.values())
+        packed = self.low_bits.numbers if self.low_bits else 0
+        return packed + sum(p.numel() for p in {id(p): p for m in modules for p in m.parameters()}.values())
 
 
 def resolve(name: str) -> Path:
@@ -204,7 +208,7 @@ def add_tuned(model: Model, artifact: Artifact) -> Model:
     Raises:
         UserError: the artifact was trained on another base.
     """
-    from luthier.engine import new_tokens, weights
+    from luthier.engine import low_bits, new_tokens, weights
 
     trained_on = artifact.meta["base"]["identity"]
     if trained_on != model.base.identity:
@@ -213,6 +217,7 @@ def add_tuned(model: Model, artifact: Artifact) -> Model:
     if "fit" in artifact.meta:
         build("method", artifact.meta["fit"]["method"]).loadable()
     new_tokens.install(model, artifact)
+    low_bits.install(model, artifact)
     weights.LOADERS[artifact.kind](model, artifact.folder)
     weights.load_heads(model, artifact)
     model.identity = artifact.identity

@@ -90,6 +90,8 @@ def _check(base: Artifact, tuned: Artifact, to: str) -> None:
     if to == "adapter" and tuned.kind != "adapter":
         raise UserError(f"{tuned.folder.name} is no adapter but a {tuned.kind}: its method moves the base's own weights. "
                         "Use --to model.")
+    if to == "adapter" and tuned.meta.get("low_bits"):
+        raise UserError("This adapter stands on a base in few bits of its own, which plain peft does not load. Use --to model.")
     if to == "adapter" and tuned.meta.get("new_tokens"):
         raise UserError("This adapter has new tokens, which plain peft does not load. Use --to model.")
     if to == "model" and base.meta.get("quantize"):
@@ -141,6 +143,9 @@ def _make(run: Run, engine: Engine, base: Artifact, tuned: Artifact, to: str, wo
 
 def _merge(model: Model, tuned: Artifact) -> None:
     """Fold the adapter into the base's weights; deltas and full weights are in place already."""
+    from luthier.engine import low_bits
+
+    low_bits.whole(model)
     if tuned.kind != "adapter":
         return
     config = model.module.peft_config["default"]
