@@ -1,10 +1,10 @@
 """Li et al. 2023: chosen together, weights in few bits and LoRA factors begin near the base, where QLoRA begins far from it.
 
 A tiny Llama that has read general parts of Python's documentation. First nothing is trained: all linear layers in 4, 3 and 2
-bits as QLoRA has them and as LoftQ begins, after one turn and after five; uniform levels at 2 bits. Then 60 steps on other parts
-of the documentation: LoRA of rank 8 on the whole base, on QLoRA's and on LoftQ's at 4 and 2 bits, each at the better of the same
-two rates on dev, so that none has a rate that was chosen for another. Bits per byte of texts that were kept out; fewer are
-better. At the large scale the first part is about Gemma 3 270M.
+bits as QLoRA has them and as LoftQ begins, after one turn and after five; uniform levels at 2 bits. Then 60 steps on other
+parts of the documentation: LoRA of rank 8 on the whole base, on QLoRA's and on LoftQ's at 4 and 2 bits, each at the better of
+the same two rates on dev, so that none has a rate that was chosen for another. Bits per byte of texts that were kept out;
+fewer are better. At the large scale the first part is about Gemma 3 270M.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class LoftQStudy(Study, name="loftq", seeds=[180]):
             "docs.pretrain_rows": 12, "docs.train_rows": 8, "docs.dev_rows": 2, "docs.test_rows": 4, "base.width": 32,
             "base.layers": 1, "base.epochs": 1, "base.vocabulary": 300, "first.width": 32, "first.layers": 1, "first.epochs": 1,
             "first.vocabulary": 300, "tuned.length": {"steps": 1}},
-            arms=("base", "loftq-2bit", "tuned-qlora-2bit-0.003"), about="every line, no evidence"),
+            arms=("base", "qlora-2bit", "loftq-2bit"), about="every line, no evidence"),
         "default": Scale(3, {"target": 120, "source": 120, "dev": 30}),
         "large": Scale(3, {"target": 120, "source": 120, "dev": 30}, ON_GEMMA, about="the first part with Gemma 3 270M"),
     }

@@ -41,7 +41,7 @@ class QeftStudy(Study, name="qeft", seeds=[111]):
             "docs.pretrain_rows": 12, "docs.train_rows": 8, "docs.dev_rows": 2, "docs.test_rows": 4, "base.width": 32,
             "base.layers": 1, "base.epochs": 1, "base.vocabulary": 300, "first.width": 32, "first.layers": 1, "first.epochs": 1,
             "first.vocabulary": 300, "tuned.length": {"steps": 1}},
-            arms=("base", "sensitive", "qeft-0.001"), about="every line, no evidence"),
+            arms=("base", "any", "sensitive"), about="every line, no evidence"),
         "default": Scale(3, {"target": 120, "source": 120, "dev": 30}),
         "large": Scale(3, {"target": 120, "source": 120, "dev": 30}, ON_GEMMA, about="the first part with Gemma 3 270M"),
     }
@@ -71,12 +71,12 @@ class QeftStudy(Study, name="qeft", seeds=[111]):
     def claims(self) -> tuple[Claim, ...]:
         """Which columns; what they learn beside adapters; what GPTQ and smaller groups do."""
         return (
-            Claim("sensitive columns", "before training the target needs fewer bits with sensitive columns whole than with any",
+            Claim("sensitive columns", "before training the target needs fewer bits with sensitive columns than with any",
                   "any", "sensitive", TARGET, "lower", 0.02, 0.05, 0.01, paper="OWQ: weak columns matter most"),
             Claim("more than QLoRA", "QEFT leaves fewer bits for the target than LoRA on a base in 4 bits", "qlora", "qeft",
                   TARGET, "lower", 0.02, 0.06, 0.01, paper="above QLoRA on average"),
-            Claim("not the bits alone", "sensitive columns save more than the same bits spent on smaller groups", "small-groups",
-                  "sensitive", TARGET, "lower", 0.02, 0.05, 0.01, main=False),
+            Claim("not the bits alone", "sensitive columns save more than the same bits spent on smaller groups",
+                  "small-groups", "sensitive", TARGET, "lower", 0.02, 0.05, 0.01, main=False),
             Claim("GPTQ", "GPTQ needs fewer bits than nearest rounding", "nearest", "gptq", TARGET, "lower", 0.02, 0.05, 0.01,
                   main=False),
             Claim("sensitive columns learn more", "QEFT learns more by sensitive columns than by any", "qeft-any", "qeft",

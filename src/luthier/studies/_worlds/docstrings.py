@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
@@ -77,7 +78,9 @@ def _texts(modules: tuple[str, ...], seen: set[str]) -> Iterator[Example]:
     for name in modules:
         module = importlib.import_module(name)
         for path, thing in _things(module):
-            doc = getattr(thing, "__doc__", None)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of what is there for old programs
+                doc = getattr(thing, "__doc__", None)
             said = inspect.cleandoc(doc) if isinstance(doc, str) else ""
             if len(said) < SHORTEST or said in seen:
                 continue
