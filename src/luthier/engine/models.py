@@ -26,6 +26,7 @@ from luthier.engine.sparse import SparseDelta
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from luthier.engine.low_bits import LowBitBase
     from luthier.engine.new_tokens import NewTokens
     from luthier.engine.splitting import Split
 
@@ -68,6 +69,8 @@ class Model:
     border: Split | None = field(default=None, repr=False, compare=False)
     # Tensors of which a method moved chosen entries only, as they are stored.
     sparse: SparseDelta = field(default_factory=SparseDelta, repr=False)
+    # Linear layers whose weights a method put in few bits.
+    low_bits: LowBitBase | None = field(default=None, repr=False, compare=False)
 
     @property
     def stop_ids(self) -> frozenset[int]:
@@ -102,7 +105,8 @@ class Model:
     def parameters(self) -> int:
         """How many numbers the model has, heads included, shared ones once."""
         modules = [self.module, *self.heads.values()]
-        return sum(p.numel() for p in {id(p): p for m in modules for p in m.parameters()}.values())
+        packed = self.low_bits.numbers if self.low_bits else 0
+        return packed + sum(p.numel() for p in {id(p): p for m in modules for p in m.parameters()}.values())
 
 
 def resolve(name: str) -> Path:
@@ -245,7 +249,7 @@ def add_tuned(model: Model, artifact: Artifact) -> Model:
     Raises:
         UserError: the artifact was trained on another base.
     """
-    from luthier.engine import new_tokens, weights
+    from luthier.engine import low_bits, new_tokens, weights
 
     trained_on = artifact.meta["base"]["identity"]
     if trained_on != model.base.identity:
@@ -255,6 +259,7 @@ def add_tuned(model: Model, artifact: Artifact) -> Model:
     if method:
         method.loadable()
     new_tokens.install(model, artifact)
+    low_bits.install(model, artifact)
     weights.LOADERS[artifact.kind](model, artifact.folder)
     weights.load_heads(model, artifact)
     if method:

@@ -104,7 +104,7 @@ def plan_fit(fit: Fit, inputs: Mapping[str, Artifact], ctx: Ctx, here: Rates, na
         top = passed(model, rows, tokens, learned, head)
         peak = top if peak is None or top.peak > peak.peak else peak
         rows, tokens, learned = (max(1, round(sum(c[i] for c in cuts) / len(cuts))) for i in range(3))
-        per_step = len(cuts) / min(steps, MOST_STEPS)
+        per_step = len(cuts) / max(1, min(steps, MOST_STEPS))
         step_work = step_work + passed(model, rows, tokens, learned, head).work.times(per_step)
     assert peak is not None
     # Each trained number: gradient and masters read and written, two states read and written, the weight written.
@@ -164,7 +164,7 @@ def _batches(fit: Fit, tasks: Sequence[Task], model: Model, ctx: Ctx) -> tuple[i
     from luthier.engine.metering import packed
 
     per_epoch = math.ceil(len(tasks[0].rows) / fit.batch_rows)
-    steps = fit.length.steps or max(1, round((fit.length.epochs or 1) * per_epoch))
+    steps = fit.length.in_steps(per_epoch)
     most_tokens = fit.micro_tokens or 1024
     cut = packs_of if packed(model) else by_length
     found = []
@@ -175,7 +175,7 @@ def _batches(fit: Fit, tasks: Sequence[Task], model: Model, ctx: Ctx) -> tuple[i
         learned = [sum(sum(p.targets) for p in row) for row in parts]
         cuts = []
         together = "coupled" in task.objective.parts.values() and not separable(task.objective)
-        for step in range(min(steps, MOST_STEPS)):
+        for step in range(max(1, min(steps, MOST_STEPS))):
             rng = ctx.rng.within("loop").within(task.name)
             rows = [int(r) for r in rows_at(rng, step, len(task.rows), fit.batch_rows)]
             own = [lengths[r] for r in rows]

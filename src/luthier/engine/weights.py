@@ -16,7 +16,7 @@ from luthier.core.artifact import Artifact, copy_licenses, seal
 from luthier.core.component import build
 from luthier.core.errors import UserError
 from luthier.core.files import read_json, write_json
-from luthier.engine import new_tokens
+from luthier.engine import low_bits, new_tokens
 from luthier.engine.deltas import FILE as DELTA_FILE
 from luthier.engine.deltas import Delta
 from luthier.engine.sparse import AT
@@ -44,9 +44,11 @@ def _load_adapter(model: Model, folder: Path) -> None:
     """Strict: every tensor of the file finds its place, and the adapter's shapes fit the base."""
     from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
 
+    low_bits.check(model, folder)
     config = PeftConfig.from_pretrained(str(folder))
     config.base_model_name_or_path = model.module.name_or_path
     wrapped = get_peft_model(model.module, config, autocast_adapter_dtype=False)
+    low_bits.no_merging(wrapped)
     state = load_file(folder / "adapter_model.safetensors")
     result = set_peft_model_state_dict(wrapped, state)
     # A learned prompt is loaded apart, by PEFT itself, and then reported as a tensor that the model does not have.
@@ -68,7 +70,9 @@ def _save_delta(model: Model, folder: Path) -> None:
 
 
 def _load_delta(model: Model, folder: Path) -> None:
-    own, delta = dict(model.module.named_parameters()), Delta(folder)
+    low_bits.check(model, folder)
+    # Scales of weights in few bits are buffers where they are not learned.
+    own, delta = {**dict(model.module.named_buffers()), **dict(model.module.named_parameters())}, Delta(folder)
     for name in delta.parts:
         if name not in own:
             raise UserError(f"The delta in {folder} does not fit {model.name}: '{name}' has no place there.")
@@ -105,7 +109,7 @@ def save(model: Model, kind: str, folder: Path, heads: dict[str, Any], **meta: A
     heads: the head component of each task as a dictionary (`use`, fields), for building it again.
     """
     SAVERS[kind](model, folder)
-    meta |= new_tokens.save(model, folder, kind)
+    meta |= new_tokens.save(model, folder, kind) | low_bits.save(model, folder)
     if model.heads:
         tensors = {f"{task}.{n}": t.detach().contiguous() for task, head in model.heads.items()
                    for n, t in head.state_dict().items()}

@@ -94,6 +94,8 @@ def _check(engine: Engine, base: Artifact, tuned: Artifact, to: str) -> None:
     if to == "adapter" and tuned.kind != "adapter":
         raise UserError(f"{tuned.folder.name} is no adapter but a {tuned.kind}: its method moves the base's own weights. "
                         "Use --to model.")
+    if to == "adapter" and tuned.meta.get("low_bits"):
+        raise UserError("This adapter stands on a base in few bits of its own, which plain peft does not load. Use --to model.")
     if to == "adapter" and tuned.meta.get("new_tokens"):
         raise UserError("This adapter has new tokens, which plain peft does not load. Use --to model.")
     if to != "adapter" and base.meta.get("quantize"):
@@ -216,6 +218,9 @@ def _finish(run: Run, tuned: Artifact, to: str, work: Path, found: list[Finding]
 
 def _merge(model: Model, tuned: Artifact) -> None:
     """Fold the adapter into the base's weights; deltas and full weights are in place already."""
+    from luthier.engine import low_bits
+
+    low_bits.whole(model)
     if tuned.kind != "adapter":
         return
     config = model.module.peft_config["default"]

@@ -81,6 +81,7 @@ class Fit(Step, name="fit"):
 
     def check(self) -> None:
         """Refuse what no data can mend."""
+        self.method.check()
         names = [t.name for t in self.tasks]
         if len(set(names)) < len(names):
             raise UserError(f"Two tasks train on the same data ({', '.join(names)}); give each its own subset.")
@@ -97,7 +98,6 @@ class Fit(Step, name="fit"):
             raise UserError("sharding: fsdp is for training that moves every weight, without regularizers, new tokens, offload "
                             f"(--method full); method '{self.method.info.name}' needs sharding: none.")
         check_choice(self.template)
-        self.method.check()
         strange = [s for s in self.new_tokens if not s or self.new_tokens.count(s) > 1]
         if strange:
             raise UserError(f"new_tokens: {strange[0]!r} is {'given twice' if strange[0] else 'empty'}.")
@@ -276,7 +276,7 @@ class Fit(Step, name="fit"):
         from luthier.engine.validation import Validation
 
         per_epoch = math.ceil(len(tasks[0].rows) / self.batch_rows)
-        steps = self.length.steps or max(1, round((self.length.epochs or 1) * per_epoch))
+        steps = self.length.in_steps(per_epoch)
         # Decided once, as the dtype: another start may find more or less memory free.
         tokens = self.micro_tokens or ctx.journal.do("micro_tokens", lambda: guards.micro_tokens(model, ctx.engine.exact))
         plan = Plan(steps, self.batch_rows, self.micro_rows or self.batch_rows, rate.value, tokens, self.clip,

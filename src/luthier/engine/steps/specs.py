@@ -53,13 +53,17 @@ class Length(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     epochs: float | None = Field(None, gt=0, description="passes over the rows of the first task")
-    steps: int | None = Field(None, gt=0, description="optimizer steps")
+    steps: int | None = Field(None, ge=0, description="optimizer steps; 0 leaves what the method begins with")
 
     @model_validator(mode="after")
     def _one(self) -> Length:
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("give either epochs or steps")
         return self
+
+    def in_steps(self, per_epoch: int) -> int:
+        """Optimizer steps where an epoch has so many."""
+        return max(1, round((self.epochs or 1) * per_epoch)) if self.steps is None else self.steps
 
 
 class ValidationSpec(BaseModel):

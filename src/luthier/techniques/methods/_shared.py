@@ -58,6 +58,16 @@ def require_rank(method: str, rank: int, targets: dict[str, tuple[int, int]], fi
         raise UserError(f"{method}: {field} = {rank} is above {smallest}, the smallest side of a targeted layer.")
 
 
+def percent(value: Any) -> Any:
+    """25% as 0.25; what is no text with a % at its end as it is. Raises ValueError for what is no number."""
+    if isinstance(value, str) and value.strip().endswith("%"):
+        try:
+            return float(value.strip()[:-1]) / 100
+        except ValueError:
+            raise ValueError(f"{value!r} is no share; write 25% or 0.25") from None
+    return value
+
+
 def wrap(model: Model, config: Any) -> Model:
     """The model with a PEFT method on it. Adapter weights take the model's format: the loop keeps float32 masters."""
     from peft import TaskType, get_peft_model

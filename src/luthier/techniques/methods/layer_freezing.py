@@ -21,6 +21,7 @@ from luthier.core.errors import UserError
 from luthier.core.kinds import Default, Method
 from luthier.core.step import FitCtx
 from luthier.engine.layers import layer_stacks
+from luthier.techniques.methods._shared import percent
 
 if TYPE_CHECKING:
     from luthier.engine.models import Model
@@ -36,12 +37,7 @@ class LayerFreezing(Method, name="layer-freezing", seeds=[11]):
     @field_validator("train_last", mode="before")
     @classmethod
     def _percent(cls, value: Any) -> Any:
-        if isinstance(value, str) and value.strip().endswith("%"):
-            try:
-                return float(value.strip()[:-1]) / 100
-            except ValueError:
-                raise ValueError(f"{value!r} is no share; write 25% or 0.25") from None
-        return value
+        return percent(value)
 
     @field_validator("train_last")
     @classmethod
