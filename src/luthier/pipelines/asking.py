@@ -197,6 +197,11 @@ def where(passage: dict[str, Any]) -> str:
     return f"{passage['place']}{topic}"
 
 
+def abstained(answer: dict[str, Any]) -> bool:
+    """Whether an answer says that nothing was found."""
+    return bool(answer["answer"].strip().rstrip(".").lower() == ABSTENTION)
+
+
 def _excerpt(text: str) -> str:
     flat = " ".join(text.split())
     return flat if len(flat) <= EXCERPT else flat[:EXCERPT].rsplit(" ", 1)[0] + " …"
