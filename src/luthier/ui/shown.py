@@ -43,6 +43,11 @@ def navigation(here: str) -> str:
     return framed(el("nav", el("span", "Luthier", class_="brand"), el("ul", *links), class_="pages", aria_label="Pages"))
 
 
+def title(name: str, about: str) -> str:
+    """The head of a page."""
+    return framed(el("h1", name), el("p", about, class_="about"))
+
+
 def notice(text: str) -> str:
     """What went wrong, in words."""
     return framed(el("div", *(el("p", line) for line in text.splitlines()), class_="alarm", role="alert")) if text else ""
@@ -94,7 +99,7 @@ def state(name: str, run: Run | None, processes: Processes) -> Html:
 def watched(name: str, run: Run | None, processes: Processes, curve: bool = True) -> str:
     """A run from outside: its state, its command, the last lines it said, and its curve as far as it has come."""
     lines = processes.said(name)[-LINES:]
-    said = el("pre", "\n".join(lines), class_="sample log", tabindex="0", aria_label="What the run said last") if lines else None
+    said = el("pre", "\n".join(lines), class_="sample log", tabindex="0", aria_label="Last words") if lines else None
     command = copied(processes.command(name)) if processes.known(name) else None
     drawn = Html(report.parts(run, ["learning"])) if curve and run is not None and run.record else None
     head = el("p", el("b", name), " ", state(name, run, processes), role="status")
@@ -151,7 +156,8 @@ def _card(seed: Mapping[str, Any], commands: Sequence[str], record: Mapping[str,
     tone = {"studied": "agrees", "verified": "agrees", "runs": "partly", "stale": "partly"}.get(status, "")
     summary = join((el("b", seed["name"]), " ", el("span", status, class_=f"chip {tone}".strip()), el("br"),
                     el("span", seed["summary"], class_="quiet")))
-    to_type = [copied(command) for command in commands] or [el("p", "No component of it is registered here yet.", class_="quiet")]
+    to_type = [copied(command) for command in commands] or [
+        el("p", "No component of it is registered here yet.", class_="quiet")]
     outcomes = {c["n"]: c["outcome"] for c in record.get("clauses", ())} if seed["status"] != "stale" else {}
     rows = [[str(o["n"]), o["text"], outcomes.get(o["n"], ABSENT)] for o in seed["oracles"]]
     return details(summary, el("p", el("i", seed["title"]), f" (no. {seed['id']}, {seed['kind']}, {seed['slug']})"),

@@ -95,7 +95,8 @@ class Studio:
         command = command_for(paths)
         if order.questions:
             if command == "tune":
-                raise UserError("Questions of your own go with documents; these are rows, a part of which is kept for the test.")
+                raise UserError("Questions of your own go with documents; these are rows, a part of which is kept for the "
+                                "test.")
             told = [*told, f"--questions={take(order.questions, place / 'questions', self.most, self.sent)[0]}"]
         return paths, [command, *paths, *told]
 

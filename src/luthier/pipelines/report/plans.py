@@ -19,8 +19,8 @@ def _machine(plan: Mapping[str, Any]) -> Html:
             ("disk", join((_mb(plan["disk_mb"]), " of ", _mb(plan["free_disk_mb"]), " free")))]
     heading = el("h3", plan["machine"], " (prediction from its data sheet)" if plan["prediction"] else None, " ",
                  _verdict(plan["fits"]))
-    rows = [[step["name"], step["use"], _mb(step["peak_mb"]), duration(step["seconds"]), _mb(step["disk_mb"]), step["note"] or ""]
-            for step in plan["steps"] if step["memory"]]
+    rows = [[s["name"], s["use"], _mb(s["peak_mb"]), duration(s["seconds"]), _mb(s["disk_mb"]), s["note"] or ""]
+            for s in plan["steps"] if s["memory"]]
     quick = [f"{step['name']}: {step['note']}" for step in plan["steps"] if not step["memory"] and step["note"]]
     steps = table("Plan by step", ["step", "component", "memory", "time", "disk", "note"], "ttnnnt", rows, class_="plan")
     rest = details("Steps without a plan of their own", el("ul", *(el("li", line) for line in quick))) if quick else None
@@ -41,9 +41,10 @@ def _parts(plan: Mapping[str, Any]) -> list[Html]:
 def _changes(changes: Sequence[Mapping[str, Any]]) -> Html | None:
     if not changes:
         return None
-    rows = [[el("code", c["edit"]), _mb(c["peak_mb"]), duration(c["seconds"]), "fits" if c["fits"] else "still too much", c["why"]]
-            for c in changes]
-    return el("div", el("h4", "What would make it fit"), table("Changes", ["change", "memory", "time", "", "why"], "tnntt", rows))
+    rows = [[el("code", c["edit"]), _mb(c["peak_mb"]), duration(c["seconds"]), "fits" if c["fits"] else "still too much",
+             c["why"]] for c in changes]
+    return el("div", el("h4", "What would make it fit"),
+              table("Changes", ["change", "memory", "time", "", "why"], "tnntt", rows))
 
 
 def _mb(value: Any) -> Html:

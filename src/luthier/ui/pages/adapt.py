@@ -24,8 +24,8 @@ AS_RECIPE = "as the recipe has it"
 
 def page(studio: Studio, _: gr.Blocks) -> None:
     """The page."""
-    gr.HTML(shown.framed(el("h1", "Adapt"), el("p", "Documents (or one file of rows) in; a tuned model out, and the evidence of "
-                                               "what was gained. Nothing leaves this machine.", class_="about")))
+    gr.HTML(shown.title("Adapt", "Documents (or one file of rows) in; a tuned model out, and the evidence of what was gained. "
+                                 "Nothing leaves this machine."))
     notice = gr.HTML()
     files = gr.File(label="Documents, rows, or a zip archive of them", file_count="multiple", height=160)
     demo = gr.Checkbox(label="The demo instead: ten pages and a model of random weights, in a minute")

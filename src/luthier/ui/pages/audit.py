@@ -9,7 +9,7 @@ import gradio as gr
 
 from luthier.core.errors import UserError
 from luthier.pipelines import auditing, report
-from luthier.pipelines.report.markup import Html, el
+from luthier.pipelines.report.markup import Html
 from luthier.ui import shown
 from luthier.ui.pages._shared import Watched, worded
 from luthier.ui.studio import Studio
@@ -19,8 +19,8 @@ SUFFIX = ".audit"  # of the process that audits a run
 
 def page(studio: Studio, demo: gr.Blocks) -> None:
     """The page; `?run=NAME` chooses a run."""
-    gr.HTML(shown.framed(el("h1", "Audit"), el("p", "The model before and after tuning is asked the same things. A small set can't "
-                                               "pass by silence: it stays undecided.", class_="about")))
+    gr.HTML(shown.title("Audit", "The model before and after tuning is asked the same things. A small set can't pass by silence: "
+                                 "it stays undecided."))
     notice = gr.HTML()
     name = gr.Dropdown([], label="Run", interactive=True)
     with gr.Accordion("Audits", open=False):
@@ -53,7 +53,8 @@ def page(studio: Studio, demo: gr.Blocks) -> None:
         return picked(run)
 
     outputs = [at_work, *watched.outputs]
-    demo.load(worded(2 + len(outputs))(opened), None, [notice, name, chosen, *outputs], show_progress="hidden", api_name="audits")
+    demo.load(worded(2 + len(outputs))(opened), None, [notice, name, chosen, *outputs], show_progress="hidden",
+              api_name="audits")
     name.input(worded(len(outputs))(picked), name, [notice, *outputs], api_name=False)
     start.click(worded(len(outputs))(started), [name, chosen], [notice, *outputs], api_name="audit")
 

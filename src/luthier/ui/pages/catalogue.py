@@ -8,7 +8,6 @@ import gradio as gr
 
 from luthier.core import catalog
 from luthier.core.index import rows
-from luthier.pipelines.report.markup import el
 from luthier.ui import shown
 from luthier.ui.pages._shared import worded
 from luthier.ui.studio import Studio
@@ -19,8 +18,8 @@ def page(_: Studio, demo: gr.Blocks) -> None:
     components = [(r["kind"], r["name"], r["version"], r["seeds"]) for r in rows()]
     seeds = catalog.rows(components)
     commands = {seed["id"]: catalog.commands(seed["id"], components) for seed in seeds}
-    gr.HTML(shown.framed(el("h1", "Catalogue"), el("p", f"{len(seeds)} published techniques. Search by what they do, by kind, by "
-                                                   "name, or by status: studied, verified, runs.", class_="about")))
+    gr.HTML(shown.title("Catalogue", f"{len(seeds)} published techniques. Search by what they do, by kind, by name, or by "
+                                     "status: studied, verified, runs."))
     notice = gr.HTML()
     words = gr.Textbox(label="Search", placeholder="merge adapters", max_lines=1)
     found = gr.HTML()

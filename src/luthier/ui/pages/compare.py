@@ -18,8 +18,8 @@ from luthier.ui.studio import Studio
 
 def page(studio: Studio, demo: gr.Blocks) -> None:
     """The page; `?run=NAME` chooses a run."""
-    gr.HTML(shown.framed(el("h1", "Compare"), el("p", "One question, several arms. An answer is an anecdote: the paired "
-                                                 "comparison below is the evidence.", class_="about")))
+    gr.HTML(shown.title("Compare", "One question, several arms. An answer is an anecdote: the paired comparison below is the "
+                                   "evidence."))
     notice = gr.HTML()
     name = gr.Dropdown([], label="Run", interactive=True)
     chosen = gr.CheckboxGroup([], label="Arms", interactive=True)

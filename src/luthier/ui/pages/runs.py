@@ -18,7 +18,7 @@ SECTIONS = ("answer", "advice", "scores", "cost", "learning", "receipts")
 
 def page(studio: Studio, demo: gr.Blocks) -> None:
     """The page; `?run=NAME` shows a run."""
-    gr.HTML(shown.framed(el("h1", "Runs")))
+    gr.HTML(shown.title("Runs", "What was made in this folder, from here or by the command line."))
     notice, listed = gr.HTML(), gr.HTML()
     name = gr.Textbox(visible=False)
     watched = Watched(studio, name, notice, ended=lambda chosen: _whole(studio, chosen), curve=False)
