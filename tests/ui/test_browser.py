@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("gradio")
-playwright = pytest.importorskip("playwright.sync_api")
+pytest.importorskip("playwright.sync_api")
+
+from playwright import sync_api as playwright
 
 from luthier.ui.shown import PAGES
 from luthier.ui.studio import Studio
@@ -109,7 +111,7 @@ def test_by_keyboard_alone_the_run_is_asked(tab):
     assert box.evaluate("e => e === document.activeElement")
     assert one.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none" or \
         one.evaluate("getComputedStyle(document.activeElement).boxShadow") != "none"
-    one.keyboard.type("What is a statement? ${1+1} <b>x</b>")
+    one.keyboard.type("What is a statement?")
     one.keyboard.press("Enter")
     one.wait_for_function("document.querySelectorAll('.arms .said').length === 4")
     assert one.locator(".arms h3").all_inner_texts() == ["base", "base+retrieval", "tuned", "tuned+retrieval"]
@@ -126,7 +128,8 @@ def test_an_error_is_said_on_the_page(tab):
 
 def test_documents_are_dropped_looked_at_and_planned(tab, tmp_path):
     good, bad = tmp_path / "glue.md", tmp_path / "odd.xyz"
-    good.write_text("# Glue\n\n## Hide glue\n\nHide glue is kept warm at sixty degrees by the makers of instruments.\n")
+    good.write_text("# Glue\n\n## Hide glue\n\nHide glue is kept warm at sixty degrees by makers of violins. "
+                    "${1+1} {{7}} <b>x</b>\n")
     bad.write_bytes(b"\0\1\2")
     one = tab("/")
     one.locator('input[type="file"]').first.set_input_files([str(good), str(bad)])
@@ -135,6 +138,7 @@ def test_documents_are_dropped_looked_at_and_planned(tab, tmp_path):
     one.get_by_role("button", name="Look and plan").click()
     one.get_by_text("What was left out, and why").first.wait_for()
     assert one.get_by_text("odd.xyz").first.is_visible()
+    assert "${1+1} {{7}} <b>x</b>" in one.inner_text("body"), "what a document says is text, never a template or markup"
     one.get_by_text("What it would take").wait_for()
     assert one.get_by_text("luthier adapt").first.is_visible()
     kept(one, "adapt-looked")

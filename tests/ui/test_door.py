@@ -65,8 +65,8 @@ def test_secrets_are_compared_in_constant_time(monkeypatch):
     compared = []
     monkeypatch.setattr("luthier.serving.layers.hmac.compare_digest", lambda a, b: compared.append((a, b)) or a == b)
     made = door.Door(None, TOKEN, 1)
-    scope = {"type": "http", "path": "/", "method": "GET", "headers": [(b"cookie", b"luthier=x"), (b"authorization", b"Bearer y")]}
-    asyncio.run(made._refused(scope, dict(scope["headers"]), None))
+    headers = {b"cookie": b"luthier=x", b"authorization": b"Bearer y"}
+    asyncio.run(made._refused({"type": "http", "path": "/", "method": "GET"}, headers, None))
     assert compared == [(b"x", made.session.encode()), (b"y", TOKEN)]
 
 

@@ -91,8 +91,9 @@ def test_an_arm_answers_here_as_it_does_for_the_command(studio, root):
 
 
 def test_what_can_not_be_asked_is_refused_in_words(studio):
-    for question, arms, why in (("  ", ["base"], "empty"), ("x" * 5000, ["base"], "5,000 characters"), ("Why?", [], "at least one arm"),
-                                ("Why?", ["bsae"], "There is no model")):
+    cases = (("  ", ["base"], "empty"), ("x" * 5000, ["base"], "5,000 characters"), ("Why?", [], "at least one arm"),
+             ("Why?", ["bsae"], "There is no model"))
+    for question, arms, why in cases:
         with pytest.raises(UserError, match=why):
             list(studio.answers("demo", question, arms))
     with pytest.raises(UserError, match="Did you mean 'demo'"):

@@ -12,7 +12,6 @@ import typer
 
 from luthier.cli import _shared as shared
 
-
 REFUSED = 20  # files and passages left out that are listed
 
 

@@ -24,6 +24,7 @@ from luthier.pipelines import report
 from luthier.ui import shown
 from luthier.ui.door import Door
 from luthier.ui.pages import adapt, audit, catalogue, compare, runs
+from luthier.ui.pages._shared import html
 
 KEPT_SECONDS = 24 * 3600  # files that were sent and not used
 SANS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
@@ -65,11 +66,11 @@ def pages(studio: Studio) -> gr.Blocks:
     """All pages; the first one is Adapt."""
     with gr.Blocks(title="Luthier", analytics_enabled=False, delete_cache=(KEPT_SECONDS // 24, KEPT_SECONDS)) as demo:
         gr.Navbar(visible=False)
-        gr.HTML(shown.navigation("/"))
+        html(shown.navigation("/"))
         adapt.page(studio, demo)
     for (path, title), module in zip(shown.PAGES[1:], (runs, compare, audit, catalogue), strict=True):
         with demo.route(title, path):
-            gr.HTML(shown.navigation(path))
+            html(shown.navigation(path))
             module.page(studio, demo)
     return demo
 

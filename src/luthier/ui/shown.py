@@ -13,6 +13,8 @@ from luthier.pipelines.report.markup import ABSENT, Html, counted, details, dura
 from luthier.ui.processes import Processes
 
 PAGES = (("/", "Adapt"), ("/runs", "Runs"), ("/compare", "Compare"), ("/audit", "Audit"), ("/catalogue", "Catalogue"))
+INTERRUPTED = 130
+ENDED = {2: "refused", 3: "a limit is broken"}  # what a command's exit codes mean
 LINES = 14  # of a log that are shown
 OPEN_CARDS = 1  # a search with so few results shows them opened
 MOST_CARDS = 40
@@ -85,12 +87,13 @@ def _row(name: str, run: Run, processes: Processes, chosen: str) -> list[Any]:
 
 def state(name: str, run: Run | None, processes: Processes) -> Html:
     """Whether it runs, is finished, or was stopped, as a chip."""
+    code = processes.code(name)
     if processes.running(name):
         word, tone = "running", "partly"
-    elif run is not None and run.record.get("state") == "finished":
+    elif code not in (None, 0, INTERRUPTED):
+        word, tone = ENDED.get(code, "failed"), "differs"
+    elif code == 0 or (code is None and run is not None and run.record.get("state") == "finished"):
         word, tone = "finished", "agrees"
-    elif processes.code(name) not in (None, 0, 130):
-        word, tone = "failed", "differs"
     else:
         word, tone = "not finished", ""
     return el("span", word, class_=f"chip {tone}".strip())

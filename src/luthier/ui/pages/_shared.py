@@ -10,11 +10,17 @@ from typing import Any
 import gradio as gr
 
 from luthier.core.errors import LuthierError, UserError
+from luthier.core.run import Run
 from luthier.ui import shown
 from luthier.ui.studio import Studio
 
 log = logging.getLogger("luthier.ui")
 EVERY_SECONDS = 2.0
+
+
+def html(value: str = "") -> gr.HTML:
+    """HTML in the report's style, without Gradio's own."""
+    return gr.HTML(value, apply_default_css=False)
 
 
 def worded(outputs: int) -> Callable[[Callable[..., Any]], Callable[..., Iterator[tuple[Any, ...]]]]:
@@ -42,27 +48,21 @@ def worded(outputs: int) -> Callable[[Callable[..., Any]], Callable[..., Iterato
     return around
 
 
-def run_of(studio: Studio, name: str) -> Any:
-    """The run of a name, None where it has not begun."""
-    return studio.runs().get(name)
-
-
 class Watched:
     """A panel that shows a process of this page while it runs, with buttons to stop it and to go on.
 
-    `name` is a component that holds the name of the process; `folder(name)` is the run that it works on. `ended(name)`
-    gives what is shown below once it has ended.
+    `name` is a component that holds the name of the process, `run(name)` the run that it works on, None before it begins.
+    `ended(name)` gives what is shown below while nothing runs.
     """
 
-    def __init__(self, studio: Studio, name: Any, notice: Any, of: Callable[[str], str] = str,
-                 ended: Callable[[str], str] | None = None, curve: bool = True) -> None:
-        self.studio, self.name, self.notice = studio, name, notice
-        self.of, self.ended, self.curve = of, ended or (lambda name: ""), curve
-        self.panel = gr.HTML()
+    def __init__(self, studio: Studio, name: Any, notice: Any, run: Callable[[str], Run | None],
+                 ended: Callable[[str], str], curve: bool = True) -> None:
+        self.studio, self.run, self.ended, self.curve = studio, run, ended, curve
+        self.panel = html()
         with gr.Row():
             self.stop = gr.Button("Stop", interactive=False, min_width=80)
             self.resume = gr.Button("Resume", interactive=False, min_width=80)
-        self.below = gr.HTML()
+        self.below = html()
         self.timer = gr.Timer(EVERY_SECONDS, active=False)
         self.outputs = [self.panel, self.stop, self.resume, self.below, self.timer]
         self.timer.tick(self.now, name, self.outputs, show_progress="hidden", api_name=False)
@@ -72,10 +72,11 @@ class Watched:
     def now(self, name: str) -> tuple[Any, ...]:
         """Values of `outputs` as they are now."""
         processes = self.studio.processes
-        if not name or not (processes.known(name) or run_of(self.studio, self.of(name))):
-            return "", gr.Button(interactive=False), gr.Button(interactive=False), "", gr.Timer(active=False)
+        run = self.run(name) if name else None
+        if not name or not (processes.known(name) or run):
+            below = self.ended(name) if name else ""
+            return "", gr.Button(interactive=False), gr.Button(interactive=False), below, gr.Timer(active=False)
         running = processes.running(name)
-        run = run_of(self.studio, self.of(name))
         over = run is not None and run.record.get("state") == "finished" and processes.code(name) in (0, None)
         return (shown.watched(name, run, processes, self.curve), gr.Button(interactive=running),
                 gr.Button(interactive=processes.known(name) and not running and not over),

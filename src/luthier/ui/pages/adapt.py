@@ -15,7 +15,7 @@ from luthier.pipelines import planning
 from luthier.pipelines.report import data, plans
 from luthier.pipelines.report.markup import details, el
 from luthier.ui import shown
-from luthier.ui.pages._shared import Watched, worded
+from luthier.ui.pages._shared import Watched, html, worded
 from luthier.ui.processes import written
 from luthier.ui.studio import Order, Studio
 
@@ -24,9 +24,9 @@ AS_RECIPE = "as the recipe has it"
 
 def page(studio: Studio, _: gr.Blocks) -> None:
     """The page."""
-    gr.HTML(shown.title("Adapt", "Documents (or one file of rows) in; a tuned model out, and the evidence of what was gained. "
+    html(shown.title("Adapt", "Documents (or one file of rows) in; a tuned model out, and the evidence of what was gained. "
                                  "Nothing leaves this machine."))
-    notice = gr.HTML()
+    notice = html()
     files = gr.File(label="Documents, rows, or a zip archive of them", file_count="multiple", height=160)
     demo = gr.Checkbox(label="The demo instead: ten pages and a model of random weights, in a minute")
     with gr.Row():
@@ -42,17 +42,17 @@ def page(studio: Studio, _: gr.Blocks) -> None:
     with gr.Row():
         look = gr.Button("Look and plan", min_width=120)
         start = gr.Button("Start", variant="primary", min_width=120)
-    understood, planned = gr.HTML(), gr.HTML()
+    understood, planned = html(), html()
     given = [files, demo, name, base, method, questions, seed, terms]
     at_work = gr.Textbox(visible=False)
-    watched = Watched(studio, at_work, notice, ended=_ended)
+    watched = Watched(studio, at_work, notice, lambda name: studio.runs().get(name), _ended)
 
     def looked(*values: Any) -> Iterator[tuple[str, str]]:
         order = _order(*values)
         paths, arguments = studio.prepared(order)
         yield shown.quiet("Reading …"), ""
         found = shown.quiet("The demo's ten pages of Python's language reference.") if order.demo else \
-            shown.framed(el("h2", "What was understood"), data.body(studio.inspected(order, paths)))
+            shown.framed(data.body(studio.inspected(order, paths)))
         yield found, shown.quiet("Planning …")
         made = studio.recipe(order, paths)
         text = details("The recipe, every default written out", el("pre", made.to_yaml(), class_="sample", tabindex="0"))

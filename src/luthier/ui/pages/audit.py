@@ -8,10 +8,11 @@ from typing import Any
 import gradio as gr
 
 from luthier.core.errors import UserError
+from luthier.core.run import Run
 from luthier.pipelines import auditing, report
 from luthier.pipelines.report.markup import Html
 from luthier.ui import shown
-from luthier.ui.pages._shared import Watched, worded
+from luthier.ui.pages._shared import Watched, html, worded
 from luthier.ui.studio import Studio
 
 SUFFIX = ".audit"  # of the process that audits a run
@@ -19,16 +20,15 @@ SUFFIX = ".audit"  # of the process that audits a run
 
 def page(studio: Studio, demo: gr.Blocks) -> None:
     """The page; `?run=NAME` chooses a run."""
-    gr.HTML(shown.title("Audit", "The model before and after tuning is asked the same things. A small set can't pass by silence: "
-                                 "it stays undecided."))
-    notice = gr.HTML()
+    html(shown.title("Audit", "The model before and after tuning is asked the same things. A small set can't pass by "
+                                 "silence: it stays undecided."))
+    notice = html()
     name = gr.Dropdown([], label="Run", interactive=True)
     with gr.Accordion("Audits", open=False):
         chosen = gr.CheckboxGroup([], label="Run these", interactive=True)
     start = gr.Button("Audit this run", variant="primary")
     at_work = gr.Textbox(visible=False)
-    watched = Watched(studio, at_work, notice, of=lambda key: key.removesuffix(SUFFIX), curve=False,
-                      ended=lambda key: _found(studio, key.removesuffix(SUFFIX)))
+    watched = Watched(studio, at_work, notice, lambda key: _audit(studio, key), lambda key: _found(studio, key), curve=False)
 
     def opened(request: gr.Request) -> tuple[Any, ...]:
         found = [n for n, run in studio.runs().items() if run.has("tuned")]
@@ -59,6 +59,12 @@ def page(studio: Studio, demo: gr.Blocks) -> None:
     start.click(worded(len(outputs))(started), [name, chosen], [notice, *outputs], api_name="audit")
 
 
-def _found(studio: Studio, name: str) -> str:
+def _audit(studio: Studio, key: str) -> Run | None:
+    """The audit of a run as a run of its own, None where there is none."""
+    found = Run(studio.open(key.removesuffix(SUFFIX)).folder.joinpath(auditing.FOLDER))
+    return found if found.record else None
+
+
+def _found(studio: Studio, key: str) -> str:
     """Before, after and verdicts, as the run's report has them."""
-    return shown.framed(Html(report.parts(studio.open(name), ("audits",))))
+    return shown.framed(Html(report.parts(studio.open(key.removesuffix(SUFFIX)), ("audits",))))

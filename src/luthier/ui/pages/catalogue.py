@@ -9,7 +9,7 @@ import gradio as gr
 from luthier.core import catalog
 from luthier.core.index import rows
 from luthier.ui import shown
-from luthier.ui.pages._shared import worded
+from luthier.ui.pages._shared import html, worded
 from luthier.ui.studio import Studio
 
 
@@ -18,11 +18,11 @@ def page(_: Studio, demo: gr.Blocks) -> None:
     components = [(r["kind"], r["name"], r["version"], r["seeds"]) for r in rows()]
     seeds = catalog.rows(components)
     commands = {seed["id"]: catalog.commands(seed["id"], components) for seed in seeds}
-    gr.HTML(shown.title("Catalogue", f"{len(seeds)} published techniques. Search by what they do, by kind, by name, or by "
+    html(shown.title("Catalogue", f"{len(seeds)} published techniques. Search by what they do, by kind, by name, or by "
                                      "status: studied, verified, runs."))
-    notice = gr.HTML()
+    notice = html()
     words = gr.Textbox(label="Search", placeholder="merge adapters", max_lines=1)
-    found = gr.HTML()
+    found = html()
 
     def searched(text: str) -> str:
         return shown.cards(catalog.search(text or "", seeds), commands, catalog.records())

@@ -12,20 +12,20 @@ from luthier.pipelines import report
 from luthier.pipelines.asking import arms
 from luthier.pipelines.report.markup import Html, el
 from luthier.ui import shown
-from luthier.ui.pages._shared import worded
+from luthier.ui.pages._shared import html, worded
 from luthier.ui.studio import Studio
 
 
 def page(studio: Studio, demo: gr.Blocks) -> None:
     """The page; `?run=NAME` chooses a run."""
-    gr.HTML(shown.title("Compare", "One question, several arms. An answer is an anecdote: the paired comparison below is the "
+    html(shown.title("Compare", "One question, several arms. An answer is an anecdote: the paired comparison below is the "
                                    "evidence."))
-    notice = gr.HTML()
+    notice = html()
     name = gr.Dropdown([], label="Run", interactive=True)
     chosen = gr.CheckboxGroup([], label="Arms", interactive=True)
     question = gr.Textbox(label="Question", lines=2, max_lines=6, placeholder="Enter asks; Shift and Enter begins a line")
     ask = gr.Button("Ask", variant="primary")
-    answers, evidence = gr.HTML(), gr.HTML()
+    answers, evidence = html(), html()
 
     def opened(request: gr.Request) -> tuple[Any, ...]:
         found = [n for n, run in studio.runs().items() if _arms(run)]

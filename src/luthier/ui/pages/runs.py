@@ -10,7 +10,7 @@ from luthier.core.errors import UserError
 from luthier.pipelines import report
 from luthier.pipelines.report.markup import Html, el
 from luthier.ui import shown
-from luthier.ui.pages._shared import Watched, worded
+from luthier.ui.pages._shared import Watched, html, worded
 from luthier.ui.studio import Studio
 
 SECTIONS = ("answer", "advice", "scores", "cost", "learning", "receipts")
@@ -18,10 +18,11 @@ SECTIONS = ("answer", "advice", "scores", "cost", "learning", "receipts")
 
 def page(studio: Studio, demo: gr.Blocks) -> None:
     """The page; `?run=NAME` shows a run."""
-    gr.HTML(shown.title("Runs", "What was made in this folder, from here or by the command line."))
-    notice, listed = gr.HTML(), gr.HTML()
+    html(shown.title("Runs", "What was made in this folder, from here or by the command line."))
+    notice, listed = html(), html()
     name = gr.Textbox(visible=False)
-    watched = Watched(studio, name, notice, ended=lambda chosen: _whole(studio, chosen), curve=False)
+    watched = Watched(studio, name, notice, lambda chosen: studio.runs().get(chosen), lambda chosen: _whole(studio, chosen),
+                      curve=False)
 
     def opened(request: gr.Request) -> tuple[Any, ...]:
         chosen = request.query_params.get("run", "")
