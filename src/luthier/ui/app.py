@@ -13,6 +13,7 @@ from luthier.ui.uploads import MEGABYTE
 
 # Read by Gradio when it is imported: nothing is sent anywhere, and nothing asked for.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+os.environ["GRADIO_SSR_MODE"] = "False"
 
 import gradio as gr
 from fastapi import FastAPI
@@ -95,7 +96,10 @@ def _theme() -> gr.themes.Base:
         block_label_text_color=INK, block_label_text_color_dark=DARK_INK,
         block_title_text_color=INK, block_title_text_color_dark=DARK_INK,
         input_background_fill="#ffffff", input_background_fill_dark="#23211e",
-        input_border_color="#8c857b", input_border_color_dark="#7a7268",
+        input_border_color="#8c857b", input_border_color_dark="#7a7268", input_border_width="1px", input_border_width_dark="1px",
+        input_placeholder_color="#6a645c", input_placeholder_color_dark="#a49c91",
+        body_text_color_subdued="#6a645c", body_text_color_subdued_dark="#a49c91",
+        block_info_text_color="#6a645c", block_info_text_color_dark="#a49c91",
         button_primary_background_fill=ACCENT, button_primary_background_fill_dark=DARK_ACCENT,
         button_primary_background_fill_hover="#7f3c15", button_primary_background_fill_hover_dark="#eab184",
         button_primary_text_color="#ffffff", button_primary_text_color_dark="#171614",

@@ -28,10 +28,10 @@ SCRIPT = """<script>document.addEventListener("click", (e) => {
 
 
 def head() -> str:
-    """What stands in the head of every page: the report's style within its own scope, and the page's."""
-    style = (files("luthier.pipelines.report") / "style.css").read_text(encoding="utf-8").replace(":root", ":scope")
+    """What stands in the head of every page: the report's style for what stands in `framed`, and the page's own."""
+    style = (files("luthier.pipelines.report") / "style.css").read_text(encoding="utf-8").replace(":root", "&")
     own = (files(__package__) / "style.css").read_text(encoding="utf-8")
-    return f"<style>@scope (.luthier) {{\n{style}\n}}\n{own}</style>{SCRIPT}"
+    return f"<style>.luthier {{\n{style}\n}}\n{own}</style>{SCRIPT}"
 
 
 def framed(*content: Any) -> str:

@@ -60,8 +60,8 @@ class Watched:
         self.studio, self.run, self.ended, self.curve = studio, run, ended, curve
         self.panel = html()
         with gr.Row():
-            self.stop = gr.Button("Stop", interactive=False, min_width=80)
-            self.resume = gr.Button("Resume", interactive=False, min_width=80)
+            self.stop = gr.Button("Stop", visible=False, min_width=80)
+            self.resume = gr.Button("Resume", visible=False, min_width=80)
         self.below = html()
         self.timer = gr.Timer(EVERY_SECONDS, active=False)
         self.outputs = [self.panel, self.stop, self.resume, self.below, self.timer]
@@ -75,11 +75,11 @@ class Watched:
         run = self.run(name) if name else None
         if not name or not (processes.known(name) or run):
             below = self.ended(name) if name else ""
-            return "", gr.Button(interactive=False), gr.Button(interactive=False), below, gr.Timer(active=False)
+            return "", gr.Button(visible=False), gr.Button(visible=False), below, gr.Timer(active=False)
         running = processes.running(name)
         over = run is not None and run.record.get("state") == "finished" and processes.code(name) in (0, None)
-        return (shown.watched(name, run, processes, self.curve), gr.Button(interactive=running),
-                gr.Button(interactive=processes.known(name) and not running and not over),
+        return (shown.watched(name, run, processes, self.curve), gr.Button(visible=running),
+                gr.Button(visible=processes.known(name) and not running and not over),
                 "" if running else self.ended(name), gr.Timer(active=running))
 
     def _stopped(self, name: str) -> tuple[Any, ...]:
