@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -44,20 +43,11 @@ Retriever = Annotated[Spec, typer.Option("--retriever", metavar=SPEC, help="how 
 
 
 def accept(terms: str | None) -> None:
-    """Accept a model's terms for this process and, by the record in the cache, for later ones.
-
-    Raises:
-        UserError: no model has terms of that name.
-    """
+    """As `packages.accept`, where an option was given."""
     if terms:
-        from luthier.core.errors import UserError, nearest
-        from luthier.engine.packages import PACKAGES
+        from luthier.engine.packages import accept as accepted
 
-        known = {p.terms for p in PACKAGES.values() if p.terms}
-        if terms not in known:
-            raise UserError(f"--accept-terms {terms}: no model here has terms of that name. {nearest(terms, known)}")
-        given = os.environ.get("LUTHIER_ACCEPT_TERMS", "")
-        os.environ["LUTHIER_ACCEPT_TERMS"] = f"{given},{terms}".strip(",")
+        accepted(terms)
 
 
 def watcher(quiet: bool = False) -> Watcher:

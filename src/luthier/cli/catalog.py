@@ -41,6 +41,7 @@ def command(
         old = "" if said["current"] else ", of an earlier version"
         print(f"study: {said['verdict']} at the {said['scale']} scale ({said['world']}){old}: {said['why']}")
     print("components: " + (", ".join(f"{c['kind']} {c['name']}" for c in row["components"]) or "none named"))
+    print("".join(f"  {command}\n" for command in catalog.commands(row["id"], components)), end="")
     print(f"works when: {row['works_when']}\noracles:")
     recorded = {c["n"]: c["outcome"] for c in catalog.records().get(row["id"], {}).get("clauses", ())}
     for oracle in row["oracles"]:

@@ -12,6 +12,8 @@ import typer
 
 from luthier.cli import _shared as shared
 
+REFUSED = 20  # files and passages left out that are listed
+
 
 def inspect(
     data: Annotated[str, typer.Argument(help="rows, a saved dataset, documents, or what a data command left")],
@@ -40,6 +42,10 @@ def inspect(
         print(json.dumps(found, ensure_ascii=False, indent=1))
         return
     print("\n".join(f"{k}: {v}" for k, v in found["about"].items()))
+    for row in found.get("refused", ())[:REFUSED]:
+        print(f"  {row['id']}: {row['reason']}" + (f", {row['detail']}" if row["detail"] else ""))
+    if (rest := len(found.get("refused", ())) - REFUSED) > 0:
+        print(f"  and {rest} more (--json lists them all)")
     for row in found["shown"]:
         print(f"\n{row['id']}")
         if "segments" in row:

@@ -29,6 +29,16 @@ STUDY = "study"  # the kind that judges a claim; what realises it are the other 
 Component = tuple[str, str, int, Iterable[int]]  # kind, name, version, ids of the seeds it realises
 
 
+# How a component of a kind is asked for; of any other kind its fields are shown.
+_ASKED = {
+    "method": "luthier tune data.jsonl --method {}", "objective": "luthier tune data.jsonl --objective {}",
+    "regularizer": "luthier tune data.jsonl --regularizer {}", "optimizer": "luthier tune data.jsonl --optimizer {}",
+    "decoder": "luthier tune data.jsonl --decoder {}", "metric": "luthier tune data.jsonl --metric {}",
+    "audit": "luthier audit RUN --audit {}", "weight_rule": "luthier merge RUN1 RUN2 --rule {}",
+    "retriever": "luthier adapt docs/ --retriever {}", STUDY: "luthier reproduce {}",
+}
+
+
 class UnknownSeed(UserError, LookupError):
     """No seed has this slug or id."""
 
@@ -100,3 +110,20 @@ def row(slug_or_id: str | int, components: Iterable[Component] = ()) -> dict[str
         near = get_close_matches(wanted, [seed["slug"] for seed in seeds], n=3, cutoff=0.5)
         hint = f"Nearest: {', '.join(near)}." if near else "Nothing is near."
     raise UnknownSeed(f"There is no technique {slug_or_id!r}. {hint} See: luthier catalog")
+
+
+def commands(seed: int, components: Iterable[Component]) -> list[str]:
+    """What to type for each registered component of a seed; `data.jsonl`, `docs/` and `RUN` are the reader's own."""
+    found = [(kind, name) for kind, name, _, seeds in components if seed in seeds]
+    return [_ASKED[kind].format(name) if kind in _ASKED else f"luthier schema {kind} {name}" for kind, name in found]
+
+
+def search(text: str, seeds: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The seeds that hold every word: in slug, name, title, kind, summary, `works_when`, status or component names."""
+    words = text.lower().split()
+    return [seed for seed in seeds if all(w in _said(seed) for w in words)]
+
+
+def _said(seed: dict[str, Any]) -> str:
+    told = [str(seed["id"]), *(seed[k] for k in ("slug", "name", "title", "kind", "summary", "works_when", "status"))]
+    return " ".join([*told, *(c["name"] for c in seed["components"])]).lower()

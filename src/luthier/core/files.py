@@ -63,6 +63,34 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
+class Growing:
+    """JSON lines that other processes may read while they grow: begun whole, then longer by whole lines.
+
+    A kill may leave the last line cut off; `grown` reads up to it, and the next start begins the file anew.
+    """
+
+    def __init__(self, path: Path, rows: Iterable[dict[str, Any]] = ()) -> None:
+        write_lines(path, rows)
+        self._file = path.open("a", encoding="utf-8", buffering=1)
+
+    def add(self, row: dict[str, Any]) -> None:
+        """One more line."""
+        self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+    def close(self) -> None:
+        """Nothing more comes."""
+        self._file.close()
+
+
+def grown(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a file that another process may be writing; none when it is absent."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError:
+        return []
+    return [json.loads(line) for line in text.split("\n")[:-1] if line]
+
+
 def json_lines(text: str, problems: list[str]) -> Iterator[tuple[int, Any]]:
     """(number from 1, value) of each line of a user's JSON lines that is not blank.
 

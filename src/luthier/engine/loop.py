@@ -12,12 +12,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from luthier.core.errors import UserError
+from luthier.core.files import Growing
 from luthier.core.kinds import Features, Hook, Objective, Optimizer, Schedule, Tokens
 from luthier.core.rng import Rng, epoch_order, rank_share
 from luthier.core.step import FitCtx
@@ -145,6 +147,8 @@ class Loop:
     further: dict[str, Task] = field(default_factory=dict)
     # Further parts with a state of their own (`state_dict`, `load_state_dict`), kept in checkpoints by name.
     kept: dict[str, Any] = field(default_factory=dict)
+    # Where the curve grows while it is drawn, for whoever watches from outside; what the loop knows is in its checkpoints.
+    live: Path | None = None
 
     def __post_init__(self) -> None:
         if not self.tasks or not all(t.rows for t in self.tasks):
@@ -186,6 +190,7 @@ class Loop:
         if self.run.frozen:
             self.run.frozen.ready(fill=self.clock.step < self.plan.steps)
         self._mode(True)
+        growing = Growing(self.live, self.curve) if self.live and not distributed.rank() else None
         while self.clock.step < self.plan.steps and not self.stopped:
             row = self._step()
             self.clock.seconds = before + time.monotonic() - began
@@ -194,11 +199,15 @@ class Loop:
                 self._round()
             self._validate(row, round_ended)
             self.curve.append({**row, "seconds": round(self.clock.seconds, 3)})
+            if growing:
+                growing.add(self.curve[-1])
             self.ctx.progress(self.clock.step, self.plan.steps, "steps", loss=row["loss"])
             due = time.monotonic() - saved >= self.plan.checkpoint_seconds or self.clock.step == self.plan.steps
             if distributed.agreed(due or self.stopped):
                 self.state.save()
                 saved = time.monotonic()
+        if growing:
+            growing.close()
         if self.validation and self.validation.spec.keep == "best":
             self.state.load_best(self.validation.best_step)
         self._mode(False)

@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from luthier.core.errors import UserError
+from luthier.core.errors import UserError, nearest
 from luthier.core.files import read_json, write_json
 from luthier.core.identity import hash_file, hash_folder
 from luthier.engine import pico
@@ -106,6 +106,19 @@ def check_terms(name: str) -> None:
             f"{name} comes under the {terms.capitalize()} Terms of Use ({shown}). Read them, then accept them once "
             f"with --accept-terms {terms} or LUTHIER_ACCEPT_TERMS={terms}."
         )
+
+
+def accept(terms: str) -> None:
+    """Accept a model's terms for this process and, by the record in the cache, for later ones.
+
+    Raises:
+        UserError: no model has terms of that name.
+    """
+    known = {p.terms for p in PACKAGES.values() if p.terms}
+    if terms not in known:
+        raise UserError(f"--accept-terms {terms}: no model here has terms of that name. {nearest(terms, known)}")
+    given = os.environ.get("LUTHIER_ACCEPT_TERMS", "")
+    os.environ["LUTHIER_ACCEPT_TERMS"] = f"{given},{terms}".strip(",")
 
 
 def check(name: str) -> None:

@@ -225,6 +225,11 @@ def spans(routing: dict[str, Any]) -> list[tuple[str, float, str]]:
     return found
 
 
+def abstained(answer: dict[str, Any]) -> bool:
+    """Whether an answer says that nothing was found."""
+    return bool(answer["answer"].strip().rstrip(".").lower() == ABSTENTION)
+
+
 def _excerpt(text: str) -> str:
     flat = " ".join(text.split())
     return flat if len(flat) <= EXCERPT else flat[:EXCERPT].rsplit(" ", 1)[0] + " …"

@@ -30,7 +30,7 @@ DEFAULT_BASE = "gemma3-270m"
 def inspect_data(path: str, base: str | None, rows: int, max_tokens: int, template: str = "auto",
                  data_steps: Sequence[str] = (), **settings: Any) -> dict[str, Any]:
     """`about` in words and numbers, the first rows as they would be trained on, and counts of all rows: their `lengths`
-    in tokens, and how many belong to each of the `sources` and `clusters`.
+    in tokens, and how many belong to each of the `sources` and `clusters`. Of documents also which were `refused`, and why.
 
     Without a base, rows are shown as the demo's base reads them, and documents are counted in words and signs. Each of
     `data_steps` is asked by itself which of the rows it would leave out (`flagged`); nothing is changed. `settings` are
@@ -109,13 +109,14 @@ def _ctx(folder: str, said: list[str] | None = None) -> Ctx:
 
 
 def _documents(artifact: Artifact, rows: int, counted_by: str) -> dict[str, Any]:
-    reasons = Counter(r["reason"].split(":")[0] for r in artifact.ledger())
+    refused = list(artifact.ledger())
+    reasons = Counter(r["reason"].split(":")[0] for r in refused)
     passages = list(artifact.passages())
     about = {"kind": "documents", **{k: artifact.meta[k] for k in ("files", "documents", "passages", "tokens")},
              "counted by": counted_by, "sections": len({p.section for p in passages}),
              "left out": ", ".join(f"{n} {why}" for why, n in reasons.items()) or "nothing"}
     shown = [{"id": p.id, "text": f"{' / '.join(p.headings)} ({p.tokens} tokens)\n{p.text}"} for p in passages[:rows]]
-    return {"about": about, "lengths": [p.tokens for p in passages], "shown": shown,
+    return {"about": about, "lengths": [p.tokens for p in passages], "shown": shown, "refused": refused,
             "sources": Counter(p.document for p in passages)}
 
 

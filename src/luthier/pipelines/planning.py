@@ -23,10 +23,16 @@ def recipe_for(paths: Sequence[str], *, recipe: str | None = None, objective: st
         raise UserError("Name what would be trained on: luthier plan DATA.jsonl, luthier plan DOCS, or --recipe FILE.")
     if not paths and recipe is not None:
         return load_recipe(recipe)
-    rows = len(paths) == 1 and Path(paths[0]).suffix.lower() in (".jsonl", ".json", ".ndjson")
-    if rows:
+    if command_for(paths) == "tune":
         return jobs.tune(paths[0], recipe=recipe or "tune", objective=objective)
     return jobs.adapt(paths, recipe=recipe or "adapt", questions=questions)
+
+
+def command_for(paths: Sequence[str]) -> str:
+    """`tune` for one path that a reader of rows knows, `adapt` for documents."""
+    from luthier.pipelines.steps.read import reads
+
+    return "tune" if len(paths) == 1 and reads(Path(paths[0])) else "adapt"
 
 
 def plans(recipe: Recipe, on: str = "", exact: bool = False) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from fastapi.responses import PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 
 from luthier import __version__
-from luthier.core.citing import ABSTENTION
 from luthier.core.errors import LuthierError
+from luthier.pipelines.asking import abstained
 from luthier.pipelines.chatting import Chat
 from luthier.serving.desk import Ticket
 from luthier.serving.errors import as_api, response_of
@@ -171,11 +171,6 @@ def _asked(app: FastAPI, server: Service) -> None:
         if server.log_text:
             server.tell(name, question=repr(body.question), answer=repr(answer["answer"]))
         return {"id": name, "object": "answer", "model": served.name, "abstained": abstained(answer), **answer}
-
-
-def abstained(answer: dict[str, Any]) -> bool:
-    """Whether an answer says that nothing was found."""
-    return bool(answer["answer"].strip().rstrip(".").lower() == ABSTENTION)
 
 
 def _check_choices(count: int, limits: Limits) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import hmac
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -91,6 +91,25 @@ class Stream(StreamingResponse):
                 await super().__call__(scope, receive, send)
 
 
+def check_known(headers: Mapping[bytes, bytes], token: bytes | None) -> None:
+    """Raises ApiError unless a request with these headers may ask: by its token, or from this machine where there is none."""
+    if token is None:
+        # A web page may let its own name point to this machine and ask from within a browser.
+        host = headers.get(b"host", b"").decode("latin-1")
+        if _without_port(host) not in LOOPBACK:
+            raise ApiError(403, f"This server answers for this machine only, not for the host '{host}'.", "permission_error")
+        return
+    scheme, _, secret = headers.get(b"authorization", b"").partition(b" ")
+    if scheme.lower() != b"bearer" or not same(secret.strip(), token):
+        raise ApiError(401, "A token is needed: Authorization: Bearer TOKEN.", "authentication_error",
+                       code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+
+
+def same(given: bytes, token: bytes) -> bool:
+    """Whether a secret is the right one, in a time that does not tell how much of it is right."""
+    return hmac.compare_digest(given, token)
+
+
 class Guard:
     """The outermost layer: tokens, hosts and the size of bodies, before anything is parsed."""
 
@@ -104,7 +123,8 @@ class Guard:
             return
         headers = {k.lower(): v for k, v in scope["headers"]}
         try:
-            self._known(scope["path"], headers)
+            if scope["path"] not in OPEN:
+                check_known(headers, self.token)
             body = await self._body(headers, receive)
         except ApiError as error:
             await response_of(error)(scope, receive, send)
@@ -112,22 +132,6 @@ class Guard:
         except ConnectionError:
             return
         await self.app(scope, _replayed(body, receive), send)
-
-    def _known(self, path: str, headers: dict[bytes, bytes]) -> None:
-        if path in OPEN:
-            return
-        if self.token is None:
-            # A web page may let its own name point to this machine and ask from within a browser.
-            host = headers.get(b"host", b"").decode("latin-1")
-            if _without_port(host) not in LOOPBACK:
-                raise ApiError(403, f"This server answers for this machine only, not for the host '{host}'.",
-                               "permission_error")
-            return
-        given = headers.get(b"authorization", b"")
-        scheme, _, secret = given.partition(b" ")
-        if scheme.lower() != b"bearer" or not hmac.compare_digest(secret.strip(), self.token):
-            raise ApiError(401, "A token is needed: Authorization: Bearer TOKEN.", "authentication_error",
-                           code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
 
     async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
         """The whole body, within its limits of bytes and seconds."""

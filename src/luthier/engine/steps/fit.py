@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from luthier.engine.rendering import Render
     from luthier.engine.validation import Metrics
 
+CURVE = "curve.jsonl"  # grows while the step works, and is written whole when it ends
 
 
 class Fit(Step, name="fit"):
@@ -292,7 +293,8 @@ class Fit(Step, name="fit"):
         run = Forward({"policy": model, **ctx.roles}, bare)
         validation = Validation(run, tasks[0].name, tasks[0].objective, held_out, self.batch_rows, self.validation,
                                 metrics) if held_out else None
-        return Loop(run, tasks, plan, groups, self.optimizer, self.schedule, ctx, validation=validation)
+        return Loop(run, tasks, plan, groups, self.optimizer, self.schedule, ctx, validation=validation,
+                    live=ctx.folder / CURVE)
 
     def _save(self, model: Model, loop: Loop, encoded: Mapping[str, Encoded], base: Artifact, rate: Default, ctx: Ctx,
               found: Mapping[str, Any]) -> Artifact:
@@ -301,7 +303,7 @@ class Fit(Step, name="fit"):
         from luthier.engine.memory import peak_mb
 
         clock, kept = loop.clock, ctx.journal.values
-        write_lines(ctx.folder / "curve.jsonl", loop.curve)
+        write_lines(ctx.folder / CURVE, loop.curve)
         write_lines(ctx.folder / "ledger.jsonl", (entry for e in encoded.values() for entry in e.ledger))
         write_json(ctx.folder / "cost.json", {"seconds": clock.seconds, "tokens": clock.tokens, "peak_mb": peak_mb()})
         heads, silent = ({t.name: spec.head.to_dict() for t, spec in zip(loop.tasks, self.tasks, strict=True)

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from luthier.core.files import write_atomic
 from luthier.core.run import Run
 from luthier.pipelines.report.facts import gather
-from luthier.pipelines.report.page import page
+from luthier.pipelines.report.page import page, sections
 
-__all__ = ["render", "write"]
+__all__ = ["parts", "render", "write"]
 
 
 def render(run: Run) -> str:
     """The report as HTML text, from whatever the run has finished so far."""
     return page(gather(run))
+
+
+def parts(run: Run, names: Sequence[str]) -> str:
+    """Sections of the report by id, as HTML for a page that has its style; what a run has no ground for is said."""
+    return sections(gather(run), names)
 
 
 def write(run: Run) -> Path:

@@ -36,8 +36,16 @@ def write_inspection(found: Mapping[str, Any], folder: Path) -> Path:
 
 def render(found: Mapping[str, Any]) -> str:
     """The page as HTML text."""
+    here = files(__package__)
+    return Template((here / "page.html").read_text(encoding="utf-8")).substitute(
+        title="Data – Luthier", style=(here / "style.css").read_text(encoding="utf-8"), body=body(found))
+
+
+def body(found: Mapping[str, Any]) -> Html:
+    """What the page holds."""
     about = dict(found["about"])
     parts = [
+        ("refused", "What was left out, and why", _refused(found.get("refused") or ())),
         ("lengths", "Lengths", _lengths(found.get("lengths") or ())),
         ("questions", "Questions that were written", questions.show(found)),
         ("labels", "Labels", _by_name("label", about.pop("labels", {}))),
@@ -50,10 +58,7 @@ def render(found: Mapping[str, Any]) -> str:
               el("h1", f"What was understood of the {about.get('kind', 'data')}"),
               pairs(((k, plain(v)) for k, v in about.items()), class_="facts"))
     nav = el("nav", el("ul", *(el("li", el("a", title, href=f"#{id}")) for id, title, _ in there)), aria_label="Contents")
-    body = join((head, nav, *(_section(*part) for part in there)))
-    here = files(__package__)
-    return Template((here / "page.html").read_text(encoding="utf-8")).substitute(
-        title="Data – Luthier", style=(here / "style.css").read_text(encoding="utf-8"), body=body)
+    return join((head, nav, *(_section(*part) for part in there)))
 
 
 def _section(id: str, title: str, content: Html) -> Html:
@@ -96,6 +101,15 @@ def _histogram(ranges: Sequence[tuple[int, int, int]]) -> Html:
     for n in sorted({0, len(ranges) // 2, len(ranges) - 1}):
         parts.append(el("text", f"{ranges[n][0]:,}", x=f"{(n + 0.45) * share:.3f}%", y=TALL + 18, text_anchor="middle"))
     return el("svg", *parts, class_="curve bars", height=TALL, role="img", aria_label="Histogram of tokens a row")
+
+
+def _refused(rows: Sequence[Mapping[str, Any]]) -> Html | None:
+    """Files and passages that were left out, each with the reason."""
+    if not rows:
+        return None
+    listed = [[clipped(r["id"], 120), plain(r["reason"]), clipped(r.get("detail") or "", LONG)] for r in rows[:MOST]]
+    more = el("p", counted(len(rows) - MOST, "other"), " in the ledger.", class_="quiet") if len(rows) > MOST else None
+    return el("div", table("What was left out", ["what", "reason", ""], "ttt", listed, class_="refused"), more)
 
 
 def _by_name(what: str, counts: Mapping[str, int]) -> Html | None:

@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -16,6 +17,7 @@ from luthier.core.example import Passage
 from luthier.core.files import read_json, read_lines
 from luthier.core.finding import Finding
 from luthier.core.run import Run
+from luthier.engine.steps.fit import CURVE
 from luthier.pipelines.gains import GAIN
 from luthier.pipelines.report.words import arm_order, metric_order, set_order
 
@@ -83,6 +85,12 @@ class Facts:
     def fits(self) -> dict[str, Artifact]:
         """Steps that trained something."""
         return {n: a for n, a in self.of_kind(*MODEL_KINDS).items() if isinstance(a.meta.get("fit"), dict)}
+
+    @cached_property
+    def under_way(self) -> dict[str, Path]:
+        """Trainings that have not ended by name: the file in which their curve grows."""
+        found = sorted((self.run.folder / "steps").glob(f".*.work/{CURVE}"))
+        return {path.parent.name[1:].removesuffix(".work"): path for path in found}
 
     @cached_property
     def arms(self) -> list[Arm]:

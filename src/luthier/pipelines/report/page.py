@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from string import Template
@@ -73,6 +73,14 @@ def page(facts: Facts) -> str:
         title=join((facts.record.get("name") or "run", " – report of a run of Luthier")),
         style=(here / "style.css").read_text(encoding="utf-8"), body=body,
     )
+
+
+def sections(facts: Facts, names: Sequence[str]) -> Html:
+    """The sections with these ids, in this order, and below them why any is missing."""
+    chosen = [next(s for s in SECTIONS if s.id == name) for name in names]
+    built = [(s, s.build(facts)) for s in chosen]
+    return join((*(_section(s, content) for s, content in built if content is not None),
+                 _absent([s for s, content in built if content is None])))
 
 
 def _header(facts: Facts) -> Html:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from luthier.core.artifact import Artifact
-from luthier.core.files import read_lines
+from luthier.core.files import grown, read_lines
+from luthier.engine.steps.fit import CURVE
 from luthier.pipelines.report.facts import Arm, Facts
 from luthier.pipelines.report.markup import (
     ABSENT,
@@ -115,13 +116,17 @@ def _learning_rate(rate: Any) -> Html:
 
 
 def learning(facts: Facts) -> Html | None:
-    """The learning curve of each fit."""
-    found = []
-    for name, fit in facts.fits.items():
-        drawn = curve(read_lines(fit.folder / "curve.jsonl"))
-        if drawn:
-            found.append(join((el("h3", name) if len(facts.fits) > 1 else None, drawn)))
+    """The learning curve of each fit; of one that has not ended, as far as it has come."""
+    rows = {name: read_lines(fit.folder / CURVE) for name, fit in facts.fits.items()}
+    rows |= {name: grown(path) for name, path in facts.under_way.items()}
+    drawn = {name: made for name, found in rows.items() if (made := curve(found))}
+    found = [join((_whose(name, name in facts.under_way) if len(drawn) > 1 or name in facts.under_way else None, made))
+             for name, made in drawn.items()]
     return el("div", *found) if found else None
+
+
+def _whose(name: str, under_way: bool) -> Html:
+    return el("h3", name, el("span", " (not ended)", class_="quiet") if under_way else None)
 
 
 def prompts(facts: Facts) -> Html | None:
