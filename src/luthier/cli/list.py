@@ -20,7 +20,7 @@ def command(
 ) -> None:
     """The components, by kind."""
     from luthier.core.errors import UserError, nearest
-    from luthier.core.index import rows
+    from luthier.core.index import installed as rows
 
     if probe:
         if kind not in ("method", "methods"):

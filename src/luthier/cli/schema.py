@@ -14,7 +14,7 @@ def command(
 ) -> None:
     """JSON schema of a recipe file, or of one component."""
     from luthier.core.errors import UserError, nearest
-    from luthier.core.index import rows
+    from luthier.core.index import installed as rows
 
     if kind is None:
         from luthier.core.recipe import recipe_schema

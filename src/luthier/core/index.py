@@ -24,6 +24,19 @@ def rows() -> tuple[dict[str, Any], ...]:
     return tuple(json.loads(line) for line in PATH.read_text(encoding="utf-8").splitlines())
 
 
+def installed() -> tuple[dict[str, Any], ...]:
+    """The shipped rows, and those of components that other packages bring (imports these, where there are any)."""
+    from importlib.metadata import entry_points
+
+    from luthier.core.component import ENTRY_POINTS, registered
+
+    roots = set()
+    for point in entry_points(group=ENTRY_POINTS):
+        point.load()
+        roots.add(point.module.partition(".")[0])
+    return (*rows(), *(_row(cls) for cls in registered() if cls.__module__.partition(".")[0] in roots))
+
+
 def describe() -> list[dict[str, Any]]:
     """The index made afresh from the code (imports every room)."""
     import importlib

@@ -85,5 +85,5 @@ class ClearStudy(Study, name="clear", seeds=[93]):
                   paper="adds to filtering", main=False),
             Claim("short of clean", "the right answers are still better than what the filter keeps", "filtered", "clean",
                   RIGHT, "higher", 0.05, 0.3, 0.03, main=False),
-            Claim("samples alone", "the filter by samples alone keeps better rows", "filtered", "samples", RIGHT, "higher", 0.05,
-                  0.3, 0.03, main=False))
+            Claim("samples alone", "the filter by samples alone keeps better rows", "filtered", "samples", RIGHT, "higher",
+                  0.05, 0.3, 0.03, main=False))

@@ -56,5 +56,5 @@ class NoisyFacts(Step, name="noisy-facts"):
     def _row(self, fact: Example, wrong: bool, values: Mapping[str, list[str]], draw: Rng) -> Example:
         others = [v for v in values[str(fact.meta["relation"])] if v != fact.answer]
         said = others[int(draw("other", fact.id).integers(len(others)))] if wrong else fact.answer
-        return question(f"train/{fact.id}", fact.part("question"), said, source=fact.source, cluster=fact.id, references=(said,),
-                        meta={**fact.meta, "planted": wrong})
+        return question(f"train/{fact.id}", fact.part("question"), said, source=fact.source, cluster=fact.id,
+                        references=(said,), meta={**fact.meta, "planted": wrong})
