@@ -107,7 +107,7 @@ class Around(nn.Module, BaseTunerLayer):
                  inference_mode: bool = False) -> None:
         super().__init__()
         self.base_layer = base_layer
-        held = nn.ParameterDict if isinstance(part, nn.Parameter) else nn.ModuleDict
+        held: Any = nn.ParameterDict if isinstance(part, nn.Parameter) else nn.ModuleDict
         self.add_module(self.adapter_layer_names[0], held({adapter_name: part}))
         self._active_adapter = adapter_name
         self.merged_adapters: list[str] = []
