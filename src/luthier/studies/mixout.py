@@ -40,7 +40,7 @@ class MixoutStudy(Study, name="mixout", seeds=[122]):
             "score.tested": 4, "score.fit.length": {"steps": 1}, "score.fit.max_tokens_per_example": 16},
             arms=("plain", "mixout-0.9"), about="every line, no evidence"),
         "default": Scale(1, {FEW: 16, MORE: 6}),
-        "large": Scale(1, {FEW: 40, MORE: 20}, {"score.tested": 500, "reviews.rows": 400, "score.count": 40}),
+        "large": Scale(1, {FEW: 40, MORE: 6}, {"score.tested": 500, "reviews.rows": 400, "score.count": 40}),
     }
 
     def recipe(self) -> dict[str, Any]:

@@ -155,3 +155,11 @@ def test_what_is_missing_is_named(told, make_ctx):
         list(build("data_step", "clear").apply(iter(rows()), make_ctx("none")))
     with pytest.raises(UserError, match="needs an encoder.*similarity=same"):
         list(build("data_step", "clear").apply(iter(rows()), make_ctx("half", roles={"writer": "m0"})))
+
+
+def test_the_recipe_chains_filter_training_correction_and_training():
+    from luthier.core.recipe import load_recipe
+
+    steps = {node.name: node for node in load_recipe("clear").nodes}
+    assert {"filtered", "first", "corrected", "tuned", "noisy", "comparison"} <= set(steps)
+    assert steps["corrected"].inputs == {"rows": "split", "writer": "base", "encoder": "encoder", "tuned": "first"}

@@ -217,6 +217,7 @@ def test_the_divergence_grows_with_the_square_and_most_along_the_gradient(pico, 
 
 # --- the model before -----------------------------------------------------------------------------------------------
 
+@pytest.mark.oracle(seed=68, clause=6, against="closed form: the running mean")
 def test_the_model_before_follows_as_its_running_mean():
     _, model = linear_run()
     hook = linear_hook("smart:beta=0.9,beta_late=0.99,outer=2", model)

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.example import Example
+from luthier.core.identity import digest
 from luthier.core.kinds import Decoder
 from luthier.core.step import Ctx
 from luthier.techniques.data._shared import normalized
@@ -63,24 +64,26 @@ class Judge:
     def __init__(self, model: Model, render: Render, ctx: Ctx, relative: bool) -> None:
         self.model, self.render, self.ctx, self.relative = model, render, ctx, relative
 
-    def options(self, prompts: Sequence[str], empty: Sequence[str], name: str) -> list[list[float]]:
-        """[prompts, 3] chances of the options; `empty` are the same questions about nothing. Journalled under `name`."""
+    def options(self, prompts: Sequence[str], empty: Sequence[str]) -> list[list[float]]:
+        """[prompts, 3] chances of the options; `empty` are the same questions about nothing. Journalled by what is asked."""
         def score(texts: Sequence[str]) -> list[list[float]]:
+            found: list[list[float]] = self.ctx.journal.do(f"options/{digest(list(texts))}", lambda: fresh(texts))
+            return found
+
+        def fresh(texts: Sequence[str]) -> list[list[float]]:
             pairs = [(self.render._start() + self.render.encode(text), self.render.encode(f" {option}"))
                      for text in texts for option in OPTIONS]
             said = [total for total, _ in self.ctx.engine.score(self.model, pairs)]
             return [said[i:i + len(OPTIONS)] for i in range(0, len(said), len(OPTIONS))]
 
-        found: list[list[float]] = self.ctx.journal.do(f"options/{name}", lambda: score(prompts))
         distinct = list(dict.fromkeys(empty))
-        without = dict(zip(distinct, self.ctx.journal.do(f"options/{name}/empty", lambda: score(distinct)), strict=True)) \
-            if self.relative else {}
-        return [chances(own, without.get(e)) for own, e in zip(found, empty, strict=True)]
+        without = dict(zip(distinct, score(distinct), strict=True)) if self.relative else {}
+        return [chances(own, without.get(e)) for own, e in zip(score(prompts), empty, strict=True)]
 
-    def reflections(self, questions: Sequence[str], answers: Sequence[str], name: str) -> list[float]:
+    def reflections(self, questions: Sequence[str], answers: Sequence[str]) -> list[float]:
         """S of each answer."""
         found = [self.options([w.format(q=q, y=y) for q, y in zip(questions, answers, strict=True)],
-                              [w.format(q="", y="")] * len(answers), f"{name}/{n}") for n, w in enumerate(REFLECTIONS)]
+                              [w.format(q="", y="")] * len(answers)) for w in REFLECTIONS]
         return [sum(reflected(options) for options in each) / len(each) for each in zip(*found, strict=True)]
 
     def samples(self, rows: Sequence[Example], count: int, decoder: Decoder) -> list[list[str]]:
@@ -100,8 +103,8 @@ class Judge:
     def better(self, questions: Sequence[str], one: Sequence[str], other: Sequence[str]) -> list[tuple[float, bool]]:
         """(chance that `other` is the better response, whether it wins in both orders)."""
         there = [self.options([BETTER.format(q=q, a=a, b=b) for q, a, b in zip(questions, first, second, strict=True)],
-                              [BETTER.format(q="", a="", b="")] * len(questions), f"better/{name}")
-                 for name, first, second in (("behind", one, other), ("before", other, one))]
+                              [BETTER.format(q="", a="", b="")] * len(questions))
+                 for first, second in ((one, other), (other, one))]
         return [((behind[1] + before[0]) / 2, max(behind) == behind[1] and max(before) == before[0])
                 for behind, before in zip(*there, strict=True)]
 

@@ -95,7 +95,7 @@ class Clear(DataStep, name="clear", seeds=[93]):
         same = [[equal(y, s) for s in own] for y, own in zip(answers, samples, strict=True)]
         alike = judge.likeness(answers, samples, ctx.roles["encoder"]) if self.similarity == "embed" else \
             [[float(s) for s in own] for own in same]
-        reflections = judge.reflections(questions, answers, "answer")
+        reflections = judge.reflections(questions, answers)
         found = []
         for is_same, is_alike, reflection in zip(same, alike, reflections, strict=True):
             observed = consistency(is_same, is_alike, self.alpha)
@@ -116,7 +116,7 @@ class Clear(DataStep, name="clear", seeds=[93]):
         questions, answers = [asked(row) for row in rows], [row.answer for row in rows]
         verdicts = judge.better(questions, answers, said)
         claims = [VERDICT.format(q=q, y=y, z=z) for q, y, z in zip(questions, answers, said, strict=True)]
-        thought = judge.reflections(claims, ["Yes."] * len(rows), "verdict")
+        thought = judge.reflections(claims, ["Yes."] * len(rows))
         eta = 0.8 if self.eta is None else self.eta
         return [z if z and wins and not equal(y, z) and self.beta * chance + (1 - self.beta) * reflection > eta else None
                 for y, z, (chance, wins), reflection in zip(answers, said, verdicts, thought, strict=True)]

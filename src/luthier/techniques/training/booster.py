@@ -18,13 +18,11 @@ When it helps: an aligned model that others will tune. Source: Huang et al. 2024
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from luthier.core.errors import UserError
-from luthier.core.example import Example
 from luthier.core.kinds import Hook, Regularizer
 from luthier.core.step import FitCtx
 
@@ -57,8 +55,8 @@ class Booster(Regularizer, name="booster", seeds=[162]):
         """Raises UserError where a violating pair asks what the policy is tested with."""
         if not self.lam:
             return Hook()
-        tested = {said: name for name in self.held_out for said in _asked(ctx.stream(name))}
-        seen = _asked(ctx.stream(self.data)) if tested else {}
+        tested = {said for name in self.held_out for said in _asked(ctx, name)}
+        seen = _asked(ctx, self.data) if tested else {}
         shared = [seen[said] for said in seen if said in tested]
         if shared:
             rows = ", ".join(shared[:NAMED_ROWS]) + (" …" if shared[NAMED_ROWS:] else "")
@@ -71,8 +69,11 @@ class Booster(Regularizer, name="booster", seeds=[162]):
             hook.tell()
 
 
-def _asked(rows: Iterable[Example]) -> dict[str, str]:
-    """Request, in plain form -> id of a row with it."""
+def _asked(ctx: FitCtx, name: str) -> dict[str, str]:
+    """Request of a row of INPUT.SUBSET or INPUT.SUBSET:FILE, in plain form -> its id."""
+    from luthier.engine.encoding import of_file
+
+    rows = of_file(ctx.stream(name.partition(":")[0]), name)
     return {" ".join(" ".join(t.text for t in row.turns if not t.target).casefold().split()): row.id for row in rows}
 
 

@@ -8,7 +8,7 @@ the divergence would measure dropout. The paper's s = 1e-5 is far below what emb
 root mean squares instead.
 
 When it helps: fine-tuning that must not lose what the representations hold; half of Muppet. Source: Aghajanyan et al. 2020,
-arXiv 2008.03156; Aghajanyan et al. 2021, arXiv 2101.11038 (seed 16).
+arXiv 2008.03156; Aghajanyan et al. 2021, arXiv 2101.11038.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from luthier.engine.models import Model
 
 
-class R3f(Regularizer, name="r3f", seeds=[16]):
+class R3f(Regularizer, name="r3f"):
     """Hold predictions where embeddings are noised."""
 
     lam: float = Field(0.1, ge=0, description="weight of the divergence")
