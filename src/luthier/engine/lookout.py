@@ -95,7 +95,7 @@ class Lookout:
                                          [prompts[i] for i in going] if prompts else None)) if going else torch.empty(0)
             if not going:
                 break
-            drawn = [lambda r=rngs[i], at=place: float(r("token", at).random()) for i in going]  # type: ignore[misc]
+            drawn = [lambda r=rngs[i], at=place: float(r("token", at).random()) for i in going]
             for i, token in zip(going, decoder.choose(decoder.scores({"policy": said}), drawn).tolist(), strict=True):
                 whole[i].append(token)
             going = [i for i in going if whole[i][-1] not in self.ends]

@@ -287,7 +287,8 @@ class Loop:
         """What each part sums over, and how many micro-batches there are, on all ranks together."""
         counts: dict[str, float] = {}
         for batch in batches:
-            for counting in (task.objective, *self.hooks):
+            counters: list[Any] = [task.objective, *self.hooks]
+            for counting in counters:
                 for name, n in counting.count(batch).items():
                     counts[name] = counts.get(name, 0.0) + n
         shares = distributed.gathered(len(batches))

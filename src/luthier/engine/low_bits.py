@@ -161,10 +161,10 @@ class LowBitLinear(nn.Linear):
 
     def learn_scales(self) -> nn.Parameter:
         """Make the scales a parameter."""
-        scales = self.scales
+        learned = nn.Parameter(getattr(self, "scales").clone())  # noqa: B009  (a buffer until now, a parameter from here on)
         del self._buffers["scales"]
-        self.scales = nn.Parameter(scales.clone())
-        return self.scales
+        self.scales = learned
+        return learned
 
     def dense(self) -> torch.Tensor:
         """[out, in] float32: the whole matrix, for inputs as they come."""
@@ -236,7 +236,7 @@ class LowBitBase:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
         base = cls(fingerprint=hash_file(path))
         for name, (bits, group, columns, shape, weak) in about.items():
-            parts = {part: tensors.get(f"{name}:{part}") for part in PARTS}
+            parts: dict[str, Any] = {part: tensors.get(f"{name}:{part}") for part in PARTS}
             base.layers[name] = LowBits(**parts, bits=bits, group=group, columns=columns, shape=tuple(shape))
             base.weak |= {name: weak} if weak else {}
             base.orders |= {name: tensors[f"{name}:order"]} if f"{name}:order" in tensors else {}
@@ -270,7 +270,7 @@ def put(model: Model, name: str, matrix: LowBits, weak: torch.Tensor | None = No
     parent, _, last = name.rpartition(".")
     was = model.module.get_submodule(name)
     device = was.weight.device
-    parts = {part: t.to(device) for part, t in matrix.tensors().items()}
+    parts: dict[str, Any] = {part: t.to(device) for part, t in matrix.tensors().items()}
     layer = LowBitLinear(replace(matrix, **parts), was.bias, weak if weak is None else weak.to(device),
                          order if order is None else order.to(device))
     layer.transposed = isinstance(was, Conv1D)

@@ -106,7 +106,7 @@ class Model:
         """How many numbers the model has, heads included, shared ones once."""
         modules = [self.module, *self.heads.values()]
         packed = self.low_bits.numbers if self.low_bits else 0
-        return packed + sum(p.numel() for p in {id(p): p for m in modules for p in m.parameters()}.values())
+        return int(packed + sum(p.numel() for p in {id(p): p for m in modules for p in m.parameters()}.values()))
 
 
 def resolve(name: str) -> Path:

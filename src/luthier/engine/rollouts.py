@@ -87,7 +87,7 @@ class Rollouts(Hook):
         places = rows_at(self.rng, self.number, len(self.task.rows), self.objective.rollouts)
         self.ids = [f"{self.task.ids[i]}/{self.number}" for i in places]
         self.loop.run.task = self.task.name
-        self.rows = self.objective.experience(self._round(places))
+        self.rows = self.objective.experience(self._round(list(places)))
         if len(self.rows) != len(self.ids):
             raise ValueError(f"{self.objective.info.name} made {len(self.rows)} rows of {len(self.ids)}")
         # Answers are paid for: they are written and read once more to be weighed.

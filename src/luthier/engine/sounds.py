@@ -147,8 +147,8 @@ def waveform(source: str) -> tuple[np.ndarray, int]:
         values = (np.frombuffer(data, np.uint8).astype(np.float32) - 128) / 128
     elif width == 3:
         bits = np.frombuffer(data, np.uint8).reshape(-1, 3).astype(np.int32)
-        values = ((bits[:, 0] | bits[:, 1] << 8 | bits[:, 2] << 16) ^ 0x800000) - 0x800000
-        values = values.astype(np.float32) / (1 << 23)
+        signed = ((bits[:, 0] | bits[:, 1] << 8 | bits[:, 2] << 16) ^ 0x800000) - 0x800000
+        values = signed.astype(np.float32) / (1 << 23)
     else:
         values = np.frombuffer(data, {2: "<i2", 4: "<i4"}[width]).astype(np.float32) / (1 << (8 * width - 1))
     return values.reshape(-1, channels).mean(1), rate

@@ -142,7 +142,7 @@ def _framed(row: Example) -> Example:
                     cluster=row.cluster, references=row.references)
 
 
-def recipe(name: str, tuned: Mapping[str, Any], sets: Sequence[str], metrics: Sequence[str]) -> dict[str, Any]:
+def recipe(name: str, tuned: Mapping[str, Any], sets: Sequence[str], metrics: Sequence[Any]) -> dict[str, Any]:
     """What the studies of this world do: a base that knows facts, aligned, tuned further by LoRA, and asked."""
     return {"name": name, "seed": 0, "steps": {
         "facts": {"use": "facts-world"},

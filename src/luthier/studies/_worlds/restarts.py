@@ -70,7 +70,7 @@ class Restarts(Step, name="restarts"):
                  "train": mixed[needed - self.rows:needed]}
         (ctx.folder / "data").mkdir(exist_ok=True)
         data = write_examples(ctx.folder / "data", parts, labels=sorted({str(e.label) for e in given}))
-        found = [ctx.journal.do(f"restart/{n}", lambda n=n: self._one(n, inputs["base"], data, parts, draw, ctx))
+        found = [ctx.journal.do(f"restart/{n}", lambda n=n: self._one(n, inputs["base"], data, parts, draw, ctx))  # type: ignore[misc]
                  for n in range(self.first, self.first + self.count)]
         middle = median(f["accuracy"] for f in found)
         lines = [{"id": f"{self.on}/{n}", "set": self.on, "cluster": f"{self.on}/{n}", "metric": name, "value": value}
@@ -137,7 +137,7 @@ def _batches(model: Model, rows: Sequence[Example]) -> list[dict[str, Any]]:
     from luthier.engine.rendering import renderer
 
     render = renderer(model, min(64, model.limit), over_long="truncate")
-    texts = [{"input": render.text(row)} for row in rows]
+    texts: list[Any] = [{"input": render.text(row)} for row in rows]
     pad = model.tokenizer.pad_token_id or 0
     return [collate(texts[i:i + ASKED_ROWS], [r.id for r in rows[i:i + ASKED_ROWS]], pad)
             for i in range(0, len(rows), ASKED_ROWS)]

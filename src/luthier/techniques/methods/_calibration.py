@@ -106,7 +106,8 @@ def walk(model: Model, stack: Stack, layers: Sequence[Mapping[str, str]], batche
     with torch.no_grad(), evaluating(list(model.module.modules())):
         hidden, calls = _entering(model, stack, batches)
         for number, names in enumerate(layers):
-            layer, sums = stack.layers[number], {}
+            layer = stack.layers[number]
+            sums: dict[str, torch.Tensor] = {}
             with ExitStack() as undo:
                 for first in SHARING:
                     undo.callback(_adding(model.module.get_submodule(names[first]), sums, first, lambda x: 2 * (x.T @ x)))

@@ -71,7 +71,7 @@ class Retrain(Phases):
         super().__init__(method, model, ctx, [first_share, 1 - first_share])
         own = dict(model.module.named_parameters())
         self.weights = {n: own[n] for n in names}
-        self.count, self.score = count, score
+        self.many, self.score = count, score
         self.begin = {n: p.detach().clone() for n, p in self.weights.items()}
         self.heads = [p for head in model.heads.values() for p in head.parameters()]
         self.heads_begin = [p.detach().clone() for p in self.heads]
@@ -90,7 +90,7 @@ class Retrain(Phases):
 
         from luthier.engine.sparse import largest
 
-        self.masks = largest(self.score(self), self.count)
+        self.masks = largest(self.score(self), self.many)
         self.rewind()
         with torch.no_grad():
             for parameter, was in zip(self.heads, self.heads_begin, strict=True):

@@ -55,7 +55,7 @@ class Llava(Body, name="llava", seeds=[137]):
                             f"{seeing.num_hidden_layers} layers: from -1 to {-seeing.num_hidden_layers - 1}.")
         tokenizer, words = self._tokenizer(language)
         speaker = AutoModelForCausalLM.from_pretrained(language, dtype=torch.float32, use_safetensors=True, **local)
-        if words > speaker.get_input_embeddings().num_embeddings:
+        if words > speaker.get_input_embeddings().weight.shape[0]:
             speaker.resize_token_embeddings(words, mean_resizing=False)
         places = (seeing.image_size // seeing.patch_size) ** 2 + self.keep_first
         config = LlavaConfig(
@@ -107,7 +107,7 @@ class Llava(Body, name="llava", seeds=[137]):
         from torch import nn
 
         inner = model.module.get_base_model() if hasattr(model.module, "get_base_model") else model.module
-        trunk = getattr(inner, "model", None)
+        trunk: Any = getattr(inner, "model", None)
         if not hasattr(trunk, "multi_modal_projector"):
             raise UserError(f"llava: {model.name} has no projector between a picture encoder and a language model. Make one "
                             "with the step join-models.")

@@ -99,7 +99,7 @@ class Ppo(Objective, name="ppo", seeds=[143]):
         """
         import torch
 
-        prompts = [list(row["prompt"]) for row in given.rows]  # type: ignore[arg-type]
+        prompts: list[list[int]] = [list(row["prompt"]) for row in given.rows]  # type: ignore[arg-type]
         made = given.ctx.engine.generate(given.run.models["policy"], prompts, self.decoder, rng=given.rng.within("answers"),
                                          stop_ids=given.render.stop_ids)
         scores = self._scores(given, made)

@@ -72,7 +72,7 @@ def _of_folder(what: str, model: Model, reference: str) -> dict[str, torch.Tenso
     if architecture_of(folder) != model.architecture:
         raise UserError(f"{what}: the model in {reference} is an {architecture_of(folder)}, {model.name} an "
                         f"{model.architecture}.")
-    loaded = auto_class(model.architecture).from_pretrained(folder, local_files_only=True, use_safetensors=True,
+    loaded = auto_class(folder).from_pretrained(folder, local_files_only=True, use_safetensors=True,
                                                             trust_remote_code=False)
     return dict(loaded.named_parameters())
 
