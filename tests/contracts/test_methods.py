@@ -127,14 +127,6 @@ def resumed(make_ctx, base, architecture, **parts):
     return fit.run(inputs, stopped)
 
 
-@pytest.mark.parametrize("row", shipped("regularizer"))
-def test_a_regularizer_trains_and_goes_on_exactly(row, trained, bases, make_ctx):
-    part = example_of(row)
-    _base, artifact, losses, *_ = or_skip(trained(part, "decoder", "regularizer"))
-    assert all(loss == loss for loss in losses)
-    assert resumed(make_ctx, bases["decoder"], "decoder", regularizers=(part,)).identity == artifact.identity
-
-
 def test_a_method_with_nothing_to_train_is_refused_by_name(trained):
     from luthier.core.component import build
 

@@ -140,6 +140,8 @@ class LowBitLinear(nn.Linear):
     """
 
     transposed = False
+    weak: nn.Parameter | None
+    order: torch.Tensor | None
 
     def __init__(self, matrix: LowBits, bias: nn.Parameter | None = None, weak: torch.Tensor | None = None,
                  order: torch.Tensor | None = None) -> None:

@@ -84,6 +84,7 @@ class Qeft(Method, name="qeft", seeds=[111]):
             if self.train == "scales":
                 layer.learn_scales()
             else:
+                assert layer.weak is not None  # `_weak` refuses none
                 layer.weak.requires_grad_(True)
         return model
 
