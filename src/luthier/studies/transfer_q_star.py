@@ -39,7 +39,7 @@ class TransferQStarStudy(Study, name="transfer-q-star", seeds=[179]):
 
     def arms(self) -> dict[str, dict[str, Any]]:
         """Without a reward, the four decoders, the released code's weights, and the truth."""
-        return {name: {"score.decoder": name} for name in DECODERS}
+        return {name: {"score.decoder": name, "score.arm": name} for name in DECODERS}
 
     def guards(self) -> tuple[Guard, ...]:
         """The reward can be followed, and is not followed by chance."""

@@ -172,7 +172,7 @@ def test_pass_at_k_runs_what_the_model_writes(make_ctx, engine, pico):
 
 
 def test_what_cannot_be_tried_is_said(make_ctx, engine, pico):
-    with pytest.raises(UserError, match="problem p has no tests"):
+    with pytest.raises(UserError, match="leti needs tests, and problem p has none"):
         told(make_ctx, engine, pico, RIGHT, problem=question("p", PROBLEM))
     with pytest.raises(UserError, match="needs the model that writes"):
         list(build("data_step", "leti").apply(iter([]), make_ctx("none")))

@@ -31,6 +31,8 @@ class GuidedTexts(Step, name="guided-texts"):
     """Decode small enumerable worlds by reward, and compare with the truth."""
 
     output: ClassVar[str] = "records"
+    trains: ClassVar[bool] = True  # it does not, but each of a study's seeds draws roll-outs of its own
+    arm: str = Field("guided", description="name of this arm in tables")
     decoder: Literal["plain", "args", "controlled", "direct", "indirect", "indirect-bare", "exact"] = Field(
         "direct", description="how Q is estimated; plain: not at all")
     worlds: int = Field(200, ge=1, description="worlds")
@@ -51,7 +53,7 @@ class GuidedTexts(Step, name="guided-texts"):
             lines += [{"id": f"{n}", "set": "worlds", "cluster": f"{n}", "metric": metric, "value": value}
                       for metric, value in zip(METRICS, (gained, error), strict=True)]
         write_lines(ctx.folder / "scores.jsonl", lines)
-        return seal("records", ctx.folder, arm=self.decoder, metrics=METRICS, lines=len(lines))
+        return seal("records", ctx.folder, arm=self.arm, metrics=METRICS, lines=len(lines))
 
     def receipts(self, inputs: Mapping[str, Artifact], artifact: Artifact, ctx: Ctx) -> list[Finding]:
         """Every world has its lines."""

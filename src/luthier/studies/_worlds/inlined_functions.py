@@ -22,7 +22,7 @@ from luthier.core.example import Example, Part, Turn, question
 from luthier.core.rng import Rng
 from luthier.core.step import Ctx, Step
 
-NAMES = "cdefghij"
+NAMES = "cdehijkm"  # without the names of the function and its helper
 Statement = tuple[str, str, str, str]  # target, left, sign, right
 
 

@@ -78,7 +78,7 @@ class Leti(DataStep, name="leti", seeds=[47]):
         problems = list(rows)
         bare = next((p.id for p in problems if not p.meta.get("tests")), None)
         if bare is not None:
-            raise UserError(f"leti: problem {bare} has no tests (meta.tests): nothing says whether a program is right.")
+            raise UserError(f"leti needs tests, and problem {bare} has none (meta.tests): nothing else says what is right.")
         broken = self._broken(problems, ctx)
         yield from (Dropped(i, "tests can't be run", why) for i, why in broken.items())
         attempts, endless = self._attempts([p for p in problems if p.id not in broken], ctx)
