@@ -32,7 +32,8 @@ class Told:
 
     def generate(self, model, prompts, decoder, **options):
         names = [next(n for n in RIGHT if n in prompt) for prompt in prompts]
-        return [SimpleNamespace(text=self.tuned or (RIGHT[n] if i % 5 else "grey")) for i, n in enumerate(names)]
+        return [SimpleNamespace(text=self.tuned if model == "m1" else RIGHT[n] if i % 5 else "grey")
+                for i, n in enumerate(names)]
 
     def score(self, model, pairs):
         found = []

@@ -31,7 +31,7 @@ def test_no_noise_and_the_same_masks_add_nothing(pico_encoder, make_ctx):
 def test_the_part_is_the_divergence_of_noised_embeddings(noise):
     run, model = linear_run()
     batch = linear_batch()
-    hook = hook_of(f"r3f:lam=0.5,noise={noise},dropout=off", 0.3)
+    hook = hook_of(f"r3f:lam=0.5,noise={noise},dropout=none", 0.3)
     found = hook.on_loss(run, batch, {})["r3f"]
     x, wanted = model.module.words(batch["input"].ids), 0.0
     for row, (name, length) in enumerate((("a", 3), ("b", 2))):

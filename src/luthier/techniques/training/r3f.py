@@ -47,7 +47,7 @@ class R3f(Regularizer, name="r3f"):
     noise: Literal["uniform", "normal"] = Field("uniform", description="how z is drawn")
     s: float = Field(1e-5, ge=0, description="its size")
     unit: Literal["absolute", "rms"] = Field("absolute", description="of s: rms is the root mean square of the embeddings")
-    dropout: Literal["shared", "off"] = Field("shared", description="in both passes: the same masks, or none")
+    dropout: Literal["shared", "none"] = Field("shared", description="in both passes: the same masks, or none")
 
     def start(self, model: Model, ctx: FitCtx) -> Hook:
         """Raises UserError for a model that does not take embeddings."""

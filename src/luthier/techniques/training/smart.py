@@ -63,7 +63,7 @@ class Smart(Regularizer, name="smart", seeds=[68]):
     norm: Literal["inf", 2] = Field("inf", description="of the ball: inf for each number, 2 for a row's root mean square")
     steps: int = Field(1, ge=1, description="steps uphill")
     direction: Literal["gradient", "random"] = Field("gradient", description="where they go")
-    dropout: Literal["off", "train"] = Field("off", description="in the further passes")
+    dropout: Literal["none", "train"] = Field("none", description="in the further passes")
     beta: float = Field(0.99, ge=0, lt=1, description="share of the model before that stays, in the first tenth of the steps")
     beta_late: float = Field(0.999, ge=0, lt=1, description="the same afterwards")
     outer: int = Field(1, ge=1, description="optimizer steps to an outer iteration, which end in a new model before")
