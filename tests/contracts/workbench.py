@@ -30,6 +30,7 @@ ARGUMENTS: dict[tuple[str, str], dict[str, Any]] = {
     ("method", "peft"): {"type": "IA3"},
     ("method", "meteora"): {"adapters": loras.two},
     ("data_step", "rerank"): {"metric": "f1"},
+    ("data_step", "composite"): {"n": 2, "rows": 3},
     ("step", "base"): {"model": "pico"},
     ("step", "given"): {"kind": "examples"},
     ("step", "repeat"): {"steps": {"fit": {"use": "fit", "inputs": {"base": "base", "examples": "examples"}}},
