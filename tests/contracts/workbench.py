@@ -33,6 +33,7 @@ ARGUMENTS: dict[tuple[str, str], dict[str, Any]] = {
     ("data_step", "clear"): {"samples": 2, "similarity": "same", "decoder": {"use": "sample", "max_new_tokens": 2}},
     ("regularizer", "booster"): {"data": "examples.dev"},
     ("data_step", "rerank"): {"metric": "f1"},
+    ("data_step", "composite"): {"n": 2, "rows": 3},
     ("step", "base"): {"model": "pico"},
     ("step", "given"): {"kind": "examples"},
     ("step", "repeat"): {"steps": {"fit": {"use": "fit", "inputs": {"base": "base", "examples": "examples"}}},

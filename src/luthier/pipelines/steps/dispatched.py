@@ -1,7 +1,8 @@
 """dispatched: each question goes to one of several adapters as a whole, and is scored as any arm's.
 
 By the true task of the row (`task`), or by the nearest mean of an encoder's embeddings of the questions that each
-adapter learned from (`encoder`, from the subset `mixed`). A question about several tasks gets one adapter all the same.
+adapter learned from (`encoder`; rows of the subset `mixed` say their `task`). A question about several tasks gets one
+adapter all the same.
 """
 
 from __future__ import annotations
