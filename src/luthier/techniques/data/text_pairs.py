@@ -40,7 +40,7 @@ class TextPairs(DataStep, name="text-pairs", seeds=[208]):
     self_pairs: bool = Field(False, description="a text is a pair with itself too, in unique, oversample and undersample")
 
     @property
-    def roles(self) -> tuple[str, ...]:
+    def roles(self) -> tuple[str, ...]:  # type: ignore[override]
         """The teacher is the role `encoder`."""
         return ("encoder",) if self.by == "teacher" else ()
 

@@ -80,7 +80,7 @@ class LogisticHead(Head, name="logistic", seeds=[208]):
             weight, bias = self._solved(x, wanted, len(labels))
             if len(labels) == 2:
                 weight, bias = np.stack([0 * weight[0], weight[0]]), np.array([0.0, bias[0]])
-        linear = module[-1] if isinstance(module, torch.nn.Sequential) else module
+        linear: Any = module[-1] if isinstance(module, torch.nn.Sequential) else module
         with torch.no_grad():
             linear.weight.copy_(torch.from_numpy(weight))
             linear.bias.copy_(torch.from_numpy(bias))
