@@ -143,6 +143,7 @@ def waveform(source: str) -> tuple[np.ndarray, int]:
         raise UserError(f"{shown} can't be read as wav (PCM): {error}.") from None
     if not data:
         raise UserError(f"{shown} has no samples.")
+    values: np.ndarray
     if width == 1:
         values = (np.frombuffer(data, np.uint8).astype(np.float32) - 128) / 128
     elif width == 3:

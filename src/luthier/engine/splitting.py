@@ -121,8 +121,8 @@ class Privatizer:
 def directions(draw: np.random.Generator, count: int, d: int) -> torch.Tensor:
     """[count, d] unit vectors, float64, every direction equally likely."""
     drawn = torch.from_numpy(draw.standard_normal((count, d)))
-    found: torch.Tensor = drawn / drawn.norm(dim=1, keepdim=True)
-    return found
+    made: torch.Tensor = drawn / drawn.norm(dim=1, keepdim=True)
+    return made
 
 
 def nearest(points: torch.Tensor, table: torch.Tensor, legal: torch.Tensor) -> torch.Tensor:

@@ -91,7 +91,7 @@ class VisualInstructions(DataStep, name="visual-instructions", seeds=[137]):
                 ) -> list[Pair]:
         """Questions and answers that follow from captions (of kind `caption`) or from boxes alone; none where there is none."""
         if kind == "caption":
-            return [(BRIEF[int(rng.integers(len(BRIEF)))], captions[int(rng.integers(len(captions)))])]
+            return [(BRIEF[rng.integers(len(BRIEF))], captions[int(rng.integers(len(captions)))])]
         if not boxes:
             return []
         if kind == "description":

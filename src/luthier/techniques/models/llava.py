@@ -55,13 +55,12 @@ class Llava(Body, name="llava", seeds=[137]):
                             f"{seeing.num_hidden_layers} layers: from -1 to {-seeing.num_hidden_layers - 1}.")
         tokenizer, words = self._tokenizer(language)
         speaker = AutoModelForCausalLM.from_pretrained(language, dtype=torch.float32, use_safetensors=True, **local)
-        rows: Any = speaker.get_input_embeddings().weight
-        if words > len(rows):
+        table: Any = speaker.get_input_embeddings()
+        if words > table.num_embeddings:
             speaker.resize_token_embeddings(words, mean_resizing=False)
         places = (seeing.image_size // seeing.patch_size) ** 2 + self.keep_first
         config = LlavaConfig(
-            vision_config=seeing, text_config=speaker.config,
-            image_token_id=tokenizer.convert_tokens_to_ids(TOKEN),  # type: ignore[call-arg]
+            vision_config=seeing, text_config=speaker.config, image_token_index=tokenizer.convert_tokens_to_ids(TOKEN),
             projector_hidden_act="gelu" if self.projector == "mlp2x_gelu" else "linear",
             vision_feature_layer=self.feature_layer, image_seq_length=places,
             vision_feature_select_strategy="full" if self.keep_first else "default",
