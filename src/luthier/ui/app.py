@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
+import warnings
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 from luthier.ui.studio import Studio
 from luthier.ui.uploads import MEGABYTE
 
 # Read by Gradio when it is imported: nothing is sent anywhere, and nothing asked for.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-os.environ["GRADIO_SSR_MODE"] = "False"
 
 import gradio as gr
 from fastapi import FastAPI
@@ -56,10 +55,10 @@ def application(studio: Studio, token: bytes | None = None) -> Door:
         return _report(studio, name)
 
     most = studio.most
-    gr.mount_gradio_app(
-        app, pages(studio), path="", theme=_theme(), head=shown.head(), footer_links=[], ssr_mode=False, show_error=False,
-        pwa=False, mcp_server=False, enable_monitoring=False, max_file_size=most.file_megabytes * MEGABYTE, allowed_paths=[],
-        blocked_paths=[str(Path.home())], favicon_path=None)
+    with warnings.catch_warnings(action="ignore"):  # that several pages have no rendering on the server, which nobody asked for
+        gr.mount_gradio_app(
+            app, pages(studio), path="", theme=_theme(), head=shown.head(), footer_links=[], ssr_mode=False, show_error=False,
+            pwa=False, mcp_server=False, enable_monitoring=False, max_file_size=most.file_megabytes * MEGABYTE)
     return Door(app, token, most.megabytes * MEGABYTE)
 
 
@@ -88,7 +87,8 @@ def _report(studio: Studio, name: str) -> Response:
 
 def _theme() -> gr.themes.Base:
     """The colours and fonts of the report; every font is one that a machine has."""
-    theme = gr.themes.Base(font=SANS, font_mono=MONO, radius_size="sm")
+    theme = gr.themes.Base(primary_hue="orange", secondary_hue="stone", neutral_hue="stone", font=SANS, font_mono=MONO,
+                           radius_size="sm")
     return theme.set(
         body_background_fill=PAPER, body_background_fill_dark=DARK_PAPER, body_text_color=INK, body_text_color_dark=DARK_INK,
         block_background_fill=PAPER, block_background_fill_dark=DARK_PAPER,
@@ -96,7 +96,8 @@ def _theme() -> gr.themes.Base:
         block_label_text_color=INK, block_label_text_color_dark=DARK_INK,
         block_title_text_color=INK, block_title_text_color_dark=DARK_INK,
         input_background_fill="#ffffff", input_background_fill_dark="#23211e",
-        input_border_color="#8c857b", input_border_color_dark="#7a7268", input_border_width="1px", input_border_width_dark="1px",
+        input_border_color="#8c857b", input_border_color_dark="#7a7268",
+        input_border_width="1px", input_border_width_dark="1px",
         input_placeholder_color="#6a645c", input_placeholder_color_dark="#a49c91",
         body_text_color_subdued="#6a645c", body_text_color_subdued_dark="#a49c91",
         block_info_text_color="#6a645c", block_info_text_color_dark="#a49c91",
