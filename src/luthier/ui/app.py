@@ -7,6 +7,8 @@ import shutil
 import warnings
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
 
 from luthier.ui.studio import Studio
 from luthier.ui.uploads import MEGABYTE
@@ -60,6 +62,22 @@ def application(studio: Studio, token: bytes | None = None) -> Door:
             app, pages(studio), path="", theme=_theme(), head=shown.head(), footer_links=[], ssr_mode=False, show_error=False,
             pwa=False, mcp_server=False, enable_monitoring=False, max_file_size=most.file_megabytes * MEGABYTE)
     return Door(app, token, most.megabytes * MEGABYTE)
+
+
+async def _only_sent(block: Any, path: str | Path | None) -> str | None:
+    """A file that a request names, where it was sent to this page: no other one is copied, and no address is fetched.
+
+    Raises:
+        UserError: it was not.
+    """
+    if path is None or Path(path).resolve().is_relative_to(Path(os.environ["GRADIO_TEMP_DIR"])):
+        return None if path is None else str(path)
+    raise UserError("A file that was not sent to this page is named. Drop it again.")
+
+
+# Gradio would copy whatever file of this machine a request names, and fetch whatever address: its own check asks whether
+# `launch` was called, which a mounted application never does.
+gr.blocks.Block.async_move_resource_to_block_cache = _only_sent
 
 
 def pages(studio: Studio) -> gr.Blocks:
