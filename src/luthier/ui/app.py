@@ -68,11 +68,11 @@ async def _only_sent(block: Any, path: str | Path | None) -> str | None:
     """A file that a request names, where it was sent to this page: no other one is copied, and no address is fetched.
 
     Raises:
-        UserError: it was not.
+        gr.Error: it was not.
     """
     if path is None or Path(path).resolve().is_relative_to(Path(os.environ["GRADIO_TEMP_DIR"])):
         return None if path is None else str(path)
-    raise UserError("A file that was not sent to this page is named. Drop it again.")
+    raise gr.Error("A file that was not sent to this page is named. Drop it again.", print_exception=False)
 
 
 # Gradio would copy whatever file of this machine a request names, and fetch whatever address: its own check asks whether
