@@ -23,24 +23,10 @@ def html(value: str = "") -> gr.HTML:
     return gr.HTML(value, apply_default_css=False)
 
 
-class OneOf(gr.Dropdown):
+def as_sent(component: Any) -> Any:
     """A choice that is judged, in words, by who is handed it: what may be chosen changes while the page is open."""
-
-    is_template = True
-
-    def preprocess(self, payload: Any) -> Any:
-        """The value as it was sent."""
-        return payload
-
-
-class SomeOf(gr.CheckboxGroup):
-    """As `OneOf`, for several."""
-
-    is_template = True
-
-    def preprocess(self, payload: Any) -> Any:
-        """The values as they were sent."""
-        return payload
+    component.preprocess = lambda payload: payload
+    return component
 
 
 def worded(outputs: int) -> Callable[[Callable[..., Any]], Callable[..., Iterator[tuple[Any, ...]]]]:

@@ -12,7 +12,7 @@ from luthier.core.run import Run
 from luthier.pipelines import auditing, report
 from luthier.pipelines.report.markup import Html
 from luthier.ui import shown
-from luthier.ui.pages._shared import OneOf, SomeOf, Watched, html, worded
+from luthier.ui.pages._shared import Watched, as_sent, html, worded
 from luthier.ui.studio import Studio
 
 SUFFIX = ".audit"  # of the process that audits a run
@@ -23,9 +23,9 @@ def page(studio: Studio, demo: gr.Blocks) -> None:
     html(shown.title("Audit", "The model before and after tuning is asked the same things. A small set can't pass by "
                                  "silence: it stays undecided."))
     notice = html()
-    name = OneOf([], label="Run", interactive=True)
+    name = as_sent(gr.Dropdown([], label="Run", interactive=True))
     with gr.Accordion("Audits", open=False):
-        chosen = SomeOf([], label="Run these", interactive=True)
+        chosen = as_sent(gr.CheckboxGroup([], label="Run these", interactive=True))
     start = gr.Button("Audit this run", variant="primary")
     at_work = gr.Textbox(visible=False)
     watched = Watched(studio, at_work, notice, lambda key: _audit(studio, key), lambda key: _found(studio, key), curve=False)
@@ -37,7 +37,7 @@ def page(studio: Studio, demo: gr.Blocks) -> None:
         wanted = request.query_params.get("run", "")
         first = wanted if wanted in found else found[0]
         names = auditing.battery("run")
-        return (OneOf(choices=found, value=first), SomeOf(choices=names, value=names), *picked(first))
+        return (gr.Dropdown(choices=found, value=first), gr.CheckboxGroup(choices=names, value=names), *picked(first))
 
     def picked(run: str) -> tuple[Any, ...]:
         studio.open(run)

@@ -12,7 +12,7 @@ from luthier.pipelines import report
 from luthier.pipelines.asking import arms
 from luthier.pipelines.report.markup import Html, el
 from luthier.ui import shown
-from luthier.ui.pages._shared import OneOf, SomeOf, html, worded
+from luthier.ui.pages._shared import as_sent, html, worded
 from luthier.ui.studio import Studio
 
 
@@ -21,8 +21,8 @@ def page(studio: Studio, demo: gr.Blocks) -> None:
     html(shown.title("Compare", "One question, several arms. An answer is an anecdote: the paired comparison below is the "
                                    "evidence."))
     notice = html()
-    name = OneOf([], label="Run", interactive=True)
-    chosen = SomeOf([], label="Arms", interactive=True)
+    name = as_sent(gr.Dropdown([], label="Run", interactive=True))
+    chosen = as_sent(gr.CheckboxGroup([], label="Arms", interactive=True))
     question = gr.Textbox(label="Question", lines=2, max_lines=6, placeholder="Enter asks; Shift and Enter begins a line")
     ask = gr.Button("Ask", variant="primary")
     answers, evidence = html(), html()
@@ -33,11 +33,11 @@ def page(studio: Studio, demo: gr.Blocks) -> None:
             raise UserError(f"No run in {studio.root} has a finished arm yet. Make one on the page Adapt.")
         wanted = request.query_params.get("run", "")
         first = wanted if wanted in found else found[0]
-        return (OneOf(choices=found, value=first), *picked(first))
+        return (gr.Dropdown(choices=found, value=first), *picked(first))
 
     def picked(run: str) -> tuple[Any, ...]:
         names = _arms(studio.open(run))
-        return SomeOf(choices=names, value=names), _evidence(studio, run)
+        return gr.CheckboxGroup(choices=names, value=names), _evidence(studio, run)
 
     def asked(run: str, text: str, wanted: Sequence[str]) -> Iterator[str]:
         found: list[dict[str, Any]] = []
