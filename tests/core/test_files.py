@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 
 from luthier.core import files
 from luthier.core.files import (
+    Growing,
     Journal,
     commit_folder,
+    grown,
     json_lines,
     read_json,
     read_lines,
@@ -163,3 +165,17 @@ def test_json_lines_are_numbered_and_broken_ones_named():
     found = list(json_lines('{"a": 1}\n\n[2\n  3\n"x\u2028y"\n' + "[" * 100_000, problems))
     assert found == [(1, {"a": 1}), (4, 3), (5, "x\u2028y")]
     assert [p.split(" (")[0] for p in problems] == ["line 3: broken JSON", "line 6: broken JSON"]
+
+
+def test_a_file_that_grows_is_read_up_to_its_last_whole_line_and_begun_anew(tmp_path):
+    path = tmp_path / "curve.jsonl"
+    assert grown(path) == []
+    growing = Growing(path, [{"step": 1}])
+    growing.add({"step": 2})
+    assert grown(path) == [{"step": 1}, {"step": 2}], "before it is closed"
+    growing.close()
+    with path.open("a") as file:
+        file.write('{"step": 3, "lo')
+    assert grown(path) == [{"step": 1}, {"step": 2}]
+    Growing(path, [{"step": 1}]).close()
+    assert read_lines(path) == grown(path) == [{"step": 1}]

@@ -170,7 +170,7 @@ def test_a_run_is_chosen_and_shown(tab):
 
 def test_the_catalogue_finds_and_copies(tab):
     one = tab("/catalogue")
-    one.get_by_label("Search").fill("bitdelta")
+    one.get_by_label("Search").fill("bitdelta worth one bit")
     one.wait_for_function("document.querySelectorAll('details').length === 1")
     one.get_by_role("button", name="copy").first.click()
     assert one.evaluate("navigator.clipboard.readText()") == "luthier merge RUN1 RUN2 --rule bitdelta"

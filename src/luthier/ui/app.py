@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
+import warnings
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from luthier.ui.studio import Studio
 from luthier.ui.uploads import MEGABYTE
 
 # Read by Gradio when it is imported: nothing is sent anywhere, and nothing asked for.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-os.environ["GRADIO_SSR_MODE"] = "False"
 
 import gradio as gr
 from fastapi import FastAPI
@@ -56,11 +57,27 @@ def application(studio: Studio, token: bytes | None = None) -> Door:
         return _report(studio, name)
 
     most = studio.most
-    gr.mount_gradio_app(
-        app, pages(studio), path="", theme=_theme(), head=shown.head(), footer_links=[], ssr_mode=False, show_error=False,
-        pwa=False, mcp_server=False, enable_monitoring=False, max_file_size=most.file_megabytes * MEGABYTE, allowed_paths=[],
-        blocked_paths=[str(Path.home())], favicon_path=None)
+    with warnings.catch_warnings(action="ignore"):  # that several pages have no rendering on the server, which nobody asked for
+        gr.mount_gradio_app(
+            app, pages(studio), path="", theme=_theme(), head=shown.head(), footer_links=[], ssr_mode=False, show_error=False,
+            pwa=False, mcp_server=False, enable_monitoring=False, max_file_size=most.file_megabytes * MEGABYTE)
     return Door(app, token, most.megabytes * MEGABYTE)
+
+
+async def _only_sent(block: Any, path: str | Path | None) -> str | None:
+    """A file that a request names, where it was sent to this page: no other one is copied, and no address is fetched.
+
+    Raises:
+        gr.Error: it was not.
+    """
+    if path is None or Path(path).resolve().is_relative_to(Path(os.environ["GRADIO_TEMP_DIR"])):
+        return None if path is None else str(path)
+    raise gr.Error("A file that was not sent to this page is named. Drop it again.", print_exception=False)
+
+
+# Gradio would copy whatever file of this machine a request names, and fetch whatever address: its own check asks whether
+# `launch` was called, which a mounted application never does.
+gr.blocks.Block.async_move_resource_to_block_cache = _only_sent
 
 
 def pages(studio: Studio) -> gr.Blocks:
@@ -88,7 +105,8 @@ def _report(studio: Studio, name: str) -> Response:
 
 def _theme() -> gr.themes.Base:
     """The colours and fonts of the report; every font is one that a machine has."""
-    theme = gr.themes.Base(font=SANS, font_mono=MONO, radius_size="sm")
+    theme = gr.themes.Base(primary_hue="orange", secondary_hue="stone", neutral_hue="stone", font=SANS, font_mono=MONO,
+                           radius_size="sm")
     return theme.set(
         body_background_fill=PAPER, body_background_fill_dark=DARK_PAPER, body_text_color=INK, body_text_color_dark=DARK_INK,
         block_background_fill=PAPER, block_background_fill_dark=DARK_PAPER,

@@ -23,6 +23,12 @@ def html(value: str = "") -> gr.HTML:
     return gr.HTML(value, apply_default_css=False)
 
 
+def as_sent(component: Any) -> Any:
+    """A choice that is judged, in words, by who is handed it: what may be chosen changes while the page is open."""
+    component.preprocess = lambda payload: payload
+    return component
+
+
 def worded(outputs: int) -> Callable[[Callable[..., Any]], Callable[..., Iterator[tuple[Any, ...]]]]:
     """A function of a button that gives `outputs` values, one time or several, as one whose first value is a notice.
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import gradio as gr
 
-from luthier.core.errors import UserError
+from luthier.core.errors import UserError, nearest
 from luthier.core.run import Run
 from luthier.pipelines import auditing, report
 from luthier.pipelines.report.markup import Html
 from luthier.ui import shown
-from luthier.ui.pages._shared import Watched, html, worded
+from luthier.ui.pages._shared import Watched, as_sent, html, worded
 from luthier.ui.studio import Studio
 
 SUFFIX = ".audit"  # of the process that audits a run
@@ -23,9 +23,9 @@ def page(studio: Studio, demo: gr.Blocks) -> None:
     html(shown.title("Audit", "The model before and after tuning is asked the same things. A small set can't pass by "
                                  "silence: it stays undecided."))
     notice = html()
-    name = gr.Dropdown([], label="Run", interactive=True)
+    name = as_sent(gr.Dropdown([], label="Run", interactive=True))
     with gr.Accordion("Audits", open=False):
-        chosen = gr.CheckboxGroup([], label="Run these", interactive=True)
+        chosen = as_sent(gr.CheckboxGroup([], label="Run these", interactive=True))
     start = gr.Button("Audit this run", variant="primary")
     at_work = gr.Textbox(visible=False)
     watched = Watched(studio, at_work, notice, lambda key: _audit(studio, key), lambda key: _found(studio, key), curve=False)
@@ -48,6 +48,9 @@ def page(studio: Studio, demo: gr.Blocks) -> None:
         if not wanted:
             raise UserError("Choose at least one audit.")
         every = set(wanted) == set(auditing.battery("run"))
+        unknown = sorted(set(wanted) - set(auditing.battery("run")))
+        if unknown:
+            raise UserError(f"There is no audit '{unknown[0]}' of a run. {nearest(unknown[0], auditing.battery('run'))}")
         options = [] if every else [f"--audit={audit}" for audit in wanted]
         studio.processes.start(run + SUFFIX, ["audit", str(folder), *options])
         return picked(run)

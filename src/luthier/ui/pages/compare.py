@@ -12,7 +12,7 @@ from luthier.pipelines import report
 from luthier.pipelines.asking import arms
 from luthier.pipelines.report.markup import Html, el
 from luthier.ui import shown
-from luthier.ui.pages._shared import html, worded
+from luthier.ui.pages._shared import as_sent, html, worded
 from luthier.ui.studio import Studio
 
 
@@ -21,8 +21,8 @@ def page(studio: Studio, demo: gr.Blocks) -> None:
     html(shown.title("Compare", "One question, several arms. An answer is an anecdote: the paired comparison below is the "
                                    "evidence."))
     notice = html()
-    name = gr.Dropdown([], label="Run", interactive=True)
-    chosen = gr.CheckboxGroup([], label="Arms", interactive=True)
+    name = as_sent(gr.Dropdown([], label="Run", interactive=True))
+    chosen = as_sent(gr.CheckboxGroup([], label="Arms", interactive=True))
     question = gr.Textbox(label="Question", lines=2, max_lines=6, placeholder="Enter asks; Shift and Enter begins a line")
     ask = gr.Button("Ask", variant="primary")
     answers, evidence = html(), html()
