@@ -142,6 +142,9 @@ class Hook:
         """What must be kept for a resume to be exact."""
         return {}
 
+    def reshape(self, state: dict[str, Any]) -> None:
+        """Called with what `load_state_dict` will get, before weights are put back: who cut the model does so again here."""
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
 
@@ -187,6 +190,10 @@ class Method(_Adapting, kind="method"):
 
     def content(self) -> dict[str, Any]:
         """Hashes of outside files that it reads; part of the key of its training."""
+        return {}
+
+    def planned(self, model: Model, rows: int, tokens: int, learned: int) -> dict[str, Any]:
+        """What a plan should say besides of a training with micro-batches of so many rows, tokens and learned tokens."""
         return {}
 
     def loadable(self) -> None:
