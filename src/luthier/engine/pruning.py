@@ -73,7 +73,7 @@ class Pruned:
         tensors = {f"{n}:{part}": t for n, kept in self.layers.items()
                    for part, t in (("rows", kept.rows), ("columns", kept.columns)) if t is not None}
         work = path.with_suffix(".part")
-        save_file(tensors, work, metadata={"format": "pt"})
+        save_file({n: t.clone() for n, t in tensors.items()}, work, metadata={"format": "pt"})  # layers share their lists
         os.replace(work, path)
 
     @classmethod

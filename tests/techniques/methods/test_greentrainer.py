@@ -234,7 +234,8 @@ def test_a_run_prints_plan_and_measure_and_keeps_what_moved(pico, make_ctx):
     ctx.log = said.append
     artifact = short_fit("decoder", method="greentrainer:rho=0.1", length={"steps": 3}, batch_rows=4).run(inputs, ctx)
     told = read_json(artifact.folder / "greentrainer.json")
-    assert told["rounds"][0]["measured"] <= 1.02 * told["rounds"][0]["planned"] < 0.6 * told["rounds"][0]["full"]
+    # In models this narrow attention is a tenth of all, and it is computed for rows padded to like lengths.
+    assert told["rounds"][0]["measured"] <= 1.15 * told["rounds"][0]["planned"] < 0.6 * told["rounds"][0]["full"]
     assert told["flop"] < told["full_flop"] and told["estimated"]["joules"] > 0
     text = "\n".join(said)
     assert "rho = 0.1 is below" in text and "it is raised to that" in text

@@ -97,9 +97,10 @@ def costs(method: str, model: Model, lengths: Sequence[int], learned: int, forwa
             product = part == "weight" and isinstance(module, (nn.Linear, Conv1D))
             size = 2.0 * tokens * parameter.numel() if product else 0.0
             forward += size
-            more = attention if product and id(module) in heavy else 0.0
-            forward += more / 2
-            found.append(Cost(names[id(parameter)], size + more, size or float(tokens * parameter.shape[-1])))
+            found.append(Cost(names[id(parameter)], size, size or float(tokens * parameter.shape[-1])))
+        if id(module) in heavy:  # the last tensor of that layer, whose gradient comes through the attention
+            forward += attention / 2
+            found[-1] = replace(found[-1], dy=found[-1].dy + attention)
     head, always = model.module.get_output_embeddings() if model.architecture == "decoder" else None, 0.0
     if head is not None:
         size = 2.0 * learned * head.weight.numel()
