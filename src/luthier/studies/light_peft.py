@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from luthier.core.kinds import Study
 from luthier.core.study import Claim, Guard, Measure, Paper, Scale
 
-RIGHT = Measure("accuracy", "all")
+RIGHT = Measure("accuracy")
 LIGHT = "light-peft:estimate_share=0.25"
 METHODS: Mapping[str, str] = {
     "lora": "lora:rank=8,alpha=16", "light": LIGHT, "random": f"{LIGHT},base_by=random,peft_by=random",
@@ -31,24 +31,24 @@ class LightPeftStudy(Study, name="light-peft", seeds=[17]):
         "With more than 40 % of the base cut and a quarter of the trained weights the quality is comparable.",
         "no number is remembered; RoBERTa-large and OPT on GLUE, SuperGLUE and question answering")
     scales: ClassVar[Mapping[str, Scale]] = {
-        "smoke": Scale(1, {"all": 16}, {
-            "base.model": "pico-encoder", "reviews.rows": 4, "others.rows": 4, "tuned.length": {"steps": 4},
+        "smoke": Scale(1, {"test": 16}, {
+            "base.model": "pico-encoder", "reviews.rows": 4, "reviews.test_rows": 4, "tuned.length": {"steps": 4},
             "tuned.max_tokens_per_example": 16}, arms=("lora", "light", "random"), about="every line, no evidence"),
-        "default": Scale(3, {"all": 400}),
-        "large": Scale(5, {"all": 1600}, {"reviews.rows": 400, "others.rows": 400, "tuned.length": {"steps": 800}}),
+        "default": Scale(3, {"test": 400}),
+        "large": Scale(5, {"test": 1600}, {"reviews.rows": 400, "reviews.test_rows": 400, "tuned.length": {"steps": 800}}),
     }
 
     def recipe(self) -> dict[str, Any]:
         """Reviews to learn from, and others."""
         return {"name": "light-peft", "seed": 0, "steps": {
             "base": {"use": "base", "model": "minilm"},
-            "reviews": {"use": "opinions", "rows": 60}, "others": {"use": "opinions", "rows": 100, "seed": 1},
+            "reviews": {"use": "opinions", "rows": 60, "test_rows": 100},
             "tuned": {"use": "fit", "tasks": [{"data": "examples.all", "objective": "classify", "head": "linear"}],
                       "method": "lora", "learning_rate": 1e-3, "length": {"steps": 200}, "batch_rows": 16,
                       "over_long": "truncate", "max_tokens_per_example": 64, "dtype": "float32",
                       "inputs": {"base": "base", "examples": "reviews"}},
-            "score": {"use": "evaluate", "arm": "tuned", "sets": ["all"], "metrics": ["accuracy"],
-                      "inputs": {"base": "base", "tuned": "tuned", "examples": "others"}},
+            "score": {"use": "evaluate", "arm": "tuned", "sets": ["test"], "metrics": ["accuracy"],
+                      "inputs": {"base": "base", "tuned": "tuned", "examples": "reviews"}},
         }}
 
     def arms(self) -> dict[str, dict[str, Any]]:
