@@ -128,9 +128,12 @@ class DummySpy(Regularizer, name="dummy-spy"):
         from tests.contracts.workbench import tuned_logits
 
         assert isinstance(hook, SpyHook)
-        moved = {n for n, p in named(model) if n in hook.before and not torch.equal(p, hook.before[n])}
+        now = dict(named(model))
+        # Of a method that cuts the model, what has another shape, or is gone, can't be compared.
+        cut = {n for n, was in hook.before.items() if n not in now or now[n].shape != was.shape}
+        moved = {n for n, p in now.items() if n in hook.before.keys() - cut and not torch.equal(p, hook.before[n])}
         SPIED.clear()
-        SPIED.update(trained=hook.trained, largest=hook.largest, moved=moved, roles=hook.ctx.roles,
+        SPIED.update(cut=cut, trained=hook.trained, largest=hook.largest, moved=moved, roles=hook.ctx.roles,
                      chosen=set(model.sparse.entries),
                      logits=tuned_logits(model))
 

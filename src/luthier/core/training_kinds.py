@@ -179,6 +179,9 @@ class Hook:
         """What must be kept for a resume to be exact."""
         return {}
 
+    def reshape(self, state: dict[str, Any]) -> None:
+        """Called with what `load_state_dict` will get, before weights are put back: who cut the model does so again here."""
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
 
@@ -234,6 +237,10 @@ class Method(_Adapting, kind="method"):
 
     def defaults(self, model: Model, rows: int) -> dict[str, Default]:
         """Recommended settings (`learning_rate`) with their source."""
+        return {}
+
+    def planned(self, model: Model, rows: int, tokens: int, learned: int) -> dict[str, Any]:
+        """What a plan should say besides of a training with micro-batches of so many rows, tokens and learned tokens."""
         return {}
 
     def loadable(self) -> None:

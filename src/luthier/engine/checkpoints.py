@@ -72,6 +72,8 @@ class State:
         for name, value in tree["clock"].items():
             setattr(loop.clock, name, value)
         loop.curve[:] = tree["curve"]
+        for hook, state in zip(loop.hooks, tree["hooks"], strict=True):
+            hook.reshape(state)
         self._choose(tree["trained"], tree["left"])
         with torch.no_grad():
             for master, tensor in zip(loop.masters.tensors(), tree["masters"], strict=True):

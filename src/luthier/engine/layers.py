@@ -121,6 +121,14 @@ def layer_stacks(model: Model) -> list[Stack]:
     return stacks
 
 
+def entered(model: Model) -> list[nn.Module]:
+    """The modules of a model's trunk in the order in which a forward first calls them; those that it never calls left out."""
+    trunk = trunk_of(model)
+    assert isinstance(trunk, nn.Module)
+    found = _watched(model, trunk).entered
+    return sorted(found, key=found.__getitem__)
+
+
 def _watched(model: Model, trunk: nn.Module) -> _Watch:
     """One forward of a few tokens, evaluation mode, without gradients."""
     if model.sounds:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from luthier.engine.low_bits import LowBitBase
     from luthier.engine.new_tokens import NewTokens
+    from luthier.engine.pruning import Pruned
     from luthier.engine.splitting import Split
 
 Architecture = Literal["encoder", "decoder", "encoder-decoder"]
@@ -71,6 +72,8 @@ class Model:
     sparse: SparseDelta = field(default_factory=SparseDelta, repr=False)
     # Linear layers whose weights a method put in few bits.
     low_bits: LowBitBase | None = field(default=None, repr=False, compare=False)
+    # Linear layers that a method cut.
+    pruned: Pruned | None = field(default=None, repr=False, compare=False)
 
     @property
     def stop_ids(self) -> frozenset[int]:
@@ -249,7 +252,7 @@ def add_tuned(model: Model, artifact: Artifact) -> Model:
     Raises:
         UserError: the artifact was trained on another base.
     """
-    from luthier.engine import low_bits, new_tokens, weights
+    from luthier.engine import low_bits, new_tokens, pruning, weights
 
     trained_on = artifact.meta["base"]["identity"]
     if trained_on != model.base.identity:
@@ -260,6 +263,7 @@ def add_tuned(model: Model, artifact: Artifact) -> Model:
         method.loadable()
     new_tokens.install(model, artifact)
     low_bits.install(model, artifact)
+    pruning.install(model, artifact)
     weights.LOADERS[artifact.kind](model, artifact.folder)
     weights.load_heads(model, artifact)
     if method:

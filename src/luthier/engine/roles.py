@@ -59,8 +59,9 @@ class Roles:
         """
         wanted = sorted({role for o in objectives for role in o.live_roles()})
         own = [role for role in wanted if self.sources[role] is self.base]
-        # With its adapter off a model whose weights a method put in few bits is not the base.
-        bare = frozenset(own if own and adapter and model.low_bits is None and adapter_comes_off(model) else ())
+        # With its adapter off a model whose base a method has changed is not the base.
+        changed = model.low_bits is not None or model.pruned is not None
+        bare = frozenset(own if own and adapter and not changed and adapter_comes_off(model) else ())
         self.engine.forget()  # what only the constants needed
         return {r: model if r in bare else self._loaded(self.sources[r], model) for r in wanted}, bare
 

@@ -132,6 +132,7 @@ def plan_fit(fit: Fit, inputs: Mapping[str, Artifact], ctx: Ctx, here: Rates, na
         name, "fit", {k: v * SLACK / MB for k, v in memory.items()}, seconds, (2 * checkpoint_bytes + saved) / MB,
         {"trained parameters": count, "parameters": model.parameters(), "steps": steps,
          "rows": sum(len(t.rows) for t in tasks), "tokens in the largest micro-batch": max(c[1] for b in batches for c in b),
+         **fit.method.planned(model, rows, tokens, learned),
          "flop": sum(work.flops.values()), "checkpoint_mb": checkpoint_bytes / MB, "artifact_mb": saved / MB},
         work=work, dtype=str(dtype).removeprefix("torch."))
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from luthier.core.errors import UserError
 from luthier.core.files import read_json
-from luthier.engine import low_bits
+from luthier.engine import low_bits, pruning
 from luthier.engine.deltas import Delta
 from luthier.engine.tensors import Spec, specs_of
 
@@ -73,6 +73,7 @@ class Changed:
 
     def __init__(self, base: Weights, folder: Path) -> None:
         low_bits.refuse(folder)
+        pruning.refuse(folder)
         self._base, self._delta, self.specs = base, Delta(folder), dict(base.specs)
         if lost := [n for n in self._delta.parts if n not in base.specs]:
             raise UserError(f"The delta in {folder} does not fit its base: {len(lost)} tensors have no place there (first: "
@@ -93,6 +94,7 @@ class Adapted:
 
     def __init__(self, base: Weights, config: Path, auto: Any, folder: Path) -> None:
         low_bits.refuse(folder)
+        pruning.refuse(folder)
         self._base, self.specs = base, dict(base.specs)
         self._folder = folder
         # Of each changed layer: the names of its own parameters in the base's files.

@@ -16,7 +16,7 @@ from luthier.core.artifact import Artifact, copy_licenses, seal
 from luthier.core.component import build
 from luthier.core.errors import UserError
 from luthier.core.files import read_json, write_json
-from luthier.engine import low_bits, new_tokens
+from luthier.engine import low_bits, new_tokens, pruning
 from luthier.engine.deltas import FILE as DELTA_FILE
 from luthier.engine.deltas import Delta
 from luthier.engine.sparse import AT
@@ -109,7 +109,7 @@ def save(model: Model, kind: str, folder: Path, heads: dict[str, Any], **meta: A
     heads: the head component of each task as a dictionary (`use`, fields), for building it again.
     """
     SAVERS[kind](model, folder)
-    meta |= new_tokens.save(model, folder, kind) | low_bits.save(model, folder)
+    meta |= new_tokens.save(model, folder, kind) | low_bits.save(model, folder) | pruning.save(model, folder)
     if model.heads:
         tensors = {f"{task}.{n}": t.detach().contiguous() for task, head in model.heads.items()
                    for n, t in head.state_dict().items()}

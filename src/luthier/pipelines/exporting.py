@@ -91,9 +91,12 @@ def _chosen(run: Run, arm: str | None) -> tuple[Artifact, Artifact]:
 
 
 def _check(engine: Engine, base: Artifact, tuned: Artifact, to: str) -> None:
+    from luthier.engine import pruning
+
     if to == "adapter" and tuned.kind != "adapter":
         raise UserError(f"{tuned.folder.name} is no adapter but a {tuned.kind}: its method moves the base's own weights. "
                         "Use --to model.")
+    pruning.refuse(tuned.folder)
     if to == "adapter" and tuned.meta.get("low_bits"):
         raise UserError("This adapter stands on a base in few bits of its own, which plain peft does not load. Use --to model.")
     if to == "adapter" and tuned.meta.get("new_tokens"):

@@ -2,7 +2,7 @@
 
 A text has three remarks and some words of no opinion between them, with an invented name. Its sentiment is that of most of
 its remarks: a `mixed` text has one of the other kind, and is harder. Shares of mixed texts by domain make domains unequally
-hard. `source` is the domain, `label` the sentiment; the subset is "all".
+hard. `source` is the domain, `label` the sentiment; subsets are "all" and, where rows are kept out, "test".
 """
 
 from __future__ import annotations
@@ -73,6 +73,7 @@ class Opinions(Step, name="opinions"):
     output: ClassVar[str] = "examples"
     seeded: ClassVar[bool] = False
     rows: int = Field(300, ge=4, description="reviews of each domain, half of them good")
+    test_rows: int = Field(0, ge=0, description="further reviews of each domain, kept out: the subset test")
     mixed: tuple[float, ...] = Field((0.0, 0.3, 0.6, 0.9), description="share of mixed reviews of each domain: "
                                                                        "meals, films, hotels, tools")
     seed: int = Field(0, ge=0, description="which reviews; a study's training seeds leave them as they are")
@@ -86,16 +87,17 @@ class Opinions(Step, name="opinions"):
         """Write as many reviews of each domain."""
         draw = Rng(self.seed).within("opinions")
         names = words(draw("names"), 60)
-        made = []
+        made: dict[str, list[Example]] = {"all": [], "test": []}
         for domain, share in zip(DOMAINS, self.mixed, strict=True):
-            for n in range(self.rows):
+            for n in range(self.rows + self.test_rows):
                 rng = draw(domain, n)
                 odd = rng.random() < share
                 aspects = [list(DOMAINS[domain])[i] for i in rng.permutation(len(DOMAINS[domain]))[:3]]
                 said = [_remark(domain, aspect, (n % 2 == 0) != (odd and i == 0), rng) for i, aspect in enumerate(aspects)]
-                made.append(Example(f"{domain}/{n}", (Turn("user", (Part(review(said, names, rng)),)),), task="classify",
-                                    source=domain, cluster=f"{domain}/{n}", label=LABELS[n % 2 == 0]))
-        return write_examples(ctx.folder, {"all": made}, labels=sorted(LABELS))
+                made["all" if n < self.rows else "test"].append(
+                    Example(f"{domain}/{n}", (Turn("user", (Part(review(said, names, rng)),)),), task="classify",
+                            source=domain, cluster=f"{domain}/{n}", label=LABELS[n % 2 == 0]))
+        return write_examples(ctx.folder, {name: rows for name, rows in made.items() if rows}, labels=sorted(LABELS))
 
 
 def review(remarks: Sequence[str], names: Sequence[str], rng: np.random.Generator) -> str:
