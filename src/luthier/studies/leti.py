@@ -92,5 +92,7 @@ class LetiStudy(Study, name="leti", seeds=[47]):
                   "higher", 0.05, 0.3, 0.03, paper="binary's level in less than half of the steps", main=False),
             Claim("above successes", "with tracebacks it passes more than from its successes alone", "successes", "textual",
                   PASSED, "higher", 0.05, 0.3, 0.03, main=False),
+            Claim("solutions help", "after tuning on solutions it passes more than before", "base", "gold", PASSED, "higher",
+                  0.05, 0.35, 0.03, main=False),
             Claim("near solutions", "it passes more than after tuning on solutions", "gold", "textual", PASSED, "higher", 0.05,
                   0.4, 0.03, paper="above the baseline tuned on MBPP's solutions", main=False))
