@@ -126,7 +126,7 @@ class Hook:
         """
         return [batch]
 
-    def count(self, batch: Any) -> dict[str, float]:
+    def units(self, batch: Any) -> dict[str, float]:
         """How many units each part that `on_loss` adds sums over, as an objective's `count`."""
         return {}
 

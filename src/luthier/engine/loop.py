@@ -278,8 +278,8 @@ class Loop:
         """What each part sums over, and how many micro-batches there are, on all ranks together."""
         counts: dict[str, float] = {}
         for batch in batches:
-            for counting in (task.objective, *self.hooks):
-                for name, n in counting.count(batch).items():
+            for found in (task.objective.count(batch), *(hook.units(batch) for hook in self.hooks)):
+                for name, n in found.items():
                     counts[name] = counts.get(name, 0.0) + n
         shares = distributed.gathered(len(batches))
         return Counts(distributed.summed(counts), sum(shares), max(shares))

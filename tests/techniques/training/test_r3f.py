@@ -40,7 +40,7 @@ def test_the_part_is_the_divergence_of_noised_embeddings(noise):
         means = [x[row, :length].mean(0), (x[row, :length] + 0.3 * z).mean(0)]
         p, q = (model.heads["task"](m).softmax(-1) for m in means)
         wanted += 0.5 * float((p * (p / q).log()).sum() + (q * (q / p).log()).sum())
-    assert float(found.detach()) == pytest.approx(wanted, rel=1e-4) and hook.count(batch) == {"r3f": 2.0}
+    assert float(found.detach()) == pytest.approx(wanted, rel=1e-4) and hook.units(batch) == {"r3f": 2.0}
     assert float(divergence(predicted(run, batch["input"], x), predicted(run, batch["input"], x)).sum()) == 0
 
 

@@ -64,7 +64,7 @@ class Noised(Hook):
         assert ctx.clock is not None
         self.spec, self.size, self.clock, self.rng = spec, size, ctx.clock, ctx.rng.within("r3f")
 
-    def count(self, batch: Mapping[str, Any]) -> dict[str, float]:
+    def units(self, batch: Mapping[str, Any]) -> dict[str, float]:
         """The part is a mean over the units."""
         return {"r3f": float(units(sequence_of("r3f", batch)))}
 

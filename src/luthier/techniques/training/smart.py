@@ -130,7 +130,7 @@ class Smooth(Hook):
                         if p.requires_grad} if spec.mu else {}
         self.before = {n: p.detach().float().clone() for n, p in self.weights.items()}
 
-    def count(self, batch: Mapping[str, Any]) -> dict[str, float]:
+    def units(self, batch: Mapping[str, Any]) -> dict[str, float]:
         """Both parts are means over the units."""
         return dict.fromkeys(("smooth", "proximal"), float(units(sequence_of("smart", batch))))
 
