@@ -50,7 +50,7 @@ def test_gradients_are_clipped_to_the_norm(parts, make_ctx):
 
     class Look:
         def __getattr__(self, name):
-            return {"on_batch": lambda b: [b], "count": lambda b: {}, "on_loss": lambda r, b, p: p,
+            return {"on_batch": lambda b: [b], "units": lambda b: {}, "on_loss": lambda r, b, p: p,
                     "state_dict": dict}.get(name, self.note)
 
         def note(self, *args):

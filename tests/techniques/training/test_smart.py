@@ -288,7 +288,7 @@ def test_an_objective_with_two_sequences_is_refused(pico, make_ctx):
     loop = make_loop(model, objective, encode(objective, model, examples(4)), make_ctx("loop"))
     hook = build("regularizer", "smart").start(model, loop.ctx)
     with pytest.raises(UserError, match="one sequence a row .*this one has chosen, rejected"):
-        hook.count(make_batch(encode(objective, model, examples(2)), model))
+        hook.units(make_batch(encode(objective, model, examples(2)), model))
 
 
 def test_a_gradient_that_is_no_number_moves_nothing_and_is_said_once(pico, make_ctx, monkeypatch):
