@@ -1,7 +1,7 @@
 """Gather the documentation site in `build/docs`: the pages of docs/, the README, and what the code says of itself.
 
-Generated are the reference (each kind with its components, their fields and defaults; the steps of recipes; every command's help)
-and the catalogue with what stands behind each technique. Links are made to fit, and a link to nothing is an error.
+Generated are the reference (each kind with its components, their fields and defaults; the steps of recipes; every command's
+help) and the catalogue with what stands behind each technique. Links are made to fit; a link to nothing is an error.
 
     python scripts/make_docs.py [OUT]
 """
@@ -85,8 +85,8 @@ def _contents(kinds: list[str]) -> Iterator[str]:
     for kind in kinds:
         names = [str(r["name"]) for r in index.rows() if r["kind"] == kind]
         yield f"| [{kind}]({kind}.md) | {', '.join(f'`{n}`' for n in names)} |"
-    yield "\nThe options of every command: [commands](commands.md). A recipe is steps of the kind [step](step.md); its JSON schema is\n" \
-          "`luthier schema`."
+    yield "\nThe options of every command: [commands](commands.md). A recipe is steps of the kind [step](step.md);\n" \
+          "`luthier schema` is its JSON schema."
 
 
 def _kind(kind: str) -> Iterator[str]:
@@ -95,7 +95,8 @@ def _kind(kind: str) -> Iterator[str]:
         if row["kind"] == kind:
             yield f"## {row['name']}\n\n{row['summary']}\n"
             seeds = [f"{s} {catalog.row(s)['title']}" for s in row["seeds"]]
-            about = [f"`{SOURCE}/{str(row['module']).removeprefix('luthier.').replace('.', '/')}.py`", f"version {row['version']}"]
+            file = str(row["module"]).removeprefix("luthier.").replace(".", "/")
+            about = [f"`{SOURCE}/{file}.py`", f"version {row['version']}"]
             yield "; ".join([*about, *seeds]) + ".\n"
             yield from _fields(row["schema"])
 
@@ -139,8 +140,9 @@ def _catalogue() -> Iterator[str]:
     rows = catalog.rows([(r["kind"], r["name"], r["version"], r["seeds"]) for r in index.rows()])
     done = [r for r in rows if r["status"] != "-"]
     yield "# The catalogue\n"
-    yield f"{len(rows)} published systems and studies that this project is to make work; {len(done)} have parts here. `runs`: the parts are there; `stale`: they changed since they were verified; "
-    yield "`verified`: every clause of its oracle is tested; `studied`: its claim was judged here, with the verdict beside it.\n"
+    yield f"{len(rows)} published systems and studies that this project is to make work; {len(done)} have parts here."
+    yield "`runs`: the parts are there; `stale`: they changed since they were verified; `verified`: every clause of its oracle"
+    yield "is tested; `studied`: its claim was judged here, with the verdict beside it.\n"
     yield "| | slug | what it is | status | verdict here |\n|---|---|---|---|---|"
     for row in rows:
         record = records.get(row["id"])

@@ -301,8 +301,6 @@ def test_a_rank_above_the_layer_is_refused(luthier: Luthier, rows: Path) -> None
 def test_an_objective_that_the_model_can_not_serve_is_refused(luthier: Luthier, rows: Path) -> None:
     said = luthier("tune", rows, "--base", "pico-encoder", "--out", "run")
     refused(said, "'supervised'", "decoder", "pico-encoder")
-    labels = write_rows(Path("labels.jsonl"), label_rows())
-    refused(luthier("tune", labels, "--base", "pico-encoder-decoder", "--out", "other"), "'classify'", "encoder or decoder")
 
 
 def test_labels_are_not_answers(luthier: Luthier, labels_run: Path) -> None:

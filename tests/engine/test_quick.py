@@ -66,3 +66,13 @@ def test_what_is_trained_or_wrapped_is_left_alone():
     assert not quick.fits(nn.Linear(4, 4, dtype=torch.bfloat16))
     assert not quick.fits(nn.Linear(4, 4).requires_grad_(False))
     assert quick.fits(nn.Linear(4, 4, dtype=torch.bfloat16).requires_grad_(False))
+
+
+def test_a_model_that_looks_at_its_layers_weights_answers_all_the_same(pico_encoder_decoder):
+    plain = load_base(pico_encoder_decoder, torch.bfloat16)
+    fast = quick.quicken(load_base(pico_encoder_decoder, torch.bfloat16))
+    assert any(isinstance(m, quick.QuickLinear) for m in fast.module.modules())
+    ids = torch.arange(5, 15)[None]
+    with torch.no_grad():
+        mine, expected = (m.module(input_ids=ids, decoder_input_ids=ids).logits.float() for m in (fast, plain))
+    assert torch.allclose(mine, expected, rtol=5e-2, atol=5e-2 * float(expected.abs().max()))

@@ -18,6 +18,8 @@ FEW_ROWS = 8
 class Int8Linear(nn.Module):
     """A frozen linear layer, x [..., in] -> [..., out]; answers in the format of x."""
 
+    weight = None  # as `quick.QuickLinear`
+
     def __init__(self, plain: nn.Linear) -> None:
         super().__init__()
         self.in_features, self.out_features = plain.in_features, plain.out_features

@@ -191,7 +191,8 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder, from local files only."""
     from transformers import AutoTokenizer
 
-    if hears(read_json(folder / "config.json")):
+    config = folder / "config.json"  # the folder of an adapter has none
+    if config.exists() and hears(read_json(config)):
         return NoTokens()  # type: ignore[return-value]
     return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 

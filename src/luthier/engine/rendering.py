@@ -138,7 +138,8 @@ class Render:
         """The example with its pictures as tokens. Raises DroppedRow where the model reads none."""
         if self.pictures:
             return self.pictures.shown(example)
-        if any(p.type == "image" for t in example.turns for p in t.parts):
+        # Pictures as nested lists are for objectives that hand them over themselves.
+        if any(p.type == "image" and isinstance(p.value, str) for t in example.turns for p in t.parts):
             raise DroppedRow(Dropped(example.id, "pictures", "the row has pictures, and this model reads none"))
         return example
 

@@ -27,10 +27,10 @@ SETS = ("known", "unseen", "unanswerable", "dev")
 GROUPS = {
     "Answers": ("f1", "exact-match", "accuracy", "multiple-choice", "preference-accuracy", "bits-per-byte", "perplexity",
                 "rouge-l", "similarity", "recall-em", "token-recall", "judge", "rquge", "chrf", "lines",
-                "gate-accuracy"),
+                "gate-accuracy", "label-match", "relative-score", "pass-at-k", "refactoring"),
     "Finding passages": ("recall", "ndcg", "mrr"),
     "Citing": ("citation-precision", "citation-recall", "groundedness", "k-precision", "k-precision-pp"),
-    "Knowing when not to answer": ("abstains", "over-abstains", "abstention", "refused"),
+    "Knowing when not to answer": ("abstains", "over-abstains", "abstention", "refused", "refusal-log-odds"),
     "Form": ("stops", "succinctness"),
 }
 OTHER = "Other"
@@ -68,6 +68,11 @@ _METRIC_WORDS = {
     "multiple-choice": "share of right choices",
     "bits-per-byte": "bits per byte",
     "chrf": "chrF",
+    "label-match": "share of right labels",
+    "relative-score": "score relative to the reference",
+    "pass-at-k": "share of problems solved",
+    "refactoring": "points of refactored programs",
+    "refusal-log-odds": "log-odds of declining",
     "lines": "share of right lines",
     "gate-accuracy": "share of gates at the right adapter",
 }
