@@ -77,7 +77,7 @@ async def _only_sent(block: Any, path: str | Path | None) -> str | None:
 
 # Gradio would copy whatever file of this machine a request names, and fetch whatever address: its own check asks whether
 # `launch` was called, which a mounted application never does.
-gr.blocks.Block.async_move_resource_to_block_cache = _only_sent
+gr.blocks.Block.async_move_resource_to_block_cache = _only_sent  # type: ignore[method-assign, assignment]
 
 
 def pages(studio: Studio) -> gr.Blocks:

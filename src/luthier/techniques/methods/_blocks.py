@@ -60,7 +60,8 @@ class Block:
         """What is left of the linear layers when these groups of heads and these neurons are."""
         from luthier.engine.pruning import Kept
 
-        layout, found = self.layout, {}
+        layout = self.layout
+        found: dict[str, Kept] = {}
         if len(groups) < self.groups:
             own = _spread(groups, self.width)
             asked = _spread(_spread(groups, self.heads // self.groups), self.width)

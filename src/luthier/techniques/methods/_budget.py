@@ -124,7 +124,7 @@ def _value(layer: Any) -> Any:
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
-    linear = {n: m for n, m in layer.named_modules() if isinstance(m, (nn.Linear, Conv1D))}
+    linear: dict[str, Any] = {n: m for n, m in layer.named_modules() if isinstance(m, (nn.Linear, Conv1D))}
     named = [m for n, m in linear.items() if n.rpartition(".")[2] in VALUES]
     return (named or [*linear.values(), None])[0]
 

@@ -133,8 +133,9 @@ class Measured(Phases):
         gradients = {id(p): m.grad for p, m in self.rows.loop.masters.pairs}
         for name, layer in self.layers.items():
             down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
-            if gradients[id(up)] is not None:  # of a layer that the loss does not hear, nothing is known
-                self.scores[name] += worth(down, gradients[id(down)], up, gradients[id(up)]).cpu()
+            below, above = gradients[id(down)], gradients[id(up)]
+            if below is not None and above is not None:  # of a layer that the loss does not hear, nothing is known
+                self.scores[name] += worth(down, below, up, above).cpu()
 
     def state_dict(self) -> dict[str, Any]:
         return {"heads": [m.detach() for m in self.heads], "neurons": [m.detach() for m in self.neurons],

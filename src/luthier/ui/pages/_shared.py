@@ -71,7 +71,8 @@ class Watched:
         self.below = html()
         self.timer = gr.Timer(EVERY_SECONDS, active=False)
         self.outputs = [self.panel, self.stop, self.resume, self.below, self.timer]
-        self.timer.tick(self.now, name, self.outputs, show_progress="hidden", api_name=False)
+        self.timer.tick(self.now, name, self.outputs, show_progress="hidden",
+                        api_name=False)  # type: ignore[arg-type]
         self.stop.click(worded(len(self.outputs))(self._stopped), name, [notice, *self.outputs], api_name="stop")
         self.resume.click(worded(len(self.outputs))(self._resumed), name, [notice, *self.outputs], api_name="resume")
 

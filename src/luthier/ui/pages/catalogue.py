@@ -31,6 +31,7 @@ def page(_: Studio, demo: gr.Blocks) -> None:
         text = request.query_params.get("q", "")
         return text, searched(text)
 
-    demo.load(worded(2)(opened), None, [notice, words, found], show_progress="hidden", api_name=False)
+    demo.load(worded(2)(opened), None, [notice, words, found], show_progress="hidden",
+              api_name=False)  # type: ignore[arg-type]
     words.input(worded(1)(searched), words, [notice, found], show_progress="hidden", trigger_mode="always_last",
                 api_name="search")

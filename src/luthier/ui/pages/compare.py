@@ -51,7 +51,8 @@ def page(studio: Studio, demo: gr.Blocks) -> None:
     demo.load(worded(3)(opened), None, [notice, name, chosen, evidence], show_progress="hidden", api_name="arms")
     name.input(worded(2)(picked), name, [notice, chosen, evidence], api_name=False)
     for event, called in ((ask.click, "ask"), (question.submit, False)):
-        event(worded(1)(asked), [name, question, chosen], [notice, answers], api_name=called, concurrency_limit=1)
+        event(worded(1)(asked), [name, question, chosen], [notice, answers], concurrency_limit=1,
+              api_name=called)  # type: ignore[arg-type]
 
 
 def _arms(run: Any) -> list[str]:
