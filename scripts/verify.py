@@ -1,6 +1,6 @@
 """Run what the claims rest on and write `status/NNN.json`, one file a seed of the catalogue that has a component.
 
-    python scripts/verify.py [--since COMMIT] [--fresh] [--jobs N]
+    python scripts/verify.py [--since COMMIT | --seeds ID…] [--fresh] [--jobs N]
 
 First the oracle-marked tests and the contract suites of the components that realise seeds, then every mutant against
 the oracle tests of its component, those in files that import the changed module first. Each outcome is kept in
@@ -320,16 +320,17 @@ def clear() -> None:
 
 # ---------------------------------------------------------------- the whole
 
-def verify(since: str | None, fresh: bool, jobs: int) -> int:
+def verify(since: str | None, fresh: bool, jobs: int, only: Sequence[int] = ()) -> int:
     """Run, write the files, say what is missing; returns the exit code."""
-    seeds = reached(changed_since(since)) if since else all_seeds()
+    seeds = list(only) or (reached(changed_since(since)) if since else all_seeds())
+    whole = since is None and not only
     folder = WORK / digest()
     if fresh:
         shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     titles = {f"{r['kind']} {r['name']}" for seed in seeds for r in components_of(seed)}
-    mutants = [m for m in mutation.declared(index.rows()) if since is None or m.component in titles]
-    outcomes = run_tests(seeds, folder, since is None, jobs)
+    mutants = [m for m in mutation.declared(index.rows()) if whole or m.component in titles]
+    outcomes = run_tests(seeds, folder, whole, jobs)
     rows, written = {row["id"]: row for row in catalog.rows()}, set[int]()
 
     def told(known: dict[str, dict[str, Any]]) -> None:
@@ -371,11 +372,13 @@ def judge(outcomes: Sequence[Outcome], killed: Sequence[dict[str, Any]]) -> int:
 def main() -> None:
     """Read the options, verify."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--since", metavar="COMMIT", help="only the seeds that changes since this commit can reach")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--since", metavar="COMMIT", help="only the seeds that changes since this commit can reach")
+    which.add_argument("--seeds", metavar="ID", type=int, nargs="+", default=[], help="only these seeds")
     parser.add_argument("--fresh", action="store_true", help="forget what is known of these sources")
     parser.add_argument("--jobs", metavar="N", type=int, default=os.cpu_count() or 1, help="processes at a time")
     given = parser.parse_args()
-    raise SystemExit(verify(given.since, given.fresh, max(1, given.jobs)))
+    raise SystemExit(verify(given.since, given.fresh, max(1, given.jobs), given.seeds))
 
 
 if __name__ == "__main__":

@@ -103,7 +103,9 @@ def test_only_the_trained_weights_move_and_all_of_them(row, architecture, traine
     # Of a method that moves chosen entries, a tensor without any stays.
     stays = seen["trained"] - seen["chosen"] if seen["chosen"] else set()
     reached = {n for n, largest in seen["largest"].items() if largest > 1e-7 and (n not in stays or ":" in n)} - seen["cut"]
-    assert seen["moved"] and seen["moved"] <= seen["trained"], sorted(seen["moved"] - seen["trained"])[:3]
+    # A trained weight that has another shape in the end (a rank that was chosen) has moved, too.
+    assert seen["moved"] | seen["cut"] & seen["trained"]
+    assert seen["moved"] <= seen["trained"], sorted(seen["moved"] - seen["trained"])[:3]
     assert reached <= seen["moved"], sorted(reached - seen["moved"])[:3]
 
 
