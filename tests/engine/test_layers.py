@@ -37,7 +37,8 @@ IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 
 def model_of(module, architecture):
     width = getattr(module.config, "hidden_size", None) or module.config.d_model
-    return SimpleNamespace(module=module.eval(), architecture=architecture, device=torch.device("cpu"), width=width)
+    return SimpleNamespace(module=module.eval(), architecture=architecture, device=torch.device("cpu"), width=width,
+                           sounds=None, vocabulary=int(module.config.vocab_size))
 
 
 MODELS = {

@@ -179,7 +179,9 @@ def test_weighed_tokens_have_the_log_probabilities_of_the_model(model):
 def test_further_roles_hear_the_same_tokens(pico, model):
     """Logits of a second model that is the same one add up to the same choice; its slots move with the first one's."""
     class Both(type(greedy())):
-        roles = ("policy", "other")
+        @property
+        def roles(self):
+            return ("policy", "other")
 
         def scores(self, states):
             assert torch.allclose(states["policy"], states["other"])
