@@ -18,7 +18,7 @@ from luthier.engine.weight_sources import Adapted, Changed, Stored
 
 def trained(base: Any, config: Any, folder: Path, architecture: str = "decoder") -> Any:
     """A PEFT model whose adapter is not zero, saved in `folder`."""
-    wrapped = get_peft_model(auto_class(architecture).from_pretrained(folder_of(base)), config)
+    wrapped = get_peft_model(auto_class(folder_of(base)).from_pretrained(folder_of(base)), config)
     rng = torch.Generator().manual_seed(5)
     for parameter in wrapped.parameters():
         if parameter.requires_grad:
@@ -40,7 +40,7 @@ CONFIGS = {
 def test_an_adapter_read_layer_by_layer_is_the_merged_model(name, pico, tmp_path):
     place = folder_of(pico)
     merged = trained(pico, CONFIGS[name], tmp_path / "adapter").merge_and_unload().state_dict()
-    read = Adapted(Stored(place), place, auto_class("decoder"), tmp_path / "adapter")
+    read = Adapted(Stored(place), place, auto_class(place), tmp_path / "adapter")
     for _ in range(2):  # what was read once must not stay in the layers
         assert all(torch.allclose(read.read(n).float(), merged[n], atol=1e-7) for n in read.specs)
     changed = [n for n in read.specs if not torch.equal(read.read(n), Stored(place).read(n))]
@@ -53,7 +53,7 @@ def test_other_architectures(architecture, bases, tmp_path):
     targets = ["query", "value"] if architecture == "encoder" else ["q", "wo"]
     wrapped = trained(base, LoraConfig(r=4, target_modules=targets), tmp_path / "a", architecture)
     merged = wrapped.merge_and_unload().state_dict()
-    read = Adapted(Stored(place), place, auto_class(architecture), tmp_path / "a")
+    read = Adapted(Stored(place), place, auto_class(place), tmp_path / "a")
     assert len(read._layers) >= 4 and all(torch.allclose(read.read(n), merged[n], atol=1e-7) for n in read.specs)
 
 
@@ -65,7 +65,7 @@ def test_other_architectures(architecture, bases, tmp_path):
 def test_what_has_no_change_of_single_layers_is_refused(config, said, pico, tmp_path):
     trained(pico, config, tmp_path / "adapter")
     with pytest.raises(UserError, match=said):
-        Adapted(Stored(folder_of(pico)), folder_of(pico), auto_class("decoder"), tmp_path / "adapter")
+        Adapted(Stored(folder_of(pico)), folder_of(pico), auto_class(folder_of(pico)), tmp_path / "adapter")
 
 
 def test_a_delta_takes_the_place_of_what_it_names(pico, tmp_path):
