@@ -35,7 +35,7 @@ def score(model, *rows):
     return build("metric", "gate-accuracy").score(rows, [], SimpleNamespace(roles={"policy": model}))
 
 
-@pytest.mark.oracle(seed=109, clause="share of gates and tokens", against="worked by hand: gates that follow ids")
+@pytest.mark.oracle(clause="share of gates and tokens", against="worked by hand: gates that follow ids")
 def test_it_counts_gates_and_tokens(model):
     row = question("q", "What is a module?", "a class of the module", meta={"task": "word"})
     ids = renderer(model).tokens(row).ids
@@ -45,7 +45,7 @@ def test_it_counts_gates_and_tokens(model):
     assert record["value"] == pytest.approx((even * (gates - 1) + (len(ids) - even)) / (gates * len(ids)))
 
 
-@pytest.mark.oracle(seed=109, clause="each token by its segment", against="worked by hand")
+@pytest.mark.oracle(clause="each token by its segment", against="worked by hand")
 def test_each_token_is_held_to_the_adapter_of_its_segment(model):
     row = question("q", "What is a module?", "a class of the module", meta={"segments": [["word", "What is"],
                                                                                          ["thing", " class of the"]]})

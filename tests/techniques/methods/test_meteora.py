@@ -172,7 +172,7 @@ def encode_routed(objective, model, routes=("one", "two")):
     return [objective.encode(e, render, Rng(0)) for e in made]
 
 
-@pytest.mark.oracle(seed=109, clause="gate loss equals hand cross-entropy", against="closed form, one gate after the other")
+@pytest.mark.oracle(clause="gate loss equals hand cross-entropy", against="closed form, one gate after the other")
 def test_the_gates_loss_is_the_mean_over_gates_and_real_tokens(pico, folders, make_ctx):
     model, objective = mixed(pico, folders), build("objective", "gate-supervised:beta=7")
     features = encode_routed(objective, model)
