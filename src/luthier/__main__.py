@@ -1,5 +1,10 @@
 """`python -m luthier` is `luthier`."""
 
-from luthier.cli.main import process
+import sys
+
+try:
+    from luthier.cli.main import process
+except KeyboardInterrupt:  # stopped before there is anything to go on with
+    sys.exit(130)
 
 process()

@@ -159,10 +159,13 @@ class Reproduction:
 
 
 def fingerprint(study: Study, scale_name: str) -> str:
-    """Digest of what is run and of what is claimed, at one scale."""
+    """Digest of what is run and of what is claimed, at one scale.
+
+    Recipes enter by their identity: a step that has got a new field, at its default, runs what it ran before.
+    """
     grid = grid_of(study, scale_name)
     said: list[Any] = [*study.claims(), *study.trends(), *study.choices(), *study.guards()]
-    return digest({"arms": {n: r.fill() for n, r in grid.variants.items()}, "seeds": list(grid.seeds),
+    return digest({"arms": {n: r.identity for n, r in grid.variants.items()}, "seeds": list(grid.seeds),
                    "claims": [asdict(one) for one in said]})
 
 

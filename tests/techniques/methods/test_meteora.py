@@ -220,7 +220,7 @@ def test_gates_learn_their_rows_and_are_kept(make_ctx, pico, folders):
     with routing.tempered(model, 1e6):
         warm = tuned_logits(model)
     assert (warm - before).abs().max() > 1e-3 and torch.equal(tuned_logits(model), before)
-    assert fit.content().keys() == {"adapter/thing", "adapter/word"}
+    assert fit.content()["meteora"].keys() == {"adapter/thing", "adapter/word"}
     with pytest.raises(UserError, match="each token takes others"):
         model.module.merge_and_unload()
 

@@ -224,7 +224,7 @@ def test_a_run_says_what_it_is_and_comes_back(pico, text, make_ctx):
     ctx.log = said.append
     fit = short_fit("decoder", method={"use": "qeft", "calibration": str(text), "tokens": 16, "group": 16, "weak": "5%"},
                     length={"steps": 0})
-    assert fit.content() == {"method": {"calibration": fit.method.content()["calibration"]}}
+    assert fit.content() == {"qeft": {"calibration": fit.method.content()["calibration"]}}
     artifact = fit.run(inputs, ctx)
     facts = read_json(artifact.folder / "qeft.json")
     assert facts["weak"] == 4 and {"model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"} <= set(facts["permuted"])

@@ -212,7 +212,7 @@ def test_layers_drawn_anew_are_not_the_models(base):
 
 def test_bad_models_and_settings_are_said(base, pico, pico_encoder):
     for other in (pico, pico_encoder):
-        with pytest.raises(UserError, match=r"enct5: pico.* is an (de|en)coder; it needs one of T5, mT5"):
+        with pytest.raises(UserError, match=r"enct5: pico.* is an? (de|en)coder; it needs one of T5, mT5"):
             head(load_base(other))
     with pytest.raises(UserError, match="decoder_layers = 3, but pico-encoder-decoder has 2"):
         head(load_base(base), decoder_layers=3)

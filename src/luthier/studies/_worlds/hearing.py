@@ -38,7 +38,8 @@ class Hearing(Step, name="hearing"):
             blank = ctx.folder / "blank"
             shutil.rmtree(blank, ignore_errors=True)  # of an attempt that was killed
             self._blank(blank)
-            start = seal("model", blank, name="tiny-ast", note="random weights", path=str(blank), architecture="encoder")
+            start = seal("model", blank, name="tiny-ast", note="random weights", path=str(blank.resolve()),
+                         architecture="encoder")
             fit = {"use": "fit", "tasks": [{"data": "examples.known", "objective": "classify", "head": "linear"}],
                    "method": "full",
                    "length": {"epochs": self.epochs}, "learning_rate": self.learning_rate, "batch_rows": 32,

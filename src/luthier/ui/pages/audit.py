@@ -48,7 +48,7 @@ def page(studio: Studio, demo: gr.Blocks) -> None:
         if not wanted:
             raise UserError("Choose at least one audit.")
         every = set(wanted) == set(auditing.battery("run"))
-        unknown = sorted(set(wanted) - set(auditing.battery("run")))
+        unknown = sorted(set(wanted).difference(auditing.battery("run")))
         if unknown:
             raise UserError(f"There is no audit '{unknown[0]}' of a run. {nearest(unknown[0], auditing.battery('run'))}")
         options = [] if every else [f"--audit={audit}" for audit in wanted]
