@@ -58,7 +58,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def process() -> NoReturn:
     """The command of this process, and its end."""
-    code = main()
+    try:
+        code = main()
+    except KeyboardInterrupt:  # while its modules were being loaded: nothing has begun
+        print("luthier: interrupted.", file=sys.stderr)
+        code = 130
     if "RANK" in os.environ and (distributed := sys.modules.get("luthier.engine.distributed")):
         distributed.leave(code)
     sys.exit(code)
