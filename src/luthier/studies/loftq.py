@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from luthier.core.kinds import Study
 from luthier.core.study import Choice, Claim, Guard, Measure, Paper, Scale, without
-from luthier.studies._worlds._started import ON_GEMMA, docs_recipe, started
+from luthier.studies._worlds._started import docs_recipe, docs_scales, started
 
 TARGET, SOURCE, DEV = (Measure("bits-per-byte", on) for on in ("target", "source", "dev"))
 RATES = (3e-3, 1e-2)
@@ -40,15 +40,7 @@ class LoftQStudy(Study, name="loftq", seeds=[180]):
         "LoftQ: LoRA-Fine-Tuning-Aware Quantization for Large Language Models", "Li et al. 2023, arXiv 2310.08659",
         "At few bits, and most of all at 2, tuning from LoftQ's start is better than from QLoRA's.",
         "Llama-2-7B, perplexity of WikiText-2: 16 bits 5.08, LoftQ 5.24 at 4 bits, 5.63 at 3, 7.85 at 2; QLoRA diverges at 2")
-    scales: ClassVar[Mapping[str, Scale]] = {
-        "smoke": Scale(1, {"target": 4, "source": 4, "dev": 2}, {
-            "docs.pretrain_rows": 12, "docs.train_rows": 8, "docs.dev_rows": 2, "docs.test_rows": 4, "base.width": 32,
-            "base.layers": 1, "base.epochs": 1, "base.vocabulary": 300, "first.width": 32, "first.layers": 1, "first.epochs": 1,
-            "first.vocabulary": 300, "tuned.length": {"steps": 1}},
-            arms=("base", "qlora-2bit", "loftq-2bit"), about="every line, no evidence"),
-        "default": Scale(3, {"target": 120, "source": 120, "dev": 30}),
-        "large": Scale(3, {"target": 120, "source": 120, "dev": 30}, ON_GEMMA, about="the first part with Gemma 3 270M"),
-    }
+    scales: ClassVar[Mapping[str, Scale]] = docs_scales(("base", "qlora-2bit", "loftq-2bit"))
 
     def recipe(self) -> dict[str, Any]:
         """A base that knows one half of the documentation reads the other."""

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from luthier.core.kinds import Study
 from luthier.core.study import Choice, Claim, Guard, Measure, Paper, Scale, without
-from luthier.studies._worlds._started import ON_GEMMA, docs_recipe, started
+from luthier.studies._worlds._started import docs_recipe, docs_scales, started
 
 TARGET, SOURCE, DEV = (Measure("bits-per-byte", on) for on in ("target", "source", "dev"))
 STARTS: Mapping[str, str] = {
@@ -36,15 +36,7 @@ class QeftStudy(Study, name="qeft", seeds=[111]):
         "QEFT: Quantization for Efficient Fine-Tuning of LLMs", "Lee, Jin, Kim, Kim, Park 2024, arXiv 2410.08661",
         "Whole weak columns, chosen once for the model, give the quality of adapters on a full base at the memory of 4 bits.",
         "no number is remembered; Llama-2 7B to 70B, average of benchmarks above QLoRA and OWQ-tuning")
-    scales: ClassVar[Mapping[str, Scale]] = {
-        "smoke": Scale(1, {"target": 4, "source": 4, "dev": 2}, {
-            "docs.pretrain_rows": 12, "docs.train_rows": 8, "docs.dev_rows": 2, "docs.test_rows": 4, "base.width": 32,
-            "base.layers": 1, "base.epochs": 1, "base.vocabulary": 300, "first.width": 32, "first.layers": 1, "first.epochs": 1,
-            "first.vocabulary": 300, "tuned.length": {"steps": 1}},
-            arms=("base", "any", "sensitive"), about="every line, no evidence"),
-        "default": Scale(3, {"target": 120, "source": 120, "dev": 30}),
-        "large": Scale(3, {"target": 120, "source": 120, "dev": 30}, ON_GEMMA, about="the first part with Gemma 3 270M"),
-    }
+    scales: ClassVar[Mapping[str, Scale]] = docs_scales(("base", "any", "sensitive"))
 
     def recipe(self) -> dict[str, Any]:
         """A base that knows one half of the documentation reads the other."""

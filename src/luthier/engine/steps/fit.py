@@ -20,6 +20,7 @@ from luthier.core.kinds import Default, Method, Optimizer, Regularizer, Schedule
 from luthier.core.step import Ctx, FitCtx, Step
 from luthier.engine.chat import CHOICES, check_choice
 from luthier.engine.encoding import Encoded, chats, counted, encode, encode_tasks, further_rows, of_file, subset
+from luthier.engine.steps._agreements import cached_is_computed, packed_is_padded
 from luthier.engine.steps.specs import Length, TaskSpec, ValidationSpec
 
 if TYPE_CHECKING:
@@ -194,8 +195,8 @@ class Fit(Step, name="fit"):
                                  detail="share of probed rows whose last learned token ends generation"))
         else:
             found.append(not_applicable("fit/stop token", "nothing here learns to answer: labels, or texts to be read on"))
-        found.append(_cached_is_computed(artifact.meta["fit"]["decisions"]["cache_frozen"]))
-        found.append(self._packed_is_padded(kept["packed"], ctx.journal.values["dtype"]))
+        found.append(cached_is_computed(artifact.meta["fit"]["decisions"]["cache_frozen"]))
+        found.append(packed_is_padded(kept["packed"], ctx.journal.values["dtype"]))
         found.append(self._saved_is_trained(inputs, artifact, ctx, kept))
         return found
 
@@ -344,20 +345,6 @@ class Fit(Step, name="fit"):
             "stops": sum(ends) / len(ends) if ends else None, "losses": losses(model, tasks),
             "packed": packed_and_padded(model, tasks)})
 
-    def _packed_is_padded(self, losses: list[float], dtype: str) -> Finding:
-        """Rows in one pack see only themselves: their loss is that of each row alone, computed without packing.
-
-        A short type rounds every logit, so a model that is sure of little or has learned all by heart may differ by more than
-        a share of its loss: what a pack of one row differs by is the measure then.
-        """
-        if not losses:
-            return not_applicable("fit/packed = unpacked", "this model's rows are padded, or its rows see each other")
-        packed, alone, rounding = losses
-        exact = dtype == "float32"
-        tolerance = max((1e-5 if exact else 2e-2) * max(1.0, abs(alone)), 0.0 if exact else 3 * rounding)
-        return receipt("fit/packed = unpacked", alone, packed, tolerance, unit="nats",
-                       detail="summed loss of the first rows, each alone against all in one pack")
-
     def _saved_is_trained(self, inputs: Mapping[str, Artifact], artifact: Artifact, ctx: Ctx, kept: Any) -> Finding:
         """Load what was saved and compare its losses with the trained model's on the same rows."""
         import torch
@@ -381,14 +368,6 @@ class Fit(Step, name="fit"):
         return receipt("fit/saved = trained", kept["losses"][worst], again[worst],
                        tolerance * max(1.0, abs(kept["losses"][worst])), unit="nats",
                        detail=f"loss of the loaded {artifact.kind} on {PROBE_ROWS} rows against the trained model's")
-
-
-def _cached_is_computed(decision: Mapping[str, Any]) -> Finding:
-    """What the kept states of the frozen layers lead to is what the whole model computes."""
-    if not decision["use"]:
-        return not_applicable("fit/cached = computed", f"nothing is kept of frozen layers: {decision['why']}")
-    return receipt("fit/cached = computed", 0.0, decision["distance"], decision["tolerance"], unit="relative",
-                   detail="distance of the last hidden states of the first rows from the whole model's")
 
 
 def _examples(spec: TaskSpec, inputs: Mapping[str, Artifact]) -> Iterable[Any]:

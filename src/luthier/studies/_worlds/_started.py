@@ -6,8 +6,21 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
+from luthier.core.study import Scale
+
 # Edits that put Gemma 3 270M in the place of the tiny model of those arms.
 ON_GEMMA: Mapping[str, Any] = {"first.use": "base", "first.inputs": {}, "first.model": "gemma3-270m"}
+
+
+def docs_scales(smoke: tuple[str, ...]) -> dict[str, Scale]:
+    """The scales of studies on Python's documentation; `smoke` names the arms of the smallest."""
+    rows = {"target": 120, "source": 120, "dev": 30}
+    tiny: dict[str, Any] = {f"docs.{name}_rows": n for name, n in (("pretrain", 12), ("train", 8), ("dev", 2), ("test", 4))}
+    tiny |= {f"{step}.{field}": n for step in ("base", "first")
+             for field, n in (("width", 32), ("layers", 1), ("epochs", 1), ("vocabulary", 300))}
+    return {"smoke": Scale(1, {"target": 4, "source": 4, "dev": 2}, {**tiny, "tuned.length": {"steps": 1}}, arms=smoke,
+                           about="every line, no evidence"),
+            "default": Scale(3, rows), "large": Scale(3, rows, ON_GEMMA, about="the first part with Gemma 3 270M")}
 
 
 def docs_recipe(name: str, length: Mapping[str, Any]) -> dict[str, Any]:

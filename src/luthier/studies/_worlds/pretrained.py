@@ -14,7 +14,8 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -121,17 +122,28 @@ def kept_model(name: str) -> Path:
 
 
 def put(trained: Artifact, folder: Path, blank: Path) -> None:
-    """Put a trained model where it is kept, with the licences of `blank`; who comes second leaves what is there."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".making-"))
-    try:
+    """Put a trained model where it is kept, with the licences of `blank`."""
+    with placed(folder) as (work, about):
         for path in trained.folder.iterdir():
             if path.suffix in (".json", ".safetensors", ".jinja") and path.name not in (
                     "luthier.json", "step.json", "state.json", "cost.json", "heads.safetensors"):
                 shutil.copyfile(path, work / path.name)
         copy_licenses([blank], work)
-        write_json(work / "checksum.json", {"sha256": hash_folder(work, frozenset({"checksum.json"})),
-                                            "loss": _last_loss(trained)})
+        about["loss"] = _last_loss(trained)
+
+
+@contextmanager
+def placed(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """A folder to be filled, and what its checksum shall say besides; then it stands at its place, whole.
+
+    Who comes second leaves what is there.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".making-"))
+    about: dict[str, Any] = {}
+    try:
+        yield work, about
+        write_json(work / "checksum.json", {"sha256": hash_folder(work, frozenset({"checksum.json"})), **about})
         try:
             os.replace(work, folder)
         except OSError:

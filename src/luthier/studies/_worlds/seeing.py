@@ -7,9 +7,6 @@ Captions are read as bags of words through one table: what is needed is a pictur
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,11 +14,10 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from luthier.core.artifact import Artifact, copy_licenses, seal
-from luthier.core.files import write_json
 from luthier.core.identity import digest, hash_folder
 from luthier.core.rng import Rng
 from luthier.core.step import Ctx, Step
-from luthier.studies._worlds.pretrained import LICENSE
+from luthier.studies._worlds.pretrained import LICENSE, placed
 from luthier.studies._worlds.scenes import SIDE, _scene
 
 PATCH = 12
@@ -53,21 +49,10 @@ class Seeing(Step, name="seeing"):
                     path=str(folder), architecture="encoder")
 
     def _make(self, folder: Path, ctx: Ctx) -> None:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".making-"))
-        try:
-            accuracy = self._train(work, ctx)
+        with placed(folder) as (work, about):
+            about["accuracy"] = self._train(work, ctx)
             (work / "licenses").mkdir()
             (work / "licenses" / "WORLD.txt").write_text(LICENSE)
-            write_json(work / "checksum.json", {"sha256": hash_folder(work, frozenset({"checksum.json"})),
-                                                "accuracy": accuracy})
-            try:
-                os.replace(work, folder)
-            except OSError:
-                if not (folder / "checksum.json").exists():
-                    raise
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
 
     def _train(self, folder: Path, ctx: Ctx) -> float:
         """Train and save; returns the share of pictures of the last steps whose own caption came first."""
@@ -102,7 +87,7 @@ class Seeing(Step, name="seeing"):
             loss.backward()
             optimizer.step()
             right.append(float((scores.argmax(1) == own).float().mean()))
-            ctx.progress(step + 1, self.steps, "steps", loss=float(loss))
+            ctx.progress(step + 1, self.steps, "steps", loss=float(loss.detach()))
         eyes.save_pretrained(folder)
         processor.save_pretrained(folder)
         return sum(right[-10:]) / len(right[-10:])
