@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from luthier.engine import statistics as s
+from luthier.engine.two_way import two_way_half
 
 
 def clustered(seed, count, shift=0.0, largest=12, discrete=False):
@@ -355,7 +356,7 @@ def test_three_seeds_reject_equal_methods_no_more_often_than_asked(ratio, alpha)
     rng = np.random.default_rng(5)
     by_seed, by_cluster = ratio * rng.chisquare(2, 40_000) / 2, rng.chisquare(59, 40_000) / 59
     mean = rng.normal(size=40_000) * (1 + ratio) ** 0.5
-    share = np.mean(np.abs(mean) > s.two_way_half(by_seed, 3, by_cluster, 60, alpha))
+    share = np.mean(np.abs(mean) > two_way_half(by_seed, 3, by_cluster, 60, alpha))
     assert share <= alpha + 3 * (alpha / 40_000) ** 0.5
     freedom = (by_seed + by_cluster) ** 2 / (by_seed**2 / 2 + by_cluster**2 / 59)
     one_t = np.sqrt(by_seed + by_cluster) * scipy.stats.t.ppf(1 - alpha / 2, freedom)
@@ -383,6 +384,24 @@ def test_hierarchical_needed_brings_the_larger_source_down_to_what_the_smaller_l
     assert by_seed > by_cluster and result.verdict == "undecided" and result.needed_unit == "seeds"
     goal = (0.35 / (1.959964 + 0.841621)) ** 2
     assert result.needed == int(np.ceil(4 * by_seed / (goal - by_cluster) - 4))
+
+
+def test_where_the_variance_would_do_it_is_the_small_number_of_seeds_that_is_named():
+    """Three trainings that differ little: by normal deviates nothing is missing, by those of t more seeds are."""
+    rows = np.arange(1000)
+    noise = np.where(rows % 2, 0.1, -0.1)
+    runs = [(0.035 + level + noise, rows) for level in (-0.006, 0.0, 0.006)]
+    result = s.hierarchical(runs, level=1 - 0.05 / 12)
+    _, _, seeds, count, by_seed, by_cluster = s.two_ways(runs)
+    assert result.verdict == "undecided" and (result.needed_unit, seeds, count) == ("seeds", 3, 1000) and result.needed
+
+    def missing(more: int) -> float:
+        spread = by_seed * 3 / (3 + more)
+        wide = [scipy.stats.t.ppf(1 - 0.05 / 24, freedom) ** 2 for freedom in (2 + more, 999)]
+        half = np.sqrt(wide[0] * spread + wide[1] * by_cluster)
+        return half + 0.841621 * np.sqrt(spread + by_cluster) - abs(result.difference)
+
+    assert missing(result.needed) <= 0 < missing(result.needed - 1)
 
 
 def test_hierarchical_is_undecided_below_three_seeds_or_six_clusters_and_names_the_unit():

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from luthier.engine import statistics
+from luthier.engine.two_way import two_way_half
 
 
 def smallest_visible(
@@ -33,7 +34,7 @@ def smallest_visible(
     if count < statistics.FEWEST_CLUSTERS or not error:
         return None
     spread = np.multiply.outer(by_seed * _quantiles(seeds - 1), np.ones(_GRID))
-    half = statistics.two_way_half(spread, seeds, by_cluster * _quantiles(count - 1), count, 1 - level) / error
+    half = two_way_half(spread, seeds, by_cluster * _quantiles(count - 1), count, 1 - level) / error
 
     def missing(shift: float) -> float:
         return float(ndtr(shift - half).mean() - power)

@@ -26,6 +26,8 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from luthier.engine.two_way import seeds_to, two_way_half, two_way_p
+
 Array = NDArray[np.float64]
 Clusters = Sequence[Hashable] | NDArray[Any]
 Record = TypeVar("Record")
@@ -213,7 +215,8 @@ def hierarchical(
     of freedom trusts a V_seeds that came out small by chance: with 3 seeds that rejects 1.5 times too often at 5 %, and 5
     times at the 0.4 % that Holm asks of 12 pairs; this never does, at a price where seeds hardly differ. Nor is the seed-
     by-cluster term subtracted, as Cameron, Gelbach & Miller (2011) do: too small at few seeds.
-    Fewer than 3 seeds or 6 clusters: undecided. `needed` counts the larger source of chance, seeds or questions.
+    Fewer than 3 seeds or 6 clusters: undecided. `needed` counts the larger source of chance, seeds or questions; seeds where
+    the variance would do and only their small number keeps the interval wide.
     """
     mean, n, seeds, count, by_seed, by_cluster = two_ways(differences_by_seed)
     alpha, needed = _alpha(level), None
@@ -223,13 +226,16 @@ def hierarchical(
         verdict = _verdict(mean, None, margin, higher_is_better)[0]
         return Comparison(mean, None, None, None, n, count, "none", verdict, needed, margin, unit, seeds)
     half = two_way_half(by_seed, seeds, by_cluster, count, alpha)
-    p = _two_way_p(mean, by_seed, seeds, by_cluster, count)
+    p = two_way_p(mean, by_seed, seeds, by_cluster, count)
     verdict, effect = _verdict(mean, (mean - half, mean + half), margin, higher_is_better)
     have, unit = (seeds, "seeds") if by_seed >= by_cluster else (n / seeds, "questions")
     # The smaller source stays as it is; the larger one has to fit into what that leaves of the variance wanted.
     left = (effect / _z(0.8, level)) ** 2 - min(by_seed, by_cluster)
     if verdict == "undecided" and left > 0:
-        needed = max(1, int(np.ceil(have * (max(by_seed, by_cluster) / left - 1))))
+        needed = int(np.ceil(have * (max(by_seed, by_cluster) / left - 1)))
+    if needed is not None and needed < 1:
+        # The variance is small enough: what keeps the interval wide is how little so few seeds tell of theirs.
+        needed, unit = seeds_to(effect, by_seed, seeds, by_cluster, count, alpha), "seeds"
     return Comparison(mean, mean - half, mean + half, p, n, count, "two-way t", verdict, needed, margin, unit, seeds)
 
 
@@ -256,28 +262,6 @@ def two_ways(parts: Sequence[tuple[ArrayLike, Clusters]]) -> tuple[float, int, i
     found = [np.bincount(codes, values - mean) for codes in (rows, columns)]
     by_seed, by_cluster = (_variance(sums, n) if len(sums) > 1 else 0.0 for sums in found)
     return mean, n, len(parts), len(found[1]), by_seed, by_cluster
-
-
-def two_way_half(by_seed: Any, seeds: int, by_cluster: Any, clusters: int, alpha: float) -> Any:
-    """Half width of `hierarchical` at 1 - alpha, of numbers or arrays of variances; without seeds to speak of, clusters'."""
-    from scipy.special import stdtrit  # scipy is slow to import, and wanted here alone
-
-    first = float(stdtrit(seeds - 1, 1 - alpha / 2)) if seeds > 1 else 0.0
-    return np.sqrt(first**2 * by_seed + float(stdtrit(clusters - 1, 1 - alpha / 2)) ** 2 * by_cluster)
-
-
-def _two_way_p(mean: float, by_seed: float, seeds: int, by_cluster: float, clusters: int) -> float:
-    """The alpha at which the interval just reaches 0."""
-    from scipy.optimize import brentq
-
-    if mean == 0 or not by_seed + by_cluster:
-        return float(mean == 0)
-    lowest = 1e-15
-
-    def beyond(logarithm: float) -> float:
-        return float(two_way_half(by_seed, seeds, by_cluster, clusters, math.exp(logarithm)) - abs(mean))
-
-    return math.exp(brentq(beyond, math.log(lowest), 0.0, xtol=1e-10)) if beyond(math.log(lowest)) > 0 else lowest
 
 
 def _flip_spans(sums: Array, sizes: Array, seed: int, flips: int) -> tuple[Array, Array]:
