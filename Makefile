@@ -8,7 +8,7 @@ DEMO ?= gemma
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all verify lint index catalog bench bench-peers clean distclean
+.PHONY: help setup demo test test-all verify lint index catalog docs bench bench-peers clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,10 @@ index: setup ## write src/luthier/components.jsonl anew from the classes
 
 catalog: setup ## the techniques, their components and their status
 	$(BIN)/luthier catalog $(ARGS)
+
+docs: setup ## the documentation site in build/site; needs zensical: .venv/bin/pip install zensical
+	$(BIN)/python scripts/make_docs.py
+	$(BIN)/zensical build -f zensical.toml
 
 bench: setup ## measure ours alone: training, generation, growth with the data; writes benchmarks/RESULTS.md
 ifeq ($(LUTHIER_ACCEPT_TERMS),)
