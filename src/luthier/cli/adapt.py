@@ -63,3 +63,5 @@ def command(
     shared.finish(run, as_json)
     if not as_json and run.has("comparison"):
         print(f'Ask it: luthier ask {folder} "your question"')
+        print(f"Serve it: luthier serve {folder}")
+        print(f"Look at it: luthier ui {folder.parent}")
