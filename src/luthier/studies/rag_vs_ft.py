@@ -4,6 +4,9 @@ Gemma 3 270M is asked about bulletins for farmers: about sections that it was tr
 (`unseen`), and a state kept out whole (`state`), whose weeks and pests a neighbouring bulletin shares. Four cells: untuned
 (three solved examples) or tuned on questions with answers, without or with three retrieved passages; a fifth is tuned on
 questions below retrieved passages. An answer is right where it holds the key fact; nothing is graded by a model.
+
+Version 1 asked about 20 sections that were kept out and could not see less than 0.12 of answers; version 2 asks about 120
+and trains on as many as before.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ MEANT = Measure("similarity", "state")
 SETS = ("known", "unseen", "state")
 
 
-class RagVsFt(Study, name="rag-vs-ft", seeds=[24]):
+class RagVsFt(Study, name="rag-vs-ft", version=2, seeds=[24]):
     """What do retrieval, tuning and both add to answers about documents?"""
 
     world: ClassVar[str] = "real models (Gemma 3 270M, MiniLM) on invented bulletins"
@@ -35,7 +38,7 @@ class RagVsFt(Study, name="rag-vs-ft", seeds=[24]):
             **{f"{step}.{field}": 2 for step in ("asked", "tests") for field in ("known", "unseen")},
             "tuned.length": {"steps": 1}, "tuned.method": "lora:rank=4", "score.decoder.max_new_tokens": 1},
             arms=("base", "tuned", "tuned+rag"), about="every line, no evidence"),
-        "default": Scale(2, {"known": 20, "unseen": 20, "state": 10}),
+        "default": Scale(3, {"known": 20, "unseen": 120, "state": 10}),
         "large": Scale(5, {"known": 100, "unseen": 100, "state": 48}, {
             **{f"{step}.{field}": n for step in ("pages", "asked", "tests") for field, n in (("states", 30), ("crops", 12))},
             **{f"{step}.{field}": n for step in ("asked", "tests")
@@ -44,8 +47,8 @@ class RagVsFt(Study, name="rag-vs-ft", seeds=[24]):
 
     def recipe(self) -> dict[str, Any]:
         """Bulletins, their index, questions divided by section, and a model tuned on those that may be known."""
-        world = {"states": 8, "crops": 10}
-        told = {"use": "bulletin-questions", **world, "known": 20, "unseen": 20}
+        world = {"states": 18, "crops": 10}
+        told = {"use": "bulletin-questions", **world, "known": 20, "unseen": 120}
         return {"name": "rag-vs-ft", "seed": 0, "steps": {
             "base": {"use": "base", "model": "gemma3-270m"},
             "encoder": {"use": "base", "model": "minilm"},
