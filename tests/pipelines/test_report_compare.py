@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from luthier.core.finding import Finding
 from luthier.pipelines.report import compare as report
 from luthier.pipelines.report.markup import number
-from luthier.pipelines.report.plots import Point, curves, front, pareto
+from luthier.pipelines.report.plots import Point, curves, free, front, pareto
 from luthier.pipelines.report.words import outnumbered
 
 
@@ -106,6 +106,16 @@ def test_lower_may_be_better_and_points_may_stand_alone():
     assert front([(1, 5.0), (2, 4.0), (3, 4.5)], higher_is_better=False) == [True, True, False]
     assert 'data-name="a"' in pareto([Point("a", 10, 0.5)], "seconds", "f1")
     assert curves({"a": []}, "loss") is None and curves({"a": [(1, 2.0)]}, "loss") is not None
+
+
+@given(st.lists(st.tuples(st.integers(0, 300), st.integers(10, 90), st.integers(0, 260)), min_size=1, max_size=9))
+def test_names_of_near_points_keep_apart(names):
+    taken: list[tuple[float, float, float]] = []
+    for left, width, wanted in names:
+        free(left, left + width, wanted, taken)
+    assert taken[0][2] == names[0][2], "the first name stands where it wants to"
+    for i, (left, right, y) in enumerate(taken):
+        assert all(abs(y - z) >= 15 or right < a or left > b for a, b, z in taken[:i])
 
 
 @pytest.mark.parametrize(("interval", "verdict", "said"), [

@@ -20,6 +20,7 @@ ROW, MIDDLE = 30, 15  # height of a row of the forest plot and its middle, px
 MOST_POINTS = 400
 CURVE = 260  # height of the learning curve, px
 ARM_COLOURS = 6  # that the style sheet has
+NAME, LETTER, NARROW = 15, 7, 320  # height of a name, width of its letters, width of the narrowest plot, px
 
 
 def ticks(low: float, high: float, most: int = 5) -> list[float]:
@@ -189,27 +190,44 @@ def pareto(points: Sequence[Point], cost: str, metric: str, references: Mapping[
     ends = [v for p in points for v in (p.value, p.low, p.high) if finite(v)]
     down = Scale([*[float(v) for v in ends if v is not None], *references.values()], pad=0.08, flip=True)
     parts = [*_lines_across(down), *_powers(across)]
+    taken: list[tuple[float, float, float]] = []
     for name, value in references.items():
         y = down.per_cent(value)
         parts += [el("line", x1=0, x2="100%", y1=y, y2=y, class_="reference-line"),
                   el("text", name, x="100%", y=y, dy="-0.4em", text_anchor="end")]
-    for p in points:
-        parts += _point(p, across.at(at[p.name]), down)
+        taken.append((NARROW - LETTER * len(name), NARROW, CURVE * down.at(value) / 100 - NAME / 2))
+    for p in sorted(points, key=lambda p: down.at(p.value)):
+        parts += _point(p, across.at(at[p.name]), down, taken)
     drawing = el("svg", *parts, class_="curve pareto", height=CURVE, role="img", aria_label=f"{metric} over {cost}")
     caption = f"{metric} over {cost} (logarithmic). Line: interval. Filled: no other arm is both cheaper and better."
     return el("figure", drawing, el("figcaption", caption))
 
 
-def _point(p: Point, x: float, down: Scale) -> list[Html]:
-    parts, place, kind = [], f"{x:g}%", "better" if p.front else "undecided"
+def _point(p: Point, x: float, down: Scale, taken: list[tuple[float, float, float]]) -> list[Html]:
+    """Mark, interval and name; a name that would lie on a taken place moves up or down, and a line leads to it."""
+    parts, place, y, kind = [], f"{x:g}%", down.per_cent(p.value), "better" if p.front else "undecided"
     if finite(p.low) and finite(p.high) and p.low is not None and p.high is not None:
         parts.append(el("line", x1=place, x2=place, y1=down.per_cent(p.low), y2=down.per_cent(p.high), class_="whisker"))
     told = el("title", f"{p.name}: {p.value:.4g} at {_amount(p.cost)}")
-    parts.append(el("circle", told, cx=place, cy=down.per_cent(p.value), r=6, class_=f"mark {kind}", data_name=p.name,
-                    data_value=repr(p.value)))
-    late = x > 70
-    return [*parts, el("text", p.name, x=place, y=down.per_cent(p.value), dx=-10 if late else 10, dy="-0.5em",
-                       text_anchor="end" if late else "start", class_="name")]
+    parts.append(el("circle", told, cx=place, cy=y, r=6, class_=f"mark {kind}", data_name=p.name, data_value=repr(p.value)))
+    side = -1 if x > 70 else 1
+    mark = (NARROW * x / 100, CURVE * down.at(p.value) / 100)
+    edges = mark[0] + side * 10, mark[0] + side * (10 + LETTER * len(p.name))
+    wanted = mark[1] - NAME / 2
+    moved = free(min(edges), max(edges), wanted, taken) - wanted
+    name = el("text", p.name, x=side * (16 if moved else 10), y=moved - 3, text_anchor="start" if side > 0 else "end",
+              class_="name")
+    lead = el("line", x1=side * 5, y1=0, x2=side * 14, y2=moved - 7, class_="lead") if moved else None
+    return [*parts, el("svg", *([lead] if lead else []), name, x=place, y=y, overflow="visible")]
+
+
+def free(left: float, right: float, wanted: float, taken: list[tuple[float, float, float]]) -> float:
+    """Height, px from the top, nearest to the wanted one at which a name meets none of `taken`, which it joins."""
+    tried = (wanted + side * step for step in range(CURVE) for side in (1, -1))
+    found = next((y for y in tried if 0 <= y <= CURVE and all(
+        abs(y - other) >= NAME or right < start or left > end for start, end, other in taken)), wanted)
+    taken.append((left, right, found))
+    return found
 
 
 def _amount(value: float) -> str:
