@@ -172,7 +172,7 @@ def test_the_same_command_answers_from_the_run(luthier: Luthier, answers_run: Pa
     command = ["tune", answers_run.parent / "rows.jsonl", "--base", "pico", "--out", "run", "--exact", *SHORT]
     said = luthier(*command)
     assert said.code == 0
-    assert said.err.count("already done") == len(before)
+    assert f"{len(list(Path('run/steps').iterdir()))} steps already done" in said.err and "[1/" not in said.err
     assert step_files(Path("run")) == before
     assert luthier(*command, "--fresh").code == 0
     assert not step_files(Path("run")).items() & before.items()

@@ -57,18 +57,27 @@ def watcher(quiet: bool = False) -> Watcher:
     if quiet:
         return Watcher()
     shown = _Shown(sys.stderr.isatty())
-    return Watcher(shown.started, shown.finished, shown.log, shown.progress)
+    return Watcher(shown.started, shown.finished, shown.log, shown.progress, shown.ended)
 
 
 class _Shown:
     def __init__(self, moving: bool) -> None:
-        self.moving, self.last = moving, ""
+        self.moving, self.last, self.kept = moving, "", 0
 
     def started(self, name: str, number: int, total: int) -> None:
         self._line(f"[{number}/{total}] {name} …", keep=not self.moving)
 
     def finished(self, name: str, seconds: float, cached: bool) -> None:
-        self._line(f"{name}: " + ("already done" if cached else f"done in {_time(seconds)}"), keep=True)
+        if cached:
+            self.kept += 1
+        else:
+            self._line(f"{name}: done in {_time(seconds)}", keep=True)
+
+    def ended(self) -> None:
+        """Tell in one line how many steps in a row were found done."""
+        kept, self.kept = self.kept, 0
+        if kept:
+            self._line(f"{kept} step{'s' if kept > 1 else ''} already done", keep=True)
 
     def log(self, text: str) -> None:
         self._line(f"  {text}", keep=True)
@@ -96,6 +105,7 @@ class _Shown:
         return show
 
     def _line(self, text: str, keep: bool) -> None:
+        self.ended()
         if self.moving:
             print(f"\r\x1b[K{text}", end="\n" if keep else "", file=sys.stderr, flush=True)
         else:

@@ -36,12 +36,16 @@ EXECUTORS = ("local", "processes", "ray")
 
 @dataclass
 class Watcher:
-    """Who is told what happens; every method may be replaced. `progress(name)` watches one step."""
+    """Who is told what happens; every method may be replaced. `progress(name)` watches one step.
+
+    A step that was done before is not started, only finished (`cached`); `ended` comes after the last step.
+    """
 
     started: Callable[[str, int, int], None] = lambda name, n, of: None
     finished: Callable[[str, float, bool], None] = lambda name, seconds, cached: None
     log: Callable[[str], None] = lambda text: None
     progress: Callable[[str], Progress] = lambda name: silent
+    ended: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -144,6 +148,7 @@ def execute(recipe: Recipe, folder: Path, engine: Engine, watcher: Watcher | Non
                 made = execute_nodes(recipe, folder / "steps", engine, watcher, run.log, backend=backend)
             finally:
                 backend.close()
+            watcher.ended()
             run.update(state="finished", finished=run.record.get("finished") or now(), decisions=engine.decisions,
                        bit_reproducible=all(map(_bit_reproducible, made.values())))
     except OSError as error:
@@ -219,7 +224,6 @@ class _Graph:
         if node is None:
             return False
         self.waiting.remove(node)
-        self.watcher.started(node.name, self.total - len(self.waiting), self.total)
         inputs = {wanted: self.done[source] for wanted, source in node.inputs.items()}
         seed = self.seed if node.seed is None else node.seed
         key = digest({"step": node.step.identity, "content": node.step.content(),
@@ -234,6 +238,7 @@ class _Graph:
             self.done[node.name] = kept
             self.watcher.finished(node.name, 0.0, True)
             return True
+        self.watcher.started(node.name, self.total - len(self.waiting), self.total)
         prepare(node, inputs, key, seed, work, self.engine.decisions)
         self.running[node.name] = (work, time.monotonic())
         self.backend.start(Job(node.name, work, self._say(node.name), self.watcher.progress(node.name),
