@@ -1,9 +1,9 @@
 """Rounds of answers: training on what the policy itself says, for objectives that are `on_policy`.
 
-A round takes `rollouts` rows of the data, lets the objective make its experience of them (answers, rewards, advantages),
-and replays the rows `passes` times in optimizer steps of `batch_rows` rows, in another order each time. When the
-objective calls a round spent, the next one begins. A round is part of the checkpoint: a resumed training replays the very
-rows.
+A round takes `rollouts` rows of the data, lets the objective make its experience of them (answers, rewards, advantages; as
+many answers to each row), and replays that `passes` times in optimizer steps of `batch_rows` rows, in another order each
+time. When the objective calls a round spent, the next one begins. A round is part of the checkpoint: a resumed training
+replays the very rows.
 """
 
 from __future__ import annotations
@@ -88,8 +88,11 @@ class Rollouts(Hook):
         self.ids = [f"{self.task.ids[i]}/{self.number}" for i in places]
         self.loop.run.task = self.task.name
         self.rows = self.objective.experience(self._round(list(places)))
-        if len(self.rows) != len(self.ids):
+        each, rest = divmod(len(self.rows), len(self.ids))
+        if rest or not each:
             raise ValueError(f"{self.objective.info.name} made {len(self.rows)} rows of {len(self.ids)}")
+        if each > 1:
+            self.ids = [f"{name}/{n}" for name in self.ids for n in range(each)]
         # Answers are paid for: they are written and read once more to be weighed.
         self.loop.clock.tokens += 2 * sum(len(p.ids) + len(p.decoder_ids or ()) for row in self.rows
                                           for p in row.values() if isinstance(p, Tokens))

@@ -308,3 +308,17 @@ def test_the_best_of_each_answer_is_kept(make_ctx, monkeypatch):
     found = reranked(rows, make_ctx("r"), min_score=3)
     assert [r.id for r in found if not isinstance(r, Dropped)] == ["a", "d"]
     assert reranked([], make_ctx("r")) == []
+
+
+@pytest.mark.slow
+@pytest.mark.oracle(seed=106, clause=4, against="the paper's bounds, on answers of the tested passages of the study")
+def test_a_trained_scorer_knows_right_answers_from_unrelated_ones(engine, tmp_path):
+    from luthier.core.files import read_lines
+    from luthier.core.recipe import Recipe
+    from luthier.engine.executor import execute
+    from luthier.studies.rquge import RqugeStudy
+
+    run = execute(Recipe(RqugeStudy().arms()["answers"]), tmp_path / "run", engine)
+    rated = read_lines(run.folder / "steps/score/scores.jsonl")
+    means = {on: np.mean([r["value"] for r in rated if r["set"] == on][:50]) for on in ("right", "unrelated")}
+    assert means["right"] >= 4.5 and means["unrelated"] <= 2

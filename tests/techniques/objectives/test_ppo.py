@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from luthier.engine.rollouts import Rollouts
 from luthier.engine.steps.fit import Fit
 from luthier.engine.weights import load_heads
 from luthier.techniques.objectives import _ppo
+from luthier.techniques.objectives._on_policy import OnPolicy
 from tests.contracts import dummies
 
 
@@ -55,14 +57,12 @@ def fit(make_ctx, base, name: str, steps: int = 2, log: list[str] | None = None,
 @pytest.fixture
 def stops(monkeypatch):
     """Pico hardly ever ends an answer: every answer counts as ended here."""
-    made = build("objective", "ppo").__class__._scores
+    made = OnPolicy._scores
 
-    def scores(self, given, answers):
-        from dataclasses import replace
+    def scores(self, given, examples, answers):
+        return made(self, given, examples, [replace(g, stopped=True) for g in answers])
 
-        return made(self, given, [replace(g, stopped=True) for g in answers])
-
-    monkeypatch.setattr("luthier.techniques.objectives.ppo.Ppo._scores", scores)
+    monkeypatch.setattr(OnPolicy, "_scores", scores)
 
 
 # --- formulas ------------------------------------------------------------------------------------------------------
