@@ -7,7 +7,9 @@ is hard by design, since a reader that is shown one passage answers from it. No 
 
 Then a reader learns from questions of which half lead to another fact than the answer that stands beside them: from one of each
 four by chance, or from the one that RQUGE finds best. The scorer learns from ratings that can't be guessed from question and
-answer alone. In version 1 they could be, 45 steps were few for a head that begins at 0, and the guard on facts failed.
+answer alone. In version 1 they could be, 45 steps were few for a head that begins at 0, and the guard on facts failed. In
+version 2 the scorer learned too fast and too little (right answers rated 2.9); 8 epochs at a third of the rate gave 4.4, so that
+version 3 takes 12. Only the guards' sets were looked at for this.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ RIGHT, UNRELATED = (Measure("rquge", on) for on in ("right", "unrelated"))
 LEARNED = Measure("f1", "held")
 
 
-class RqugeStudy(Study, name="rquge", seeds=[106], version=2):
+class RqugeStudy(Study, name="rquge", seeds=[106], version=3):
     """Does answering a question judge it better than comparing its words does?"""
 
     world: ClassVar[str] = "real models (Gemma 3 270M, MiniLM) on invented bulletins"
@@ -43,7 +45,7 @@ class RqugeStudy(Study, name="rquge", seeds=[106], version=2):
         "default": Scale(2, {"fact": 60, "section": 60, "right": 60, "unrelated": 60, "held": 60}),
         "large": Scale(5, {"fact": 200, "section": 200, "right": 200, "unrelated": 200, "held": 200}, {
             "rows.states": 40, "pages.states": 40, "rows.tested": 200, "rows.pooled": 140, "reader.length": {"steps": 200},
-            "tuned.length": {"epochs": 2}, "scorer.length": {"epochs": 4}}),
+            "tuned.length": {"epochs": 2}, "scorer.length": {"epochs": 6}}),
     }
 
     def recipe(self) -> dict[str, Any]:
@@ -56,7 +58,7 @@ class RqugeStudy(Study, name="rquge", seeds=[106], version=2):
                        "method": "lora:rank=16,alpha=32", "learning_rate": 5e-4, "length": {"steps": 60}, "batch_rows": 4,
                        "inputs": {"base": "base", "examples": "rows"}},
             "scorer": {"use": "fit", "tasks": [{"data": "examples.rate", "objective": "span-scorer", "head": "linear"}],
-                       "method": "full", "learning_rate": 3e-4, "length": {"epochs": 3}, "batch_rows": 16, "dtype": "float32",
+                       "method": "full", "learning_rate": 1e-4, "length": {"epochs": 12}, "batch_rows": 16, "dtype": "float32",
                        "inputs": {"base": "encoder", "examples": "rows"}},
             "score": {"use": "ranked", "sets": ["fact", "section"],
                       "metric": {"use": "rquge", "ask": "trained", "decoder": "greedy:max_new_tokens=12"},
