@@ -8,8 +8,8 @@ is hard by design, since a reader that is shown one passage answers from it. No 
 Then a reader learns from questions of which half lead to another fact than the answer that stands beside them: from one of each
 four by chance, or from the one that RQUGE finds best. The scorer learns from ratings that can't be guessed from question and
 answer alone. In version 1 they could be, 45 steps were few for a head that begins at 0, and the guard on facts failed. In
-version 2 the scorer learned too fast and too little (right answers rated 2.9); 8 epochs at a third of the rate gave 4.4, so that
-version 3 takes 12. Only the guards' sets were looked at for this.
+version 2 the scorer learned too little at too high a rate (right answers rated 2.9); 8 epochs at a third of the rate gave 4.4,
+so that version 3 takes 12. Only the sets of the guards were looked at for this.
 """
 
 from __future__ import annotations
