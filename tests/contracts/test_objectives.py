@@ -3,6 +3,8 @@ rows that can't be used named."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -21,6 +23,17 @@ RATING = {"span-scorer"}
 HELD = {"kl-to-reference"}
 # Objectives that teach gates.
 GATED = {"gate-supervised"}
+# Objectives that tell options apart: their rows have two, and the number of the right one.
+CHOOSING = {"choose"}
+
+
+def given(objective, count: int) -> list:
+    """Rows that the objective learns from."""
+    if objective.info.name not in CHOOSING:
+        return examples(count)
+    return [replace(e, label=n % 2, meta={**e.meta, "options": ["a thing", "a word indeed"]})
+            for n, e in enumerate(examples(count))]
+
 
 every = pytest.mark.parametrize("row", shipped("objective"))
 
@@ -33,8 +46,9 @@ def settings(objective, bases) -> dict:
         model.module.requires_grad_(True)
         if objective.needs_head:
             torch.manual_seed(0)
-            model.labels["task"] = ["thing", "word"]
-            model.heads["task"] = build("head", "linear:dropout=0").build(model, ["thing", "word"])
+            names = [] if objective.learns_numbers else ["thing", "word"]
+            model.labels["task"] = names
+            model.heads["task"] = build("head", "linear:dropout=0").build(model, names)
         elif objective.info.name in RATING:
             torch.manual_seed(0)
             model.heads["task"] = build("head", "linear:dropout=0").build(model, [])
@@ -45,7 +59,7 @@ def settings(objective, bases) -> dict:
         elif objective.info.name in GATED:
             torch.manual_seed(0)
             model = build("method", {"use": "meteora", "adapters": loras.two()}).prepare(model, None)
-        features = encode(objective, model, examples(8))
+        features = encode(objective, model, given(objective, 8))
         assert features, "no example row could be encoded: the suite's rows lack what this objective learns from"
         found[architecture] = (model, features)
     return found
@@ -162,7 +176,7 @@ def test_a_row_that_is_too_long_is_dropped_by_name(row, bases):
     for architecture in objective.architectures:
         model = load_base(bases[architecture])
         render = Render(model.tokenizer, model.architecture, 8, labels=["thing"])
-        for example in labelled(examples(2), "thing"):
+        for example in given(objective, 2) if objective.info.name in CHOOSING else labelled(examples(2), "thing"):
             with pytest.raises(DroppedRow) as caught:
                 objective.encode(example, render, Rng(0).within(f"encode/{example.id}"))
             assert caught.value.dropped.id == example.id
@@ -175,7 +189,7 @@ def test_encoding_is_a_function_of_the_row(row, bases):
     model = load_base(bases[objective.architectures[0]])
     render = renderer(model, 256)
     render.labels = render.routes = ["thing", "word"]
-    for example in examples(3):
+    for example in given(objective, 3):
         first, second = (objective.encode(example, render, Rng(0).within(f"encode/{example.id}")) for _ in range(2))
         assert first == second
 

@@ -143,6 +143,26 @@ def test_filling_shows_every_default_and_changes_nothing():
     assert again.identity == made.identity and again.fill() == filled
 
 
+def test_a_world_keeps_its_own_seed():
+    made = recipe(world={"use": "opinions", "seed": 3}, rows=copy("world"))
+    assert node(made, "world").seed == 3 and next(n for n in made.nodes if n.name == "world").seed is None
+    again = Recipe(yaml.safe_load(made.to_yaml()))
+    assert again.identity == made.identity and again.fill() == made.fill()
+    bare = recipe(world={"use": "opinions"}, rows=copy("world"))
+    assert Recipe(yaml.safe_load(bare.to_yaml())).identity == bare.identity != made.identity
+    assert bare.edit(**{"world.seed": 3}).identity == made.identity
+    with pytest.raises(UserError, match="In step 'world': .*seed = -1"):
+        bare.edit(**{"world.seed": -1})
+
+
+def test_no_step_has_two_seeds():
+    """A step that draws from the run's seed would not know whose a field `seed` is."""
+    from luthier.core.index import rows
+
+    own = [r["name"] for r in rows() if r["kind"] == "step" and "seed" in r["schema"].get("properties", {})]
+    assert own and not [name for name in own if find("step", name).seeded]
+
+
 def test_the_identity_is_steps_wiring_and_seed():
     made = recipe(**GOOD)
     assert recipe(**{n: GOOD[n] for n in ("base", "rows", "fit")}).identity == made.identity

@@ -48,6 +48,30 @@ def test_norms_cost_nothing_and_a_prompt_can_not_be_merged(bench):
     assert prompt.cells["trained"] == 10 * 64
 
 
+@pytest.fixture(scope="module")
+def encoders(engine, pico_encoder, tmp_path_factory):
+    return methods_probe.Bench(engine, "encoder", pico_encoder, tmp_path_factory.mktemp("encoders"))
+
+
+@pytest.mark.oracle(clause="what a method costs", against="closed form: products of the layers that are left")
+def test_a_base_that_was_cut_is_cut_again_before_it_is_measured(encoders):
+    """Heads, neurons and ranks are gone: less work than the base, no weights of its kind, and no two at once."""
+    from torch import nn
+
+    row = encoders.row("light-peft")
+    assert row.cells["mergeable"] is False and row.cells["stackable"] is False
+    model = encoders.loaded(encoders.folder / "light-peft")
+    layers = {n: m for n, m in model.module.named_modules() if type(m) is nn.Linear and ".pooler" not in n}
+    products = 2 * TOKENS * sum(m.in_features * m.out_features for m in layers.values())
+    queries = sum(m.out_features for n, m in layers.items() if n.removesuffix(".base_layer").endswith(".query"))
+    assert queries < model.module.config.num_hidden_layers * model.module.config.hidden_size
+    pooled = [m for n, m in model.module.named_modules() if type(m) is nn.Linear and ".pooler" in n]
+    pooler = sum(2 * m.in_features * m.out_features for m in pooled)  # of one token
+    assert row.cells["work"] * encoders.work + encoders.work == pytest.approx(
+        products + pooler + 2 * 2 * TOKENS * TOKENS * queries, rel=1e-6)
+    assert -0.5 < row.cells["work"] < 0
+
+
 def test_adapters_that_a_method_combines_are_made_first_and_a_refusal_is_kept(bench):
     assert set(bench.method("meteora").routes) == {"first", "second"}
     refused = bench.row("bitfit")

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from luthier.core import index, recorded
+from luthier.core.recipe import Recipe
 from luthier.core.study import SCALES
 from luthier.pipelines import evidence, reproducing
 
@@ -37,6 +39,14 @@ def test_what_is_stated_before_is_whole(name):
     named = {a for g in study.guards() for a in g.arms} | {a for c in study.choices() for a in c.among}
     named |= {a for c in study.claims() for a in (c.left, c.right)} - {c.name for c in study.choices()}
     assert named <= set(arms)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_of_a_study_can_be_opened_again(name):
+    """What is written into a run's folder is what was run: worlds with seeds of their own, too."""
+    made = reproducing.grid_of(reproducing.find(name), "smoke").recipe()
+    again = Recipe(yaml.safe_load(made.to_yaml()))
+    assert again.identity == made.identity and again.fill() == made.fill()
 
 
 @pytest.mark.parametrize("record", recorded.records().values(), ids=lambda r: r["study"])

@@ -10,7 +10,8 @@
       documents: {use: ingest, inputs: {base: base}, paths: [docs]}
 
 Each step is a component of kind `step`; `inputs` wires the names it reads to the names of other steps, and `seed`, where
-a step has one, stands in place of the recipe's. Unknown keys are errors with the nearest legal key; `fill` shows every
+a step has one, stands in place of the recipe's. Of a step that draws nothing from the recipe's seed and has a field `seed`, as
+invented worlds have, it is that field. Unknown keys are errors with the nearest legal key; `fill` shows every
 default; a variant is an edit, never a copy.
 
 Variants of one step stand side by side as NAME@VARIANT: what follows the @ tells them apart, and changes no draw.
@@ -73,8 +74,8 @@ class Recipe:
         if not isinstance(wiring, dict):
             raise UserError(f"The inputs of step '{name}' are not a mapping from input to step; found {wiring!r}.")
         wiring = {str(k): v for k, v in wiring.items()}
-        seed = values.pop("seed", None)
         try:
+            seed = None if _its_own(values.get("use")) else values.pop("seed", None)
             step = build("step", values)
         except UserError as error:
             raise UserError(f"In step '{name}': {error}") from None
@@ -176,6 +177,12 @@ def _at(place: Any, name: str, path: str) -> Any:
         legal = [str(i) for i in range(len(place))] if isinstance(place, list) else []
         raise UserError(f"'{path}': there is no '{name}'. {nearest(name, legal)}")
     return None
+
+
+def _its_own(use: Any) -> bool:
+    """Whether `seed` is a field of that step, and no seed of what it draws."""
+    step = find("step", use) if isinstance(use, str) else None
+    return step is not None and not step.seeded and "seed" in step.model_fields
 
 
 def _whole(seed: Any, where: str) -> None:

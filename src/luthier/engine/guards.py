@@ -18,6 +18,7 @@ from luthier.core.files import Journal
 from luthier.engine import coupled, distributed, sharding
 from luthier.engine.batches import Batch, narrow, tokens_in
 from luthier.engine.memory import available_mb
+from luthier.engine.turns import due
 
 if TYPE_CHECKING:
     from luthier.engine.loop import Loop, Task
@@ -114,13 +115,14 @@ def _attempt(loop: Loop) -> tuple[dict[str, float], int] | None:
     parts: dict[str, float] = {}
     tokens = 0
     loop.run.take()  # what hooks, an evaluation or an attempt before this one measured
-    for task in loop.tasks:
-        batches = loop.batch(task, loop.clock.step)
+    for task, turn in due(loop):
+        batches = loop.batch(task, turn.nth)
         counts = loop.counts(batches, task)
         mine: dict[str, float] = {}
         short = ""
         try:
-            mine = loop.accumulate(batches, task, counts)
+            # A task that has its second turn in a step drops other units than in its first.
+            mine = loop.accumulate(batches, task, counts, f"/{turn.again}" if turn.again else "", turn.share)
         except (MemoryError, RuntimeError) as error:
             # Sharded, the other ranks wait within this step for layers that will not come.
             if not out_of_memory(error) or sharding.is_sharded(loop.masters.tensors()):
@@ -192,8 +194,8 @@ def _named(loop: Loop, is_finite: Any) -> str:
     """Which rows of this step are to blame, found by asking each alone."""
     mine: list[str] = []
     whole: list[str] = []
-    for task in loop.tasks:
-        for batch in loop.batch(task, loop.clock.step):
+    for task, turn in due(loop):
+        for batch in loop.batch(task, turn.nth):
             whole += batch["ids"]
             together = "coupled" in task.objective.parts.values() or sharding.is_sharded(loop.masters.tensors())
             for i in [] if together else range(len(batch["ids"])):

@@ -1,8 +1,9 @@
 """The one training loop.
 
-Each optimizer step takes a batch of every task, sums un-normalised losses over micro-batches, divides by counts known
-beforehand, and lets the hooks see it in a fixed order. Sampling is a pure function of (seed, step); dropout is seeded
-per micro-batch; every state is in the checkpoint: a resumed run is the uninterrupted one, bit for bit on one machine.
+Each optimizer step takes a batch of every task, or of those whose turn it is (`turns`), sums un-normalised losses over
+micro-batches, divides by counts known beforehand, and lets the hooks see it in a fixed order. Sampling is a pure function of
+(seed, step); dropout is seeded per micro-batch; every state is in the checkpoint: a resumed run is the uninterrupted one, bit
+for bit on one machine.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from luthier.engine.forward import Forward
 from luthier.engine.masters import Masters
 from luthier.engine.mixing import Mixture
 from luthier.engine.models import Model
+from luthier.engine.turns import Turns, steps_of_epoch
 from luthier.engine.validation import Validation
 
 Parts = dict[str, torch.Tensor]
@@ -37,7 +39,10 @@ Parts = dict[str, torch.Tensor]
 
 @dataclass
 class Task:
-    """One task as encoded rows: `ids[i]` belongs to `rows[i]`."""
+    """One task as encoded rows: `ids[i]` belongs to `rows[i]`.
+
+    `weight` is that of all parts of its loss, `scale` a factor of the objective's own parts alone.
+    """
 
     name: str
     objective: Objective
@@ -45,6 +50,7 @@ class Task:
     ids: Sequence[str]
     weight: float = 1.0
     mixture: Mixture | None = None
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -149,6 +155,8 @@ class Loop:
     kept: dict[str, Any] = field(default_factory=dict)
     # Where the curve grows while it is drawn, for whoever watches from outside; what the loop knows is in its checkpoints.
     live: Path | None = None
+    # Which tasks a step takes; a batch of each where nothing is said.
+    turns: Turns | None = None
 
     def __post_init__(self) -> None:
         if not self.tasks or not all(t.rows for t in self.tasks):
@@ -162,7 +170,7 @@ class Loop:
         self.rates = [g["lr"] for g in self.torch_optimizer.param_groups]
         self.rng = self.ctx.rng.within("loop")
         self.pad = self.model.tokenizer.pad_token_id or 0
-        self.per_epoch = math.ceil(len(self.tasks[0].rows) / self.plan.batch_rows)
+        self.per_epoch = steps_of_epoch([len(t.rows) for t in self.tasks], self.plan.batch_rows, self.turns)
         self.ctx.clock, self.ctx.closure, self.ctx.perturbed = self.clock, self.closure, self.perturbed
         self.micro = guards.decided(self.ctx.journal, guards.Micro(self.plan.micro_rows, self.plan.micro_tokens))
         self.state = State(self)
@@ -218,7 +226,7 @@ class Loop:
         return self.validation is not None and self.validation.stopped
 
     def batch(self, task: Task, step: int) -> list[Batch]:
-        """This rank's micro-batches of one task at one step; hooks have seen its rows whole. None when it has no rows."""
+        """This rank's micro-batches of a task's batch number `step`; hooks have seen its rows whole. None when it has none."""
         rng, size = self.rng.within(task.name), self.plan.batch_rows
         mine = distributed.rank(), distributed.ranks()
         rows = task.mixture.rows_at(rng, step, size, *mine) if task.mixture else \
@@ -304,14 +312,16 @@ class Loop:
             parts = hook.on_loss(self.run, batch, parts)
         return parts
 
-    def accumulate(self, batches: Sequence[Batch], task: Task, counts: Counts, rng: str = "") -> dict[str, float]:
-        """Add this rank's gradients to the masters; parts are divided by `counts`.
+    def accumulate(self, batches: Sequence[Batch], task: Task, counts: Counts, rng: str = "", share: float = 1.0
+                   ) -> dict[str, float]:
+        """Add this rank's gradients to the masters; parts are divided by `counts` and weighed by `share`.
 
         A part that nothing counts, such as a penalty on weights, belongs to the whole step: each micro-batch bears its
         share.
         """
         self.run.task = task.name
         coefficients = task.objective.coefficients()
+        weights = {n: task.weight * task.scale * coefficients.get(n, 1.0) for n in (*task.objective.parts, *coefficients)}
         own = f"/{distributed.rank()}" if distributed.rank() else ""
         values: dict[str, float] = {}
         for i, batch in enumerate(batches):
@@ -320,7 +330,7 @@ class Loop:
 
             gathered = coupled.gather(self.run, task.objective, batch, self.micro, seed)
             seed()
-            scaled = {n: task.weight * coefficients.get(n, 1.0) * p / max(counts.parts.get(n, counts.micros), 1e-12)
+            scaled = {n: share * weights.get(n, task.weight) * p / max(counts.parts.get(n, counts.micros), 1e-12)
                       for n, p in self.parts(batch, task, gathered.seen if gathered else None).items()}
             torch.stack([p.float() for p in scaled.values()]).sum().backward()
             if gathered:

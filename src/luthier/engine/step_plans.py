@@ -164,8 +164,7 @@ def _batches(fit: Fit, tasks: Sequence[Task], model: Model, ctx: Ctx) -> tuple[i
     from luthier.engine.loop import rows_at
     from luthier.engine.metering import packed
 
-    per_epoch = math.ceil(len(tasks[0].rows) / fit.batch_rows)
-    steps = fit.length.in_steps(per_epoch)
+    steps = fit.length.in_steps(fit.per_epoch(tasks))
     most_tokens = fit.micro_tokens or 1024
     cut = packs_of if packed(model) else by_length
     found = []

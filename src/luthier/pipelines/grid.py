@@ -83,7 +83,8 @@ class Grid:
                 if name not in steps:
                     inputs = {wanted: self._names[keys[source]] for wanted, source in node.inputs.items()}
                     own = self._seed(node, arm, seed)
-                    step = {k: v for k, v in copy.deepcopy(text[node.name]).items() if k not in ("inputs", "seed")}
+                    given = ("inputs", "seed") if type(node.step).seeded else ("inputs",)
+                    step = {k: v for k, v in copy.deepcopy(text[node.name]).items() if k not in given}
                     steps[name] = {**step, **({"inputs": inputs} if inputs else {}),
                                    **({} if own is None else {"seed": own})}
         about = f"{len(self.arms)} arms ({', '.join(self.arms)}), {len(self.seeds)} seed{'s' * (len(self.seeds) > 1)}"

@@ -18,7 +18,9 @@ from luthier.core.errors import UserError
 from luthier.core.recipe import Recipe, load_recipe
 from luthier.core.run import Run
 from luthier.engine.executor import Watcher, check_executor, execute
+from luthier.engine.steps.fit import Fit
 from luthier.pipelines.sources import format_of, is_artifact
+from luthier.pipelines.steps.tasks import Tasks
 from luthier.techniques.data._formats import FORMATS
 
 DEMO_PAGES = 10
@@ -115,7 +117,11 @@ def _mixed(recipe: Recipe, weights: Mapping[str, float]) -> Recipe:
 
 
 def _tune(paths: Sequence[str], recipe: str, objective: str | None, sets: Sequence[str]) -> Recipe:
-    made, found = _with_rows(load_recipe(recipe), paths, sets)
+    made = load_recipe(recipe)
+    manifest = next((n.name for n in made.nodes if isinstance(n.step, Tasks)), None)
+    if manifest is not None:
+        return _manifest(made, manifest, paths, objective)
+    made, found = _with_rows(made, paths, sets)
     _refuse_unlearned(paths[0], found, objective)
     form = FORMATS[found]
     if found == "raw-text" and objective in (None, "pretrain"):
@@ -137,6 +143,15 @@ def _tune(paths: Sequence[str], recipe: str, objective: str | None, sets: Sequen
     elif objective:
         made = made.edit(**{"tuned.tasks": [{"data": "examples.train", "objective": objective}]})
     return made
+
+
+def _manifest(recipe: Recipe, step: str, paths: Sequence[str], objective: str | None) -> Recipe:
+    """The recipe on the tasks of a manifest."""
+    if len(paths) > 1 or Path(paths[0]).suffix not in (".yaml", ".yml"):
+        raise UserError(f"The recipe '{recipe.text['name']}' reads one manifest of tasks (.yaml); found: {', '.join(paths)}.")
+    if objective:
+        raise UserError(f"objective = {objective}: each task of a manifest has its own, by its type. Leave it out.")
+    return recipe.edit(**{f"{step}.path": paths[0]})
 
 
 def _with_rows(recipe: Recipe, paths: Sequence[str], sets: Sequence[str]) -> tuple[Recipe, str]:
@@ -240,7 +255,7 @@ def _place(recipe: Recipe, kind: str, specs: list[str]) -> dict[str, Any]:
         "data_step": ("synthesize", "sources", True), "retriever": ("index", "retriever", False),
     }
     use, field, several = places[kind]
-    steps = [n.name for n in recipe.nodes if n.step.info.name == use]
+    steps = [n.name for n in recipe.nodes if n.step.info.name == use or (use == "fit" and isinstance(n.step, Fit))]
     if not steps:
         raise UserError(f"This recipe has no step that takes a {kind.replace('_', '-')}.")
     if not several and len(specs) > 1:

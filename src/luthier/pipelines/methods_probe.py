@@ -110,8 +110,8 @@ class Bench:
         row.cells = {"trained": trained, "share": trained / self.size,
                      "optimizer": sum(t.numel() * t.element_size() for t in states if t.dim()),
                      "step": seconds / self.seconds if self.seconds else UNKNOWN}
-        measures = {"work": lambda: flop(self.loaded(folder, method)) / self.work - 1,
-                    "mergeable": lambda: self.mergeable(self.loaded(folder, method), kind),
+        measures = {"work": lambda: flop(self.loaded(folder)) / self.work - 1,
+                    "mergeable": lambda: self.mergeable(self.loaded(folder), kind),
                     "stackable": lambda: self.stackable(folder, method),
                     "quantised": lambda: self.quantised(method, folder)}
         for cell, measure in measures.items():
@@ -141,10 +141,14 @@ class Bench:
 
         shutil.rmtree(folder, ignore_errors=True)
         found = []
+        base = {"name": self.base.meta["name"], "identity": self.base.identity}
         for n, name in enumerate(("first", "second")):
             found.append(self.fitted(method, self.engine.fresh(self.base), folder / f"{name}-training", n))
             (folder / name).mkdir(parents=True)
-            weights.SAVERS[type(method).artifact](found[n][0].model, folder / name)
+            model = found[n][0].model
+            method.keep(model, folder / name)
+            # Saved as a training saves it: a method may have cut the base, or given it other numbers.
+            weights.save(model, type(method).artifact, folder / name, {}, base=base, fit={"method": method.to_dict()})
         return found[0][0], min(seconds for _, seconds in found)
 
     def fitted(self, method: Method, model: Model, folder: Path, seed: int) -> tuple[Loop, float]:
@@ -193,15 +197,12 @@ class Bench:
     def _row(objective: Any, example: Example, render: Any) -> Any:
         return objective.encode(example, render, Rng(0))
 
-    def loaded(self, folder: Path, method: Method, name: str = "first", model: Model | None = None) -> Model:
+    def loaded(self, folder: Path, name: str = "first", model: Model | None = None) -> Model:
         """What a training left, on a fresh base or on a model."""
-        from luthier.engine import weights
+        from luthier.core.artifact import open_artifact
+        from luthier.engine.models import add_tuned
 
-        method.loadable()
-        model = model or self.engine.fresh(self.base)
-        weights.LOADERS[type(method).artifact](model, folder / name)
-        model.module.eval()
-        return model
+        return add_tuned(model or self.engine.fresh(self.base), open_artifact(folder / name))
 
     def mergeable(self, model: Model, kind: str) -> bool:
         """Whether the result can be had as weights of the base's own kind."""
@@ -215,10 +216,12 @@ class Bench:
 
     def stackable(self, folder: Path, method: Method) -> bool:
         """Whether two results are at work at the same time."""
-        one, other = (said(self.loaded(folder, method, name)) for name in ("first", "second"))
-        model = self.loaded(folder, method)
+        one, other = (said(self.loaded(folder, name)) for name in ("first", "second"))
+        model = self.loaded(folder)
+        if model.pruned is not None:
+            return False  # each stands on a base that was cut for it
         if type(method).artifact != "adapter":
-            both = said(self.loaded(folder, method, "second", model))
+            both = said(self.loaded(folder, "second", model))
         else:
             try:
                 model.module.load_adapter(str(folder / "second"), "second", autocast_adapter_dtype=False)

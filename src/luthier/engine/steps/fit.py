@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from luthier.engine.loop import Loop, Task
     from luthier.engine.models import Model
     from luthier.engine.rendering import Render
+    from luthier.engine.turns import Turns
     from luthier.engine.validation import Metrics
 
 CURVE = "curve.jsonl"  # grows while the step works, and is written whole when it ends
@@ -41,6 +42,8 @@ class Fit(Step, name="fit"):
     output: ClassVar[str] = "adapter|delta|model"
     distributed: ClassVar[bool] = True
     trains: ClassVar[bool] = True
+    # Whether the heads are what the model says; else they lie beside its weights for who asks for them.
+    heads_answer: ClassVar[bool] = True
     tasks: tuple[TaskSpec, ...] = Field(named(({"data": "examples.train"},)), description="what is learned, from which data")
     method: Slot[Method] = Field(named("lora"), description="which weights move")
     regularizers: tuple[Slot[Regularizer], ...] = Field((), description="what is added to the objective")
@@ -277,8 +280,7 @@ class Fit(Step, name="fit"):
         from luthier.engine.loop import Loop, Plan
         from luthier.engine.validation import Validation
 
-        per_epoch = math.ceil(len(tasks[0].rows) / self.batch_rows)
-        steps = self.length.in_steps(per_epoch)
+        steps = self.length.in_steps(self.per_epoch(tasks))
         # Decided once, as the dtype: another start may find more or less memory free.
         tokens = self.micro_tokens or ctx.journal.do("micro_tokens", lambda: guards.micro_tokens(model, ctx.engine.exact))
         plan = Plan(steps, self.batch_rows, self.micro_rows or self.batch_rows, rate.value, tokens, self.clip,
@@ -295,7 +297,15 @@ class Fit(Step, name="fit"):
         validation = Validation(run, tasks[0].name, tasks[0].objective, held_out, self.batch_rows, self.validation,
                                 metrics) if held_out else None
         return Loop(run, tasks, plan, groups, self.optimizer, self.schedule, ctx, validation=validation,
-                    live=ctx.folder / CURVE)
+                    live=ctx.folder / CURVE, turns=self.turns(tasks, steps, ctx))
+
+    def per_epoch(self, tasks: Sequence[Task]) -> int:
+        """Optimizer steps of an epoch."""
+        return math.ceil(len(tasks[0].rows) / self.batch_rows)
+
+    def turns(self, tasks: Sequence[Task], steps: int, ctx: Ctx) -> Turns | None:
+        """Which tasks a step takes; a batch of each where nothing is said."""
+        return None
 
     def _save(self, model: Model, loop: Loop, encoded: Mapping[str, Encoded], base: Artifact, rate: Default, ctx: Ctx,
               found: Mapping[str, Any]) -> Artifact:
@@ -308,7 +318,7 @@ class Fit(Step, name="fit"):
         write_lines(ctx.folder / "ledger.jsonl", (entry for e in encoded.values() for entry in e.ledger))
         write_json(ctx.folder / "cost.json", {"seconds": clock.seconds, "tokens": clock.tokens, "peak_mb": peak_mb()})
         heads, silent = ({t.name: spec.head.to_dict() for t, spec in zip(loop.tasks, self.tasks, strict=True)
-                          if spec.head and spec.head.answers is answers} for answers in (True, False))
+                          if spec.head and (spec.head.answers and self.heads_answer) is answers} for answers in (True, False))
         mixtures = {t.name: t.mixture.report(clock.step * self.batch_rows) for t in loop.tasks if t.mixture}
         self.method.keep(model, ctx.folder)
         decisions = {**ctx.engine.decisions, **{n: kept[n] for n in ("dtype", "activation_checkpointing", "compiled")}, **found}
@@ -325,6 +335,7 @@ class Fit(Step, name="fit"):
                  "peak_mb": round(peak_mb()), "planned": kept["plan"], "steps": clock.step, "epochs": clock.epoch,
                  "learning_rate": {"value": rate.value, "source": rate.source}, "decisions": decisions,
                  **({"mixtures": mixtures} if mixtures else {}),
+                 **({"turns": loop.turns.report(clock.step)} if loop.turns else {}),
                  **({"validation": loop.validation.report()} if loop.validation else {})})
 
     def _probe(self, model: Model, tasks: list[Task], ctx: Ctx) -> None:
@@ -349,6 +360,7 @@ class Fit(Step, name="fit"):
         """Load what was saved and compare its losses with the trained model's on the same rows."""
         import torch
 
+        from luthier.engine import weights
         from luthier.engine.models import add_tuned
         from luthier.engine.probing import PROBE_ROWS, losses
         from luthier.engine.roles import Roles
@@ -356,6 +368,7 @@ class Fit(Step, name="fit"):
         gc.collect()  # the trained model hangs in circles; two of them need not lie in memory
         dtype = getattr(torch, ctx.journal.values["dtype"])
         model = add_tuned(ctx.engine.fresh(inputs["base"], dtype), open_artifact(artifact.folder))
+        weights.load_heads(model, artifact, "training_heads")
         render = self._render(model, inputs)
         quiet = Ctx(**{**ctx.__dict__, "log": lambda text: None})
         roles = Roles.named([t.objective for t in self.tasks], self.roles, inputs, ctx.engine)

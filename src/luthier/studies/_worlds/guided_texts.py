@@ -42,13 +42,13 @@ class GuidedTexts(Step, name="guided-texts"):
     beta: float = Field(0.5, gt=0, description="KL weight of the aligned models")
     noise: float = Field(0.3, ge=0, description="standard deviation of what the direct model's reward is off by")
     rollouts: int = Field(8, ge=0, description="texts from which a value is estimated; 0: all of them, by their chances")
-    seed: int = Field(0, ge=0, description="which worlds; a study's training seeds draw other roll-outs in the same ones")
+    worlds_seed: int = Field(0, ge=0, description="which worlds; training seeds draw other roll-outs in the same ones")
 
     def run(self, inputs: Mapping[str, Artifact], ctx: Ctx) -> Artifact:
         """`scores.jsonl` has two lines a world."""
         lines: list[dict[str, Any]] = []
         for n in range(self.worlds):
-            world = _World(self, Rng(self.seed).within(f"world/{n}"))
+            world = _World(self, Rng(self.worlds_seed).within(f"world/{n}"))
             gained, error = world.decoded(ctx.rng.within(f"rollouts/{n}"))
             lines += [{"id": f"{n}", "set": "worlds", "cluster": f"{n}", "metric": metric, "value": value}
                       for metric, value in zip(METRICS, (gained, error), strict=True)]

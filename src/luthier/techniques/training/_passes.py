@@ -35,6 +35,11 @@ def sequence_of(what: str, batch: Mapping[str, Any]) -> TokenBatch:
     return sequence
 
 
+def chooses(batch: Mapping[str, Any]) -> bool:
+    """Whether its rows are options to choose from (`engine/choices.py`)."""
+    return "options" in batch
+
+
 def units(inputs: TokenBatch) -> int:
     """How many predictions are made: learned tokens, or rows where labels are learned."""
     return inputs.learned or len(inputs)
