@@ -254,6 +254,12 @@ def test_an_entry_may_be_given_and_more_tasks_than_entries_are_told(pico, make_c
     fit = short_fit("decoder", method="l2m:pool_size=2,entry=1", tasks=task, length={"steps": 2})
     one = fit.run(inputs, make_ctx("one", inputs))
     assert routing.chooser(add_tuned(load_base(pico), one)).counts.tolist() == [0, 16]
+    both = (*task, {"data": "examples.dev", "objective": "l2m"})
+    fit = short_fit("decoder", method="l2m:pool_size=3,entry=1", tasks=both, length={"steps": 2})
+    two = fit.run(inputs, make_ctx("two", inputs))
+    assert routing.chooser(add_tuned(load_base(pico), two)).counts.tolist() == [0, 16, 6]
+    with pytest.raises(UserError, match="entry = 1 and 2 tasks go beyond pool_size = 2"):
+        short_fit("decoder", method="l2m:pool_size=2,entry=1", tasks=both).run(inputs, make_ctx("beyond", inputs))
     for number, wanted in ((2, False), (3, True)):
         inputs = {**inputs, "begin": one}
         fit = short_fit("decoder", method="l2m:pool_size=2", tasks=task, length={"steps": 2})

@@ -340,7 +340,7 @@ class Fit(Step, name="fit"):
         sequences = [p for t in tasks for row in t.rows[:PROBE_ROWS] for p in row.values() if isinstance(p, Tokens)]
         learned = [s for s in sequences if any(s.targets)]
         answers = [p for t in tasks if t.objective.learns_to_stop for row in t.rows[:PROBE_ROWS]
-                   for p in row.values() if isinstance(p, Tokens) and any(p.targets)]
+                   for p in row.values() if isinstance(p, Tokens) and any(p.targets) and "states" not in p.pieces]
         stops = model.template.get("stop_ids", ())
         ends = [(s.decoder_ids or s.ids)[max(i for i, t in enumerate(s.targets) if t)] in stops for s in answers]
         # Rows are counted from the data again, not from the ledger: the receipt compares two ways of counting.

@@ -12,7 +12,7 @@ Importing this module makes the tuner known to PEFT.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -86,7 +86,7 @@ class Keys(nn.Module):
         self.reserved = config.reserved
         self.register_buffer("counts", torch.zeros(config.entries, dtype=torch.long, device=embedding.device))
         self.inverse: torch.Tensor | None = None
-        self.takes: int | Sequence[int] | None = None
+        self.takes: int | Sequence[int] | Callable[[], int] | None = None
         self.picked: Picked | None = None
         self.__dict__["asked"] = asked  # not through nn.Module: it holds this one
         asked.register_forward_pre_hook(self.before, with_kwargs=True)
@@ -144,7 +144,7 @@ class Keys(nn.Module):
     def choose(self, query: torch.Tensor) -> torch.Tensor:
         """[rows] entries. While training, shares of earlier trainings count against an entry."""
         if self.takes is not None:
-            given = torch.as_tensor(self.takes, device=query.device)
+            given = torch.as_tensor(self.takes() if callable(self.takes) else self.takes, device=query.device)
             if given.dim() and len(given) != len(query):
                 raise UserError(f"l2m: {len(given)} entries are given to {len(query)} rows.")
             return given.expand(len(query))

@@ -47,7 +47,8 @@ class L2M(Method, name="l2m", seeds=[129]):
     query: Literal["mean-embedding"] = Field("mean-embedding", description="what keys are compared with")
     count_penalty: bool = Field(True, description="entries that earlier trainings used are avoided while training")
     reserved: int = Field(0, ge=0, description="the first entries, which stand for what the base knows and modulate nothing")
-    entry: int | None = Field(None, ge=0, description="all rows of this training take this entry (the oracle)")
+    entry: int | None = Field(None, ge=0, description="rows of the first task of this training take this entry, those of each "
+                                                         "further one the next (the oracle)")
 
     @model_validator(mode="after")
     def _within(self) -> L2M:
@@ -104,14 +105,25 @@ class Pool(Hook):
         self.keys: Any = routing.chooser(model)
         if self.keys is None:
             raise UserError("l2m: the model has no pool.")
-        self.keys.takes, self.first = method.entry, method.reserved
         self.taken: dict[str, int] = {}
-        if method.count_penalty and method.entry is None:
+        if method.entry is not None:
+            self._give(method, ctx)
+        elif method.count_penalty:
             self.keys.penalise()
             free = int((self.keys.counts[method.reserved:] == 0).sum())
             if self.keys.inverse is not None and not free:
                 ctx.log(f"WARNING: all {method.pool_size} entries are used: pool_size is below the number of tasks, and this "
                         "one will change what an earlier one has learned. Begin with a larger pool_size.")
+
+    def _give(self, method: L2M, ctx: FitCtx) -> None:
+        """Entries by the task whose rows are read."""
+        assert ctx.rows is not None and method.entry is not None
+        loop, first = ctx.rows.loop, method.entry
+        names = [task.name for task in loop.tasks]
+        if first + len(names) > method.pool_size:
+            raise UserError(f"l2m: entry = {first} and {len(names)} tasks go beyond pool_size = {method.pool_size}.")
+        # Whoever looks at the layers before training reads no task.
+        self.keys.takes = lambda: first + (names.index(loop.run.task) if loop.run.task in names else 0)
 
     def on_loss(self, run: Forward, batch: Any, parts: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         from luthier.engine.batches import TokenBatch
@@ -121,7 +133,8 @@ class Pool(Hook):
                 likeness, chosen = self.keys.likeness(part)
                 run.measure(likeness=likeness)
                 # By row: a step that begins again for want of memory counts no row twice.
-                self.taken |= {f"{row}/{name}": entry for row, entry in zip(batch["ids"], chosen.tolist(), strict=True)}
+                self.taken |= {f"{run.task}/{row}/{name}": entry
+                               for row, entry in zip(batch["ids"], chosen.tolist(), strict=True)}
         return parts
 
     def on_step(self) -> None:
