@@ -86,7 +86,7 @@ KNOWN = (Task("west", "point", (-2, -2), (-2, -1)), Task("east", "point", (2, -2
          Task("left", "pendulum", (2.1, 0), (2.6, 0), gain=1.5), Task("right", "pendulum", (4.2, 0), (3.7, 0)))
 NEW = (Task("corner", "point", (2, 2), (2, 3)), Task("mirrored", "point", (2, 2), (2, 3), mirror=-1),
        Task("middle", "point", (0, 0), (-1, 0), gain=0.7, mirror=-1),
-       Task("side", "pendulum", (1.05, 0), (0.4, 0), gain=1.5, mirror=-1))
+       Task("side", "pendulum", (1.05, 0), (1.4, 0), gain=1.5, mirror=-1))
 TWINS = NEW[:2]
 
 
