@@ -23,6 +23,8 @@ RATING = {"span-scorer"}
 HELD = {"kl-to-reference"}
 # Objectives that teach gates.
 GATED = {"gate-supervised"}
+# Objectives that pull the keys of a pool.
+POOLED = {"l2m"}
 # Objectives that tell options apart: their rows have two, and the number of the right one.
 CHOOSING = {"choose"}
 
@@ -59,6 +61,9 @@ def settings(objective, bases) -> dict:
         elif objective.info.name in GATED:
             torch.manual_seed(0)
             model = build("method", {"use": "meteora", "adapters": loras.two()}).prepare(model, None)
+        elif objective.info.name in POOLED:
+            torch.manual_seed(0)
+            model = build("method", "l2m:pool_size=3").prepare(model, None)
         features = encode(objective, model, given(objective, 8))
         assert features, "no example row could be encoded: the suite's rows lack what this objective learns from"
         found[architecture] = (model, features)

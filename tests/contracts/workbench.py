@@ -32,6 +32,7 @@ ARGUMENTS: dict[tuple[str, str], dict[str, Any]] = {
     ("method", "parts"): {"body": "stack", "train": ["layers"]},
     ("data_step", "clear"): {"samples": 2, "similarity": "same", "decoder": {"use": "sample", "max_new_tokens": 2}},
     ("regularizer", "booster"): {"data": "examples.dev"},
+    ("regularizer", "ewc"): {"data": "examples.dev"},
     ("data_step", "rerank"): {"metric": "f1"},
     ("data_step", "composite"): {"n": 2, "rows": 3},
     ("step", "base"): {"model": "pico"},

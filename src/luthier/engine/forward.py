@@ -95,6 +95,12 @@ class Forward:
 def hidden_states(model: Model, inputs: TokenBatch, vocabulary: Vocabulary | None, embeds: torch.Tensor | None = None,
                   layers: bool = False, packed: bool = False, frozen: Frozen | None = None) -> Output:
     """One forward of one model. Without a split vocabulary head, the model's own scores are kept."""
+    with routing.reading(inputs):
+        return _hidden_states(model, inputs, vocabulary, embeds, layers, packed, frozen)
+
+
+def _hidden_states(model: Model, inputs: TokenBatch, vocabulary: Vocabulary | None, embeds: torch.Tensor | None, layers: bool,
+                   packed: bool, frozen: Frozen | None) -> Output:
     split = vocabulary is not None or model.architecture == "encoder"
     if packed and split and inputs.decoder_ids is None and inputs.only_tokens:
         return _packed(model, inputs, vocabulary, embeds, layers, frozen)

@@ -270,11 +270,12 @@ def meta_model(folder: Any, artifact: Any, dtype: torch.dtype) -> Model:
 
     from luthier.engine.models import Model, architecture_of, auto_class, limit_of, load_tokenizer, senses
 
+    architecture = architecture_of(folder)
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     with torch.device("meta"):
         module = auto_class(folder).from_config(config, dtype=dtype)
     module.train().requires_grad_(False)
-    return Model(module, load_tokenizer(folder), architecture_of(folder), "plan", str(folder.name), limit_of(config), artifact,
+    return Model(module, load_tokenizer(folder), architecture, "plan", str(folder.name), limit_of(config), artifact,
                  **senses(folder, module))
 
 

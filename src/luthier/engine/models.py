@@ -15,7 +15,7 @@ from luthier.core.errors import UserError, nearest
 from luthier.core.files import read_json
 from luthier.core.finding import Finding, receipt
 from luthier.core.identity import hash_folder
-from luthier.engine import hub
+from luthier.engine import decisions, hub
 from luthier.engine.memory import require_mb
 from luthier.engine.packages import PACKAGES, check, model_folder
 from luthier.engine.pictures import Pictures, pictures_of
@@ -175,6 +175,8 @@ def architecture_of(folder: Path) -> Architecture:
     config = read_json(folder / "config.json")
     if config.get("is_encoder_decoder"):
         return "encoder-decoder"
+    if config.get("model_type") == decisions.TYPE:
+        decisions.classes()  # whoever loads it asks for its architecture first
     names = config.get("architectures") or []
     if not names:
         raise UserError(f"{folder / 'config.json'} names no architecture ('architectures').")

@@ -16,7 +16,7 @@ from luthier.core.citing import numbered
 from luthier.core.errors import UserError
 from luthier.core.example import Dropped, Example, Part, Turn, question
 from luthier.core.kinds import DroppedRow, Tokens
-from luthier.engine import plain
+from luthier.engine import decisions, plain
 from luthier.engine.chat import ChatTemplate, Message, choose, joined, messages_of
 
 if TYPE_CHECKING:
@@ -106,6 +106,8 @@ class Render:
         """As `tokens`, of any length."""
         if not any(t.target for t in example.turns):
             raise DroppedRow(Dropped(example.id, "nothing to learn", "the row has no answer or completion"))
+        if decisions.decides(example):
+            return decisions.tokens(example, self)
         shown = self._shown(example)
         tokens = self._chat_tokens(shown) if self.chat else self._plain_tokens(shown)
         return self._with_pictures(tokens, example)

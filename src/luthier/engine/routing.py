@@ -1,8 +1,12 @@
-"""Routing: which parts of a model each token goes through, as its gates say.
+"""Routing: which parts of a model each token, or each row, goes through.
 
 A gate is a module with `routes`, the names of its parts, and `temperature`, by which it divides its logits when it
 answers. In each forward it tells what it chose (`tell`), and whoever listens hears it: an objective that teaches gates,
 a trace of an answer. Where nobody listens nothing is kept.
+
+What chooses for a row as a whole is a module with `takes`, the entries that rows are given from outside (None: it
+chooses itself), and `likeness(inputs)`, how near each row is to the key of its entry. It may read the rows of the forward
+that is made (`read`), which say what is asked and what is to be answered.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ import torch
 from luthier.core.errors import UserError
 
 if TYPE_CHECKING:
+    from luthier.engine.batches import TokenBatch
     from luthier.engine.models import Model
 
 
@@ -122,3 +127,46 @@ def told(model: Model, ids: Sequence[int]) -> dict[str, Any]:
     """A trace for reading: `routes`, `tokens` as they read, and `weights` [tokens][parts], to three places."""
     return {"routes": list(routes(model)), "tokens": [model.tokenizer.decode([i]) for i in ids],
             "weights": [[round(w, 3) for w in row] for row in trace(model, ids)]}
+
+
+_READING: ContextVar[TokenBatch | None] = ContextVar("reading", default=None)
+
+
+@contextmanager
+def reading(inputs: TokenBatch) -> Iterator[None]:
+    """Within this block these are the rows that a model is asked for."""
+    token = _READING.set(inputs)
+    try:
+        yield
+    finally:
+        _READING.reset(token)
+
+
+def read() -> TokenBatch | None:
+    """The rows of the forward that is made; None outside one of ours."""
+    return _READING.get()
+
+
+def chooser(model: Model) -> Any:
+    """The module that chooses an entry for each row; None in most models."""
+    return next((m for m in model.module.modules() if hasattr(m, "likeness")), None)
+
+
+@contextmanager
+def taking(model: Model, entries: int | Sequence[int] | None) -> Iterator[None]:
+    """Within this block rows take this entry, or each its own; None lets them choose.
+
+    Raises:
+        UserError: the model has nothing to choose from.
+    """
+    found = chooser(model)
+    if found is None:
+        if entries is not None:
+            raise UserError(f"{model.name} has no pool whose entries rows could take. It comes with --method l2m.")
+        yield
+        return
+    was, found.takes = found.takes, entries
+    try:
+        yield
+    finally:
+        found.takes = was

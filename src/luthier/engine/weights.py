@@ -119,6 +119,31 @@ def save(model: Model, kind: str, folder: Path, heads: dict[str, Any], **meta: A
     return seal(kind, folder, heads=heads, labels=model.labels, template=model.template, bytes=size, **meta)
 
 
+def go_on(model: Model, begun: Artifact) -> None:
+    """Fill the adapter that a method has just put on a model with an earlier one of the same settings.
+
+    Raises:
+        UserError: an adapter of another base or settings, or one with heads or new tokens, which would begin anew.
+    """
+    from peft import set_peft_model_state_dict
+
+    here = f"The adapter in {begun.folder} can't be gone on with"
+    base = begun.meta["base"]
+    if base["identity"] != model.base.identity:
+        raise UserError(f"{here}: it was trained on {base['name']} ({base['identity'][:8]}), not on {model.name} "
+                        f"({model.base.identity[:8]}).")
+    if begun.meta["heads"] or begun.meta.get("new_tokens") or not hasattr(model.module, "peft_config"):
+        raise UserError(f"{here}: its heads or new tokens would begin anew, or the method here makes no adapter.")
+    own, was = model.module.peft_config["default"].to_dict(), read_json(begun.folder / "adapter_config.json")
+    free = {"base_model_name_or_path", "inference_mode", "peft_version"}
+    for name in ("peft_type", *sorted(own.keys() - free)):
+        now = sorted(own[name]) if isinstance(own[name], (set, frozenset)) else own[name]
+        if getattr(now, "value", now) != was.get(name):
+            raise UserError(f"{here}: its {name} is {was.get(name)}, here it is {now}. Train with the same method and "
+                            "settings.")
+    set_peft_model_state_dict(model.module, load_file(begun.folder / "adapter_model.safetensors"))
+
+
 def load_heads(model: Model, artifact: Artifact, of: str = "heads") -> None:
     """Build the heads of a tuned artifact again and fill them: those that answer, or `training_heads`."""
     if not artifact.meta.get(of):

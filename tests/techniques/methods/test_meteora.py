@@ -18,7 +18,7 @@ from luthier.engine.steps.fit import Fit
 from luthier.techniques.methods._gated import Gate, GatedConfig, gated_layers
 from luthier.techniques.methods._mixtures import Stack
 from tests.contracts.loras import lora
-from tests.contracts.workbench import examples, make_batch, make_loop, short_fit, training_data, tuned_logits
+from tests.contracts.workbench import examples, make_loop, short_fit, training_data, tuned_logits
 
 IDS = torch.tensor([[7, 8, 9, 10, 11, 12, 13, 14, 15]])
 
@@ -170,29 +170,6 @@ def encode_routed(objective, model, routes=("one", "two")):
 
     render = renderer(model, 128, routes=routes)
     return [objective.encode(e, render, Rng(0)) for e in made]
-
-
-@pytest.mark.oracle(clause="gate loss equals hand cross-entropy", against="closed form, one gate after the other")
-def test_the_gates_loss_is_the_mean_over_gates_and_real_tokens(pico, folders, make_ctx):
-    model, objective = mixed(pico, folders), build("objective", "gate-supervised:beta=7")
-    features = encode_routed(objective, model)
-    heard = {}
-    for name, layer in gated_layers(model.module).items():
-        layer.gate.register_forward_hook(lambda gate, given, out, name=name: heard.__setitem__(name, (given[0], gate.weight)))
-    total = tokens = lm = learned = 0.0
-    for row in features:
-        model.module.eval()
-        with torch.no_grad():
-            scores = model.module(input_ids=torch.tensor([row["input"].ids])).logits[0].log_softmax(-1)
-        lm -= sum(float(scores[t, i]) for t, i in enumerate(row["input"].ids[1:]))
-        learned += len(row["input"].ids) - 1
-        for given, weight in heard.values():
-            total -= float((given.view(-1, given.shape[-1]) @ weight.T).log_softmax(-1)[:, row["route"]].sum()) / len(heard)
-        tokens += len(row["input"].ids)
-    loop = make_loop(model, objective, features, make_ctx("fit"), batch_rows=6)
-    found = loop.closure([make_batch(features, model)])
-    assert found["gate"] == pytest.approx(7 * total / tokens, rel=1e-5)
-    assert found["nll"] == pytest.approx(lm / learned, rel=1e-5)
 
 
 def fitted(make_ctx, base, folders, **changed):

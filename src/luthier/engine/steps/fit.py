@@ -35,10 +35,13 @@ CURVE = "curve.jsonl"  # grows while the step works, and is written whole when i
 
 
 class Fit(Step, name="fit"):
-    """Train a base on one or several tasks with a method; leaves an adapter, a delta or a model."""
+    """Train a base on one or several tasks with a method; leaves an adapter, a delta or a model.
+
+    With the input `begin`, an adapter of the same method, training goes on from that one.
+    """
 
     inputs: ClassVar[dict[str, str]] = {
-        "base": "model", "rate?": "records", "*": "examples|model|adapter|delta"}
+        "base": "model", "rate?": "records", "begin?": "adapter", "*": "examples|model|adapter|delta"}
     output: ClassVar[str] = "adapter|delta|model"
     distributed: ClassVar[bool] = True
     trains: ClassVar[bool] = True
@@ -123,6 +126,7 @@ class Fit(Step, name="fit"):
         from luthier.engine.roles import Roles
         from luthier.engine.step_plans import foretold
         from luthier.engine.thrift import check_offload, checkpointing, wants_checkpointing
+        from luthier.engine.weights import go_on
 
         engine = ctx.engine
         engine.forget()
@@ -145,6 +149,8 @@ class Fit(Step, name="fit"):
         model.module.train()
         torch.manual_seed(ctx.rng.key("prepare"))
         model = self.method.prepare(model, fit_ctx)
+        if "begin" in inputs:
+            go_on(model, inputs["begin"])
         for regularizer in self.regularizers:
             model = regularizer.prepare(model, fit_ctx)
         for task, spec in zip(tasks, self.tasks, strict=True):
@@ -345,7 +351,7 @@ class Fit(Step, name="fit"):
         sequences = [p for t in tasks for row in t.rows[:PROBE_ROWS] for p in row.values() if isinstance(p, Tokens)]
         learned = [s for s in sequences if any(s.targets)]
         answers = [p for t in tasks if t.objective.learns_to_stop for row in t.rows[:PROBE_ROWS]
-                   for p in row.values() if isinstance(p, Tokens) and any(p.targets)]
+                   for p in row.values() if isinstance(p, Tokens) and any(p.targets) and "states" not in p.pieces]
         stops = model.template.get("stop_ids", ())
         ends = [(s.decoder_ids or s.ids)[max(i for i, t in enumerate(s.targets) if t)] in stops for s in answers]
         # Rows are counted from the data again, not from the ledger: the receipt compares two ways of counting.
