@@ -219,8 +219,47 @@ def test_a_head_of_labels_is_not_dropped_in_silence(runs, tmp_path):
     shutil.copytree(runs[0], tmp_path / "run")
     record = tmp_path / "run" / "steps" / "tuned" / "luthier.json"
     write_json(record, {**read_json(record), "heads": {"topic": {"use": "linear"}}})
-    with pytest.raises(UserError, match=r"has a head of its own \(topic\)"):
-        merge([str(tmp_path / "run")], "linear", tmp_path / "out")
+    with pytest.raises(UserError, match=r"has a head of its own \(topic\), which --rule task-arithmetic does not merge"):
+        merge([str(tmp_path / "run")], "task-arithmetic", tmp_path / "out")
+
+
+@pytest.fixture(scope="module")
+def classifiers(engine, tmp_path_factory) -> list[Path]:
+    """Two runs of a classifier with a head of its own."""
+    folder, made = tmp_path_factory.mktemp("classifiers"), []
+    rows = [{"text": f"The {word} on plot {i} is {kind}.", "label": kind} for i, word in enumerate("amber birch cedar".split())
+            for kind in ("dry", "wet")]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    before = torch.get_num_threads()
+    for seed in range(2):
+        steps: dict[str, Any] = {
+            "base": {"use": "base", "model": "pico-encoder"}, "rows": {"use": "read", "path": str(folder / "rows.jsonl")},
+            "tuned": {"use": "fit", "method": "full", "length": {"steps": 2}, "learning_rate": 0.01, "dtype": "float32",
+                      "tasks": [{"data": "examples.all", "objective": "classify", "head": "linear"}],
+                      "over_long": "truncate", "inputs": {"base": "base", "examples": "rows"}}}
+        execute(Recipe({"name": "classifiers", "seed": seed, "steps": steps}), folder / f"run{seed}", engine)
+        made.append(folder / f"run{seed}")
+    torch.set_num_threads(before)
+    return made
+
+
+def test_heads_are_merged_with_their_models_and_answer(classifiers, engine, tmp_path):
+    out, found = merge([str(r) for r in classifiers], "linear:weights=[1,3]", tmp_path / "out")
+    assert {"merge/heads/tensors", "merge/loads"} <= {f.name for f in found} and all(f.verdict == "agrees" for f in found)
+    opened = [Run.open(r) for r in classifiers]
+    one, two = (load_file(r.step("tuned").folder / "heads.safetensors") for r in opened)
+    made = load_file(out / "heads.safetensors")
+    assert made.keys() == one.keys() and all(torch.allclose(t, (one[n] + 3 * two[n]) / 4, atol=1e-6) for n, t in made.items())
+    model = add_tuned(engine.fresh(opened[0].step("base"), torch.float32), open_artifact(out))
+    assert list(model.labels.values()) == [["dry", "wet"]] and model.heads
+    again, _ = merge([str(out), str(classifiers[0])], "linear", tmp_path / "again")
+    assert (again / "heads.safetensors").exists()
+    other = tmp_path / "other"
+    shutil.copytree(classifiers[1], other)
+    record = other / "steps" / "tuned" / "luthier.json"
+    write_json(record, {**read_json(record), "labels": {"examples.all": ["dry", "warm"]}})
+    with pytest.raises(UserError, match="do not have the same heads: .*wet.*warm"):
+        merge([str(classifiers[0]), str(other)], "linear", tmp_path / "refused")
 
 
 def test_a_wrong_result_appears_nowhere(place, tmp_path, monkeypatch):

@@ -84,10 +84,12 @@ class WeightRule(Component, kind="weight_rule"):
     """A rule from several sets of weights to one, run group by group by `engine/weight_executor.py`.
 
     `takes_base`: the base's weights come first, before those of the models. `models`: the fewest and the most models beside
-    it. `reads`: whole weights, or the tensors of adapters. `leaves`: a full model, an adapter, or a delta on the base.
+    it. `reads`: whole weights, or the tensors of adapters. `leaves`: a full model, an adapter, or a delta on the base. `heads`:
+    whether it merges the tensors of task heads as any others; rules that don't refuse models with a head.
     """
 
     takes_base: ClassVar[bool] = False
+    heads: ClassVar[bool] = False
     models: ClassVar[tuple[int, int]] = (1, 1 << 16)
 
     @property
@@ -108,6 +110,11 @@ class WeightRule(Component, kind="weight_rule"):
         """What is written."""
         return "adapter" if self.reads == "adapter" else "model"
 
+    @property
+    def forces(self) -> bool:
+        """Whether models of different bases and tokenizers are merged where names and shapes allow it."""
+        return False
+
     def check(self, models: int) -> None:
         """Look at what can be refused before any weights are read; `models` without the base. Raises UserError."""
 
@@ -118,7 +125,9 @@ class WeightRule(Component, kind="weight_rule"):
     def statistics(self, ctx: Ctx) -> Any:
         """What must be known of all weights first, or nothing.
 
-        `ctx.stream("weights")` gives (group, tensors of every model) for each group, one after the other.
+        `ctx.stream("weights")` gives (group, tensors of every model) for each group, one after the other;
+        `ctx.stream("models/2")` gives (name, tensor) of the third model's whole weights, those of its heads as
+        `heads/TASK.NAME`.
         """
         return None
 
@@ -141,6 +150,14 @@ class WeightRule(Component, kind="weight_rule"):
     def facts(self, group: Sequence[str], tensors: Sequence[Mapping[str, torch.Tensor]], stats: Any) -> dict[str, Any]:
         """Numbers about a group that belong in the record of the merge; nothing by default."""
         return {}
+
+    def summary(self, stats: Any) -> dict[str, Any]:
+        """What the record of the merge should say of it as a whole; nothing by default."""
+        return {}
+
+    def form(self, config: dict[str, Any], stats: Any) -> dict[str, Any]:
+        """The configuration of the adapter that it leaves, from that of the first one (`adapter_config.json`)."""
+        return config
 
 
 class Decoder(Component, kind="decoder"):

@@ -51,6 +51,8 @@ class Model:
     base: Artifact
     heads: dict[str, torch.nn.Module] = field(default_factory=dict)
     labels: dict[str, list[str]] = field(default_factory=dict)
+    # The component of each loaded head as a dictionary (`use`, fields).
+    head_specs: dict[str, Any] = field(default_factory=dict)
     template: dict[str, Any] = field(default_factory=dict)
     # The module that was asked whether it packs, and its answer (`forward.packs`).
     packing: tuple[Any, bool] | None = field(default=None, repr=False, compare=False)

@@ -154,6 +154,7 @@ def load_heads(model: Model, artifact: Artifact, of: str = "heads") -> None:
         head = build("head", spec).build(model, model.labels.get(task, []))
         head.load_state_dict({n.removeprefix(f"{task}."): t for n, t in tensors.items() if n.startswith(f"{task}.")})
         model.heads[task] = head.to(model.device).eval().requires_grad_(False)
+        model.head_specs[task] = spec
 
 
 def pack(tree: Any, tensors: dict[str, torch.Tensor], path: str = "") -> Any:

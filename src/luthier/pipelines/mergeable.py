@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,8 @@ from luthier.core.identity import hash_folder
 from luthier.core.run import Run
 
 if TYPE_CHECKING:
+    import torch
+
     from luthier.core.kinds import WeightRule
     from luthier.engine.models import Model
     from luthier.engine.weight_sources import Weights
@@ -87,6 +89,27 @@ class Given:
         from luthier.engine.weight_sources import ADAPTER_FILE, Stored
 
         return Stored(self.adapter_folder / ADAPTER_FILE)
+
+    @property
+    def heads(self) -> dict[str, Any]:
+        """Its task heads, as components, with their labels."""
+        meta = self.tuned.meta if self.tuned else {}
+        return {"heads": meta["heads"], "labels": meta["labels"]} if meta.get("heads") else {}
+
+    @cached_property
+    def head_weights(self) -> Weights:
+        """The tensors of its heads."""
+        from luthier.engine.weight_sources import Stored
+        from luthier.engine.weights import HEADS_FILE
+
+        assert self.tuned is not None
+        return Stored(self.tuned.folder / HEADS_FILE)
+
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Its whole weights one by one, and those of its heads as `heads/TASK.NAME`."""
+        for prefix, weights in (("", self.weights), *([("heads/", self.head_weights)] if self.heads else [])):
+            for name in weights.specs:
+                yield prefix + name, weights.read(name)
 
     def load(self, engine: Engine, on_base: bool = True) -> Model:
         """The model in memory in float32; the base alone where `on_base` is not set."""
@@ -164,9 +187,6 @@ def _tuned(title: str, tuned: Artifact, root: Artifact) -> Given:
     meta = tuned.meta
     if root.meta.get("quantize", "none") != "none":
         raise UserError(f"{title} was trained on a base in 4 bits; merged into the full base it would be another model.")
-    if meta.get("heads"):
-        raise UserError(f"{title} has a head of its own ({', '.join(meta['heads'])}), which rules on weights do not merge: the "
-                        "result could not use it.")
     if meta.get("new_tokens") and tuned.kind != "model":
         raise UserError(f"{title} has new tokens. Export it (luthier export RUN --to model) and merge what that gives.")
     if meta["base"]["identity"] != root.identity:
@@ -198,7 +218,7 @@ def same_base(rule: WeightRule, given: Sequence[Given], base: str | None) -> Giv
     """
     root = Given(base, _whole(base)) if base else None
     for one in given:
-        if one.lineage is None:
+        if one.lineage is None or rule.forces:
             continue
         known = root.identity if root else next(g.lineage["identity"] for g in given if g.lineage)
         if one.lineage["identity"] != known:
@@ -216,21 +236,38 @@ def same_base(rule: WeightRule, given: Sequence[Given], base: str | None) -> Giv
     return root
 
 
-def check_alike(given: Sequence[Given], root: Given | None = None, adapters: bool = False) -> None:
-    """Refuse models that do not fit one another or their base; names what differs. With `adapters`, their own tensors count.
+def check_alike(rule: WeightRule, given: Sequence[Given], root: Given | None = None) -> None:
+    """Refuse models that do not fit one another, their base or the rule; names what differs.
+
+    Of a rule on adapters their own tensors count; where it `forces`, neither tokenizer nor template.
 
     Raises:
-        UserError: another architecture, vocabulary, tokenizer, template, or tensors of other names or shapes.
+        UserError: another architecture, vocabulary, tokenizer, template, other heads, or tensors of other names or shapes.
     """
+    _same_heads(rule, given)
     first, *others = [*([root] if root else []), *given]
     for other in others:
-        for check in (_architecture, _tokenizer, _template):
+        for check in (_architecture, *(() if rule.forces else (_tokenizer, _template))):
             if why := check(first, other):
                 raise UserError(f"{first.title} and {other.title} can't be merged: {why}")
-    if adapters:
+    if rule.reads == "adapter":
         _same_adapters(given)
     else:
         _same_tensors([g.weights for g in (first, *others)], [g.title for g in (first, *others)])
+
+
+def _same_heads(rule: WeightRule, given: Sequence[Given]) -> None:
+    headed = [g for g in given if g.heads]
+    if headed and not type(rule).heads:
+        raise UserError(f"{headed[0].title} has a head of its own ({', '.join(headed[0].heads['heads'])}), which "
+                        f"--rule {rule.info.name} does not merge: the result could not use it.")
+    if not headed:
+        return
+    for one in given:
+        if one.heads != headed[0].heads:
+            raise UserError(f"{headed[0].title} and {one.title} do not have the same heads: {headed[0].heads} and "
+                            f"{one.heads or 'none'}. Merge models of one task.")
+    _same_tensors([g.head_weights for g in given], [g.title for g in given])
 
 
 def _same_tensors(weights: Sequence[Weights], titles: Sequence[str]) -> None:

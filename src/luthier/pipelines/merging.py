@@ -10,9 +10,10 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +53,7 @@ def merge(models: Sequence[str], rule: Any, out: Path, *, base: str | None = Non
     _check(chosen, models, base)
     given = [locate(name, base) for name in models]
     root = same_base(chosen, given, base)
-    check_alike(given, root, adapters=chosen.reads == "adapter")
+    check_alike(chosen, given, root)
     request = {"rule": chosen.identity_values(), "content": chosen.content(), "seed": seed,
                "models": [g.identity for g in given], "base": root.identity if root else None, "shard_mb": shard_mb}
     if kept := _finished(out, request):
@@ -147,22 +148,29 @@ class _Merge:
             "base": lambda: (self.root or self.given[0]).load(engine, on_base=False)}
         roles = {name: loaders[name]() for name in self.rule.roles}
         return Ctx(Rng(self.seed).within("merge"), scratch, Journal(scratch / "journal.jsonl"), engine,
-                   stream=lambda name: executor.stream() if name == "weights" else (), roles=roles, log=self.log,
-                   progress=self.progress)
+                   stream=partial(self._stream, executor), roles=roles, log=self.log, progress=self.progress)
+
+    def _stream(self, executor: WeightExecutor, name: str) -> Iterable[Any]:
+        kind, _, number = name.partition("/")
+        return executor.stream() if kind == "weights" else self.given[int(number)].tensors() if kind == "models" else ()
 
 
 def _work(job: _Merge, request: Mapping[str, Any]) -> list[Finding]:
     """Write the folder and compare."""
     from luthier.engine.weight_executor import WeightExecutor
+    from luthier.engine.weights import HEADS_FILE
 
-    adapters = job.rule.reads == "adapter"
+    adapters, journal = job.rule.reads == "adapter", Journal(job.work / "journal.jsonl")
     executor = WeightExecutor(job.rule, [g.adapter_weights if adapters else g.weights for g in job.inputs], job.work,
-                              TITLES[job.rule.leaves], job.shard_mb * 1_000_000, Journal(job.work / "journal.jsonl"),
-                              job.progress)
+                              TITLES[job.rule.leaves], job.shard_mb * 1_000_000, journal, job.progress)
     stats = job.rule.statistics(job.context(executor))
     facts = executor.run(stats)
     found = executor.receipts(stats)
-    _dress(job)
+    if job.pattern.heads:
+        heads = WeightExecutor(job.rule, [g.head_weights for g in job.given], job.work, HEADS_FILE, journal=journal)
+        facts |= heads.run(stats)
+        found += [replace(f, name=f.name.replace("merge/", "merge/heads/")) for f in heads.receipts(stats)]
+    _dress(job, stats)
     if job.rule.leaves == "model":
         from luthier.engine.models import keys_of
 
@@ -172,17 +180,19 @@ def _work(job: _Merge, request: Mapping[str, Any]) -> list[Finding]:
     shutil.rmtree(job.work / ".statistics")
     write_lines(job.work / "receipts.jsonl", (f.to_dict() for f in found))
     write_json(job.work / "merge.json", {"rule": job.rule.to_dict(), "models": [g.record() for g in job.given],
-                                         "base": job.root.record() if job.root else None, "seed": job.seed, "facts": facts})
+                                         "base": job.root.record() if job.root else None, "seed": job.seed, "facts": facts,
+                                         **job.rule.summary(stats)})
     _seal(job, request)
     return found
 
 
-def _dress(job: _Merge) -> None:
+def _dress(job: _Merge, stats: Any) -> None:
     """Configuration, tokenizer and licences beside the weights."""
     if job.rule.leaves == "model":
         job.pattern.copy_frame(job.work)
     elif job.rule.leaves == "adapter":
-        shutil.copyfile(job.pattern.adapter_folder / "adapter_config.json", job.work / "adapter_config.json")
+        config = read_json(job.pattern.adapter_folder / "adapter_config.json")
+        write_json(job.work / "adapter_config.json", job.rule.form(config, stats))
     for given in [*job.given, *([job.root] if job.root else [])]:
         given.copy_terms(job.work)
 
@@ -192,9 +202,10 @@ def _seal(job: _Merge, request: Mapping[str, Any]) -> Artifact:
     lineage = {"name": job.root.title, "identity": job.root.identity} if job.root else first.lineage
     # The result is a pure function of the request: no second reading of all its bytes.
     meta: dict[str, Any] = {"identity": digest(request), "merge": dict(request), "template": first.template,
-                            "bytes": sum(p.stat().st_size for p in job.work.glob("*.safetensors"))}
+                            "bytes": sum(p.stat().st_size for p in job.work.glob("*.safetensors")), **first.heads}
     if lineage:
-        meta["base"] = lineage
+        # What has a head answers as something tuned on a base, of whatever form its weights are.
+        meta["base"] = lineage | ({"step": "base"} if first.heads else {})
     if job.rule.leaves == "model":
         meta |= {"name": f"{job.rule.info.name} of {', '.join(g.title for g in job.given)}", "path": ".",
                  "architecture": first.architecture}
