@@ -126,7 +126,7 @@ def load(folder: Path, file: str, base: Artifact, tuned: Artifact, threads: int)
     """The model of an exported folder, its tokenizer and template those of the training."""
     module = LlamaCpp(folder / file, threads)
     tokenizer = load_tokenizer(folder)
-    return Model(module, tokenizer, "decoder", f"{tuned.identity}-q8_0", str(base.meta["name"]),
+    return Model(module, tokenizer, "decoder", f"q8_0-{tuned.identity}", str(base.meta["name"]),
                  module.config.max_position_embeddings, base, template=dict(tuned.meta.get("template", {})))
 
 
