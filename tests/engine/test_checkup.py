@@ -219,7 +219,7 @@ def test_the_command_without_torch(tmp_path: Path, code: int, broken: bool) -> N
 
 
 def test_a_run_that_was_stopped_and_one_that_was_changed(tmp_path: Path) -> None:
-    from luthier.core.artifact import seal
+    from luthier.core.artifact import content_of, seal
 
     run = tmp_path / "run"
     write_json(run / "run.json", {"state": "started", "argv": ["luthier", "tune", "rows.jsonl"]})
@@ -227,7 +227,8 @@ def test_a_run_that_was_stopped_and_one_that_was_changed(tmp_path: Path) -> None
     whole = run / "steps" / "rows"
     whole.mkdir()
     (whole / "data").write_text("one")
-    write_json(whole / "step.json", {"identity": seal("examples", whole).identity})
+    identity = seal("examples", whole).identity
+    write_json(whole / "step.json", {"identity": identity, "content": content_of(whole)})
     found = {r.name: r for r in checkup.check_run(run)}
     assert found["run"].verdict == "warn" and found["run"].command == "luthier tune rows.jsonl"
     assert "The loss of step 3 is nan" in found["step tuned"].sentence and "step rows" not in found

@@ -3,46 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
-import subprocess
 import sys
-import time
 
 import httpx2 as httpx
 import pytest
 
 from luthier.cli.main import COMMANDS, main
-from tests.serving.conftest import free_port
-
-
-@pytest.fixture
-def serve(runs, tmp_path):
-    """Start the command; gives the process and the port once it is ready."""
-    pytest.importorskip("uvicorn")
-    started = []
-
-    def start(*options):
-        port = free_port()
-        log = (tmp_path / "log.txt").open("w+")
-        process = subprocess.Popen([sys.executable, "-m", "luthier.cli.main", "serve", str(runs[0].folder), "--port", str(port),
-                                    *options], stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        started.append(process)
-        until = time.monotonic() + 60
-        while time.monotonic() < until and process.poll() is None:
-            try:
-                if httpx.get(f"http://127.0.0.1:{port}/readyz").status_code == 200:
-                    return process, port, tmp_path / "log.txt"
-            except httpx.TransportError:
-                time.sleep(0.05)
-        raise AssertionError((tmp_path / "log.txt").read_text())
-
-    yield start
-    for process in started:
-        if process.poll() is None:
-            process.kill()
-        process.wait()
 
 
 def test_a_signal_lets_an_answer_finish_and_the_process_ends_well(serve):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,11 +12,11 @@ import torch
 
 from luthier.core.citing import ABSTENTION
 from luthier.core.component import build
+from luthier.core.files import Journal
 from luthier.core.rng import Rng
 from luthier.engine import models, scoring
 from luthier.engine.generation import generate
 from luthier.engine.scheduling import Scheduler
-from luthier.pipelines import asking
 from luthier.pipelines.asking import Asker, ask
 from luthier.serving.served import Catalogue
 
@@ -207,14 +206,12 @@ def test_loading_a_second_adapter_reads_no_base_again(runs, monkeypatch):
     assert sorted(loaded) == ["pico", "pico-encoder"]
 
 
-def test_asking_keeps_no_file(client, monkeypatch):
-    made = []
+def test_asking_needs_no_disk(client, monkeypatch):
+    """Neither a question nor an answer is written anywhere."""
+    def written(*args, **kwargs):
+        raise OSError(28, "No space left on device")
 
-    class Recorded(asking.TemporaryDirectory):
-        def __init__(self) -> None:
-            super().__init__()
-            made.append(Path(self.name))
-
-    monkeypatch.setattr(asking, "TemporaryDirectory", Recorded)
-    client.post("/v1/answers", json={"model": "run3", "question": "What is a peg?"})
-    assert len(made) == 1 and not made[0].exists(), "a journal holds answers"
+    for name in ("TemporaryDirectory", "Path.mkdir"):
+        monkeypatch.setattr(f"luthier.pipelines.asking.{name}", written)
+    monkeypatch.setattr(Journal, "put", written)
+    assert client.post("/v1/answers", json={"model": "run3", "question": "What is a peg?"}).json()["answer"]

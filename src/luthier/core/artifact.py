@@ -69,6 +69,16 @@ def seal(kind: str, folder: Path, **meta: Any) -> Artifact:
     return Artifact(kind, folder, record, identity)
 
 
+def sealed_as(folder: Path, later: frozenset[str] = frozenset()) -> str:
+    """The identity that `seal` gives these files; `later` names those that were written after it."""
+    return hash_folder(folder, _UNHASHED | later)
+
+
+def content_of(folder: Path) -> str:
+    """Hash of an artifact's files and its record, without how the work went: kept when a step ends, to see damage later."""
+    return hash_folder(folder, _UNHASHED - {RECORD})
+
+
 def open_artifact(folder: Path) -> Artifact:
     """The artifact in a folder.
 

@@ -175,6 +175,20 @@ class Journal:
         return key in self.values
 
 
+class Memory(Journal):
+    """A journal that keeps nothing: what is asked for once leaves no trace on any disk, and needs no room there."""
+
+    def __init__(self) -> None:
+        super().__init__(Path(os.devnull))
+
+    def _recover(self) -> None:
+        return
+
+    def put(self, key: str, value: Any) -> None:
+        """Remember one value, as it would come back from a file."""
+        self.values[key] = json.loads(json.dumps(value, ensure_ascii=False))
+
+
 def write_rows(folder: Path, rows: Iterable[dict[str, Any]]) -> int:
     """Rows as Arrow shards `rows-00000.arrow`, …; only one shard is in memory. Returns how many rows.
 

@@ -20,6 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+from luthier.core.artifact import content_of
 from luthier.core.errors import UserError
 from luthier.core.files import read_json
 from luthier.core.identity import hash_folder
@@ -274,15 +275,13 @@ def check_run(folder: Path) -> Iterator[Result]:
         why = str(read_json(failure)["error"]).strip().splitlines()[-1] if failure.exists() else "it was killed"
         yield Result(f"step {name}", "warn", f"Stopped: {why}", again)
     for step in sorted(p for p in (folder / "steps").glob("*") if p.is_dir() and not p.name.startswith(".")):
-        problem = _damage(step)
+        problem = damage(step)
         if problem:
             yield Result(f"step {step.name}", "fail", problem, f"rm -r {step} && {again}")
 
 
-def _damage(step: Path) -> str:
-    """What is wrong with a finished step's files, or nothing."""
-    from luthier.core.artifact import _UNHASHED
-
+def damage(step: Path) -> str:
+    """What is wrong with a finished step's files, or nothing. The weights of a base lie elsewhere: see `whole_base`."""
     try:
         for name in ("luthier.json", "step.json"):
             if not (step / name).exists():
@@ -293,10 +292,20 @@ def _damage(step: Path) -> str:
     except (UserError, KeyError, TypeError) as error:
         return f"{step}: {error}"
     if "path" in record:
-        there = Path(record["path"])
-        return "" if there.exists() else f"The base of {step} is gone: {there}."
-    same = hash_folder(step, _UNHASHED) == record["identity"]
+        there = step / record["path"]
+        if not there.exists():
+            return f"The base of {step} is gone: {there}."
+    # Steps of before this was written down can't be compared.
+    same = told.get("content", "") in ("", content_of(step))
     return "" if same else f"{step}: its files were changed after it was finished."
+
+
+def whole_base(step: Path) -> str:
+    """What is wrong with the weights that a base names, or nothing where they have no checksum, too."""
+    record = step / str(read_json(step / "luthier.json").get("path", "")) / "checksum.json"
+    if not record.exists() or hash_folder(record.parent, frozenset({"checksum.json"})) == read_json(record)["sha256"]:
+        return ""
+    return f"{record.parent} is not what its checksum says."
 
 
 def _torch() -> Any:

@@ -17,6 +17,7 @@ from luthier.core.rng import Rng
 from luthier.core.step import Progress, silent
 from luthier.engine.constants import told
 from luthier.engine.forward import packs, vocabulary_of
+from luthier.engine.llamacpp import LlamaCpp, LlamaScheduler
 from luthier.engine.lookout import Lookout
 from luthier.engine.models import Model
 from luthier.engine.padded import Padded
@@ -74,8 +75,10 @@ class _Kept:
         self.progress(len(self.found), len(self.keys), "answers")
 
 
-def scheduler_of(models: Mapping[str, Model], ends: Sequence[int]) -> Scheduler | Padded:
+def scheduler_of(models: Mapping[str, Model], ends: Sequence[int]) -> Scheduler | Padded | LlamaScheduler:
     """What answers requests of these models: without padding where they can be read so."""
+    if isinstance(models["policy"].module, LlamaCpp):
+        return LlamaScheduler(models, ends)
     with torch.no_grad():
         scheduled = all(packs(m) and vocabulary_of(m) is not None for m in models.values())
     return Scheduler(models, ends) if scheduled else Padded(models, ends)

@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luthier.core.artifact import Artifact, open_artifact
+from luthier.core.artifact import Artifact, content_of, open_artifact
 from luthier.core.component import build
 from luthier.core.errors import GateError, LuthierError, UserError
 from luthier.core.files import Journal, commit_folder, read_json, write_json, write_lines
@@ -111,6 +111,8 @@ def commit(work: Path, final: Path) -> Artifact:
     for name in (STATE, FAILURE):
         (work / name).unlink(missing_ok=True)
     shutil.rmtree(work / "checkpoints", ignore_errors=True)
+    # What an artifact is called may come from elsewhere (a base's checksum, an index's settings); this is what lies there.
+    write_json(work / DONE, {**read_json(work / DONE), "content": content_of(work)})
     commit_folder(work, final)
     return open_artifact(final)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,7 +17,7 @@ from luthier.core.component import build
 from luthier.core.errors import UserError, nearest
 from luthier.core.example import Passage
 from luthier.core.example import question as make_question
-from luthier.core.files import Journal
+from luthier.core.files import Memory
 from luthier.core.kinds import Prediction
 from luthier.core.recipe import Node, Recipe
 from luthier.core.rng import Rng
@@ -113,7 +114,7 @@ class Asker:
         asked = make_question("asked", text, task="chat" if conversation else "qa")
         temperature = step.gate_temperature if gate_temperature is None else gate_temperature
         traced: dict[str, Any] = {}
-        with self._ctx() as ctx, routing.tempered(model, temperature):
+        with self._ctx(step) as ctx, routing.tempered(model, temperature):
             hits = self._search(step, text, inputs, ctx)
             if step.passages and not hits:
                 prediction = Prediction("asked", text=ABSTENTION)
@@ -161,10 +162,13 @@ class Asker:
         return {wanted: self.run.step(source) for wanted, source in self.arms[name].inputs.items()}
 
     @contextmanager
-    def _ctx(self) -> Iterator[Ctx]:
-        """A context of its own for each answer: a journal must not answer the next question with the last one."""
-        with TemporaryDirectory() as folder:
-            yield Ctx(Rng(int(self.run.record["seed"])), Path(folder), Journal(Path(folder) / "journal.jsonl"), self._engine)
+    def _ctx(self, step: Evaluate) -> Iterator[Ctx]:
+        """A context of its own for each answer: a journal must not answer the next question with the last one.
+
+        Nothing of it is on disk, but for what a decoder loads further models from.
+        """
+        with TemporaryDirectory() if step.decoder.models() else nullcontext(os.devnull) as folder:
+            yield Ctx(Rng(int(self.run.record["seed"])), Path(folder), Memory(), self._engine)
 
     def model(self, name: str) -> Model:
         """The model of an arm. Raises UserError where it gives labels."""
@@ -175,6 +179,10 @@ class Asker:
         if model.heads:
             raise UserError(f"Arm '{name}' gives labels, not answers. Use: luthier evaluate")
         return model
+
+    def passages(self, name: str) -> int:
+        """How many passages an arm shows."""
+        return self._step(name, None).passages
 
     def encoder(self, name: str) -> Model | None:
         """The encoder that finds an arm's passages; None where it shows none."""

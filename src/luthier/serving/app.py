@@ -19,6 +19,7 @@ from luthier import __version__
 from luthier.core.errors import LuthierError
 from luthier.pipelines.asking import abstained
 from luthier.pipelines.chatting import Chat
+from luthier.serving.describing import describe
 from luthier.serving.desk import Ticket
 from luthier.serving.errors import as_api, response_of
 from luthier.serving.layers import Guard, Told
@@ -44,29 +45,10 @@ def application(catalogue: Catalogue, limits: Limits, token: bytes | None = None
     app = FastAPI(title="Luthier", version=__version__, lifespan=life, docs_url=None, redoc_url=None,
                   description="The arms of runs, in OpenAI's dialect.")
     _errors(app)
-    _describe(app)
     _about(app, server)
     _asked(app, server)
+    describe(app, catalogue, limits, token)
     return Told(Guard(app, limits, token), server)
-
-
-def _describe(app: FastAPI) -> None:
-    """The description says of errors what is true here: OpenAI's form, and 400 for what is wrong with a body."""
-    def described() -> dict[str, Any]:
-        made = FastAPI.openapi(app)
-        schemas = made["components"]["schemas"]
-        for name in ("HTTPValidationError", "ValidationError"):
-            schemas.pop(name, None)
-        text = {"type": "string"}
-        about = {"type": "object", "required": ["message", "type"], "properties": {"message": text, "type": text}}
-        schemas["Error"] = {"type": "object", "required": ["error"], "properties": {"error": about}}
-        told = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
-        for method in (m for methods in made["paths"].values() for m in methods.values()):
-            method["responses"].pop("422", None)
-            method["responses"]["default"] = {"description": "What is wrong, in words", "content": told}
-        return made
-
-    app.openapi = described  # type: ignore[method-assign]
 
 
 def _about(app: FastAPI, server: Service) -> None:

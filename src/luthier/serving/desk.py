@@ -17,6 +17,7 @@ from typing import Any
 
 from luthier.core.errors import LuthierError
 from luthier.engine.generation import scheduler_of
+from luthier.engine.llamacpp import LlamaScheduler
 from luthier.engine.models import Model
 from luthier.engine.padded import Padded
 from luthier.engine.scheduling import Request, Scheduler
@@ -65,7 +66,7 @@ class _Voice:
 
     models: Mapping[str, Model]
     ends: Sequence[int]
-    scheduler: Scheduler | Padded
+    scheduler: Scheduler | Padded | LlamaScheduler
     told: dict[int, tuple[Request, Ended]] = field(default_factory=dict)
 
 

@@ -28,7 +28,7 @@ def as_api(error: Exception) -> ApiError:
     if isinstance(error, RequestValidationError):
         return invalid(error.errors()[0])
     if isinstance(error, HTTPException):
-        return ApiError(error.status_code, str(error.detail))
+        return ApiError(error.status_code, str(error.detail), headers=dict(error.headers or {}))
     if isinstance(error, TimeoutError):
         return ApiError(504, "The answer was not whole in time (--seconds).", "timeout_error", code="timeout")
     if isinstance(error, UserError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, WithJsonSchema, model_validator
 
 # Fields of OpenAI's that clients send at their defaults; any other value would have to be obeyed.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -22,7 +22,33 @@ def _encodable(text: str) -> str:
     return text
 
 
+def _number(value: Any) -> Any:
+    if isinstance(value, (bool, str)):
+        raise ValueError("is no number")
+    return value
+
+
 Text = Annotated[str, AfterValidator(_encodable)]
+# 1.0 is a whole number in JSON; true and "1" are none.
+_NUMBER = BeforeValidator(_number)
+Whole = Annotated[int, _NUMBER]
+Count = Annotated[int, Field(ge=1), _NUMBER]
+Real = Annotated[float, _NUMBER]
+# Checked together with other fields, below; the description says of each what is legal.
+_STOP = {"type": "string", "minLength": 1}
+_Stop = Annotated[Text | list[Text] | None, WithJsonSchema(
+    {"anyOf": [_STOP, {"type": "array", "items": _STOP, "maxItems": 4}, {"type": "null"}]})]
+_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
+_Prompt = Annotated[Text | list[Text] | list[Whole] | list[list[Whole]], WithJsonSchema({"anyOf": [
+    {"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}, _IDS,
+    {"type": "array", "items": _IDS, "minItems": 1}]})]
+_TEXT = {"type": "string", "minLength": 1}
+_Input = Annotated[Text | list[Text], WithJsonSchema({"anyOf": [_TEXT, {"type": "array", "items": _TEXT, "minItems": 1}]})]
+
+
+def only_with(one: str, other: str) -> dict[str, Any]:
+    """For the description: a field that may be given where another one is true."""
+    return {"anyOf": [{"properties": {one: {"type": "null"}}}, {"properties": {other: {"const": True}}, "required": [other]}]}
 
 
 class Body(BaseModel):
@@ -48,18 +74,18 @@ class StreamOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    include_usage: bool = Field(False, description="a last piece with the numbers of tokens")
+    include_usage: StrictBool = Field(False, description="a last piece with the numbers of tokens")
 
 
 class Sampling(Body):
     """How an answer is written."""
 
-    temperature: float = Field(1.0, ge=0, le=2, description="0: the likeliest token every time")
-    top_p: float = Field(1.0, gt=0, le=1, description="only the most probable tokens that hold this share")
-    seed: int | None = Field(None, description="the same seed and question give the same answer; drawn when left out")
-    n: int = Field(1, ge=1, description="answers to each prompt")
-    stop: Text | list[Text] | None = Field(None, description="up to 4 strings that end an answer")
-    stream: bool = Field(False, description="pieces as they are written, as server-sent events")
+    temperature: Real = Field(1.0, ge=0, le=2, description="0: the likeliest token every time")
+    top_p: Real = Field(1.0, gt=0, le=1, description="only the most probable tokens that hold this share")
+    seed: Whole | None = Field(None, description="the same seed and question give the same answer; drawn when left out")
+    n: Whole = Field(1, ge=1, description="answers to each prompt")
+    stop: _Stop = Field(None, description="up to 4 strings that end an answer")
+    stream: StrictBool = Field(False, description="pieces as they are written, as server-sent events")
     stream_options: StreamOptions | None = None
 
     @property
@@ -105,10 +131,11 @@ class ChatBody(Sampling):
     """POST /v1/chat/completions."""
 
     messages: list[Message] = Field(min_length=1)
-    max_tokens: int | None = Field(None, ge=1, description="new tokens at most; what fits when left out")
-    max_completion_tokens: int | None = Field(None, ge=1, description="the same by its newer name")
-    logprobs: bool = Field(False, description="log-probability of each token")
-    top_logprobs: int | None = Field(None, ge=0, le=20, description="likeliest tokens beside each; needs logprobs")
+    max_tokens: Count | None = Field(None, description="new tokens at most; what fits when left out")
+    max_completion_tokens: Count | None = Field(None, description="the same by its newer name")
+    logprobs: StrictBool = Field(False, description="log-probability of each token")
+    top_logprobs: Annotated[int, Field(ge=0, le=20), _NUMBER] | None = Field(
+        None, description="likeliest tokens beside each; needs logprobs")
 
     @model_validator(mode="after")
     def _agree(self) -> ChatBody:
@@ -122,9 +149,10 @@ class ChatBody(Sampling):
 class CompletionBody(Sampling):
     """POST /v1/completions."""
 
-    prompt: Text | list[Text] | list[int] | list[list[int]] = Field(description="texts or token ids to be continued")
-    max_tokens: int = Field(16, ge=1, description="new tokens at most")
-    logprobs: int | None = Field(None, ge=0, le=5, description="likeliest tokens beside each, with log-probabilities")
+    prompt: _Prompt = Field(description="texts or token ids to be continued")
+    max_tokens: Whole = Field(16, ge=1, description="new tokens at most")
+    logprobs: Annotated[int, Field(ge=0, le=5), _NUMBER] | None = Field(
+        None, description="likeliest tokens beside each, with log-probabilities")
 
     @property
     def prompts(self) -> list[str | list[int]]:
@@ -139,7 +167,7 @@ class CompletionBody(Sampling):
 class EmbeddingBody(Body):
     """POST /v1/embeddings."""
 
-    input: Text | list[Text] = Field(description="texts, each as long as the encoder reads")
+    input: _Input = Field(description="texts, each as long as the encoder reads")
     encoding_format: Literal["float", "base64"] = Field("float", description="numbers, or float32 little-endian in base64")
 
     @property
@@ -162,4 +190,5 @@ class AnswerBody(Body):
 
     question: Text = Field(min_length=1, description="what is asked of the documents")
     history: list[Exchange] = Field(default=[], description="earlier exchanges that the question may refer to")
-    passages: int | None = Field(None, ge=1, le=50, description="passages to show; as evaluated when left out")
+    passages: Annotated[int, Field(ge=1, le=50), _NUMBER] | None = Field(
+        None, description="passages to show; as evaluated when left out")

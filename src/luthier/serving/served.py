@@ -8,13 +8,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from luthier.core.errors import UserError, nearest
 from luthier.core.example import Example, Part, Turn
 from luthier.core.example import question as make_question
 from luthier.core.run import Run
+from luthier.engine.checkup import damage, whole_base
 from luthier.engine.models import Model
 from luthier.engine.rendering import Prompting, Render, renderer
-from luthier.pipelines.asking import Asker, choose, decided
+from luthier.pipelines.asking import PREFERRED, Asker, arms, choose, decided
 from luthier.pipelines.showing import control_tokens
 from luthier.serving.shelf import Shelf
 
@@ -41,6 +44,11 @@ class Served:
     def marks(self) -> frozenset[str]:
         """Texts of the control tokens: nobody may say them but the template."""
         return control_tokens(self.model.tokenizer)
+
+    @property
+    def passages(self) -> int:
+        """How many passages the arm shows; 0 where it finds none."""
+        return self.asker.passages(self.arm)
 
     def conversation(self, messages: Sequence[tuple[str, str]]) -> list[int]:
         """Prompt ids of (role, text) messages, in the form that the model was trained with.
@@ -80,21 +88,30 @@ class Catalogue:
     """Every arm of the runs that are served: as RUN/ARM, and the preferred one of each run as RUN."""
 
     def __init__(self, folders: Sequence[Path], shelf: Shelf | None = None) -> None:
-        """Load all of them. Raises UserError: no run, two of one name, or runs that decided differently."""
+        """Load all of them. Raises UserError: no run, two of one name, damaged files, or runs that decided differently."""
         runs = {folder.resolve().name: Run.open(folder) for folder in folders}
         if len(runs) < len(folders):
             raise UserError("Two of these runs have a folder of the same name, and a name must tell one. Rename one of them.")
+        for run in runs.values():
+            _check_whole(run)
         self.shelf = shelf or _shelf(runs)
         self.arms: dict[str, Served] = {}
         self.encoders: dict[str, Model] = {}
         self._short: dict[str, str] = {}
         for name, run in runs.items():
-            self._add(name, run)
+            try:
+                self._add(name, run)
+            except (SafetensorError, OSError, ValueError) as error:
+                raise UserError(f"The run '{name}' can't be loaded: {error}. See: luthier doctor {run.folder}") from None
 
     def _add(self, name: str, run: Run) -> None:
         asker = Asker(run, engine=self.shelf)
-        preferred = choose(run)
-        for arm in sorted(asker.arms, key=lambda a: (a != preferred, a)):
+        spoken_by = [a for a, node in asker.arms.items()
+                     if self.shelf.speaks(run.step(node.inputs["tuned"]) if "tuned" in node.inputs else None)]
+        if not spoken_by:
+            raise UserError(f"The run '{name}' has no arm that this engine can answer for.")
+        preferred = next((a for a in (choose(run), *PREFERRED) if a in spoken_by), spoken_by[0])
+        for arm in sorted(spoken_by, key=lambda a: (a != preferred, a)):
             model = asker.model(arm)
             prompting, spoken = asker.prompting(arm)
             served = Served(f"{name}/{arm}", arm, asker, model, not spoken and renderer(model, chats=True).chat is None,
@@ -122,6 +139,15 @@ class Catalogue:
     def names(self) -> list[str]:
         """Every name that may be asked: runs, their arms, their encoders."""
         return [*self._short, *self.arms, *self.encoders]
+
+
+def _check_whole(run: Run) -> None:
+    """Raises UserError where what an arm is made of is not, byte for byte, what the run wrote."""
+    used = dict.fromkeys(step for node in arms(run).values() for step in (*node.inputs.values(), node.name))
+    for step in (run.folder / "steps" / name for name in used):
+        problem = damage(step) or whole_base(step)
+        if problem:
+            raise UserError(f"{problem} What it would answer is not what was evaluated. See: luthier doctor {run.folder}")
 
 
 def _shelf(runs: dict[str, Run]) -> Shelf:

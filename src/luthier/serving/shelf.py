@@ -37,6 +37,10 @@ class Shelf(Engine):
         with self._loading:
             return super().load(base, tuned, dtype, weights)
 
+    def speaks(self, tuned: Artifact | None) -> bool:
+        """Whether arms of this model (None: the base) can be answered for."""
+        return True
+
     def bare(self, base: Artifact, tuned: Artifact | None, dtype: torch.dtype) -> Model:
         """The base, its weights shared with every other model of it; those that a delta writes over are its own."""
         key = (base.identity, dtype)
