@@ -46,9 +46,9 @@ index: setup ## write src/luthier/components.jsonl anew from the classes
 catalog: setup ## the techniques, their components and their status
 	$(BIN)/luthier catalog $(ARGS)
 
-docs: setup ## the documentation site in build/site; needs zensical: .venv/bin/pip install zensical
+docs: setup ## the documentation site in build/site
 	$(BIN)/python scripts/make_docs.py
-	$(BIN)/zensical build -f zensical.toml
+	$(BIN)/zensical build --strict -f zensical.toml
 
 bench: setup ## measure ours alone: training, generation, growth with the data; writes benchmarks/RESULTS.md
 ifeq ($(LUTHIER_ACCEPT_TERMS),)

@@ -138,16 +138,17 @@ def _code(text: str) -> str:
 def _catalogue() -> Iterator[str]:
     records = recorded.records()
     rows = catalog.rows([(r["kind"], r["name"], r["version"], r["seeds"]) for r in index.rows()])
-    done = [r for r in rows if r["status"] != "-"]
+    there = {seed for r in index.rows() for seed in r["seeds"]}
     yield "# The catalogue\n"
-    yield f"{len(rows)} published systems and studies that this project is to make work; {len(done)} have parts here."
-    yield "`runs`: the parts are there; `stale`: they changed since they were verified; `verified`: every clause of its oracle"
-    yield "is tested; `studied`: its claim was judged here, with the verdict beside it.\n"
+    yield f"{len(rows)} published systems and studies that this project is to make work; {len(there)} have parts here."
+    yield "`runs`: its parts are there; `verified`: every clause of its oracle passed; `studied`: its claim was judged here,"
+    yield "with the verdict beside it; `stale`: its parts changed since; `unverified`: it has parts, and nothing is recorded yet.\n"
     yield "| | slug | what it is | status | verdict here |\n|---|---|---|---|---|"
     for row in rows:
         record = records.get(row["id"])
+        status = row["status"] if row["status"] != "-" else "unverified" if row["id"] in there else ""
         verdict = f"[{record['verdict']}](evidence.md#{record['study']})" if record else ""
-        yield f"| {row['id']} | `{row['slug']}` | {_escaped(row['summary'])} | {row['status']} | {verdict} |"
+        yield f"| {row['id']} | `{row['slug']}` | {_escaped(row['summary'])} | {status} | {verdict} |"
 
 
 def _commands() -> Iterator[str]:

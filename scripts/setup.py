@@ -2,9 +2,9 @@
 
 Needs nothing but a Python 3.11, 3.12 or 3.13 (the variable PYTHON names one; else it is looked for). What could stop
 it is checked first, and each lack is reported with the command that mends it. Then pip installs the project, editable,
-with its extras `demo`, `code`, `office`, `serve`, `ui` and `dev` at the versions pinned in `constraints.txt`. A stamp in
-`.venv` records from what it was made; as long as that is unchanged nothing is done, so every `make` target works
-offline after that.
+with its extras `demo`, `code`, `office`, `serve`, `ui`, `docs` and `dev` at the versions pinned in `constraints.txt`. A
+stamp in `.venv` records from what it was made; as long as that is unchanged nothing is done, so every `make` target
+works offline after that.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LEGAL = ((3, 11), (3, 12), (3, 13))
 TESTED = ((3, 11), "Linux", "x86_64")  # what constraints.txt was made with
 CANDIDATES = ("python3.11", "python3.12", "python3.13", "python3")  # the tested one first
 NEED_DISK, NEED_DISK_CUDA, NEED_TEMP = 4.0e9, 10.0e9, 1.0e9
-EXTRAS = "demo,code,office,serve,ui,dev"
+EXTRAS = "demo,code,office,serve,ui,docs,dev"
 BUILD_TOOLS = ("hatchling", "editables")  # installed first, so that the build needs no environment of its own
 
 PROBE = """

@@ -5,6 +5,7 @@ Pages run on pico models, as they say; a command that is meant to be refused is 
 
 from __future__ import annotations
 
+import html
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import pytest
 
@@ -112,16 +114,36 @@ def test_the_package_shown_is_the_package_installed(name):
     assert (PACKAGE / name).read_text().rstrip("\n") in (ROOT / "docs" / "how-to" / "technique.md").read_text()
 
 
+def leads_nowhere(page: Path, text: str, pages: dict[Path, str]) -> list[str]:
+    """Links and sources of a built page to files that are not there, and to places that no element is named by."""
+    found = []
+    for link in set(re.findall(r'(?:src|href)=["\']?([^"\'\s>]+)', text)):
+        parts = urlsplit(html.unescape(link))
+        if parts.scheme or parts.netloc:
+            continue
+        there = (page.parent / unquote(parts.path)).resolve() if parts.path else page
+        there = there / "index.html" if there.is_dir() else there
+        anchor = unquote(parts.fragment)
+        named = there in pages and anchor and not re.search(rf'\b(?:id|name)=["\']?{re.escape(anchor)}["\'\s>]', pages[there])
+        if not there.exists() or named:
+            found.append(link)
+    return found
+
+
 def test_the_site_builds_without_a_warning(made, tmp_path):
     pytest.importorskip("zensical")
     _, out, _ = made
     text = (ROOT / "zensical.toml").read_text().replace("build/docs", "docs").replace("build/site", "site")
     (tmp_path / "zensical.toml").write_text(text)
     shutil.copytree(out, tmp_path / "docs")
+    nowhere = {f"{kind}_proxy": "http://127.0.0.1:9" for kind in ("http", "https", "all")}  # whatever it asks for is refused
     done = subprocess.run([str(Path(sys.executable).parent / "zensical"), "build", "--strict", "-f", "zensical.toml"],
-                          cwd=tmp_path, capture_output=True, text=True)
+                          cwd=tmp_path, capture_output=True, text=True, env={**os.environ, **nowhere})
     assert done.returncode == 0, done.stdout + done.stderr
-    pages = list((tmp_path / "site").rglob("*.html"))
+    pages = {p: p.read_text(encoding="utf-8") for p in (tmp_path / "site").rglob("*.html")}
     assert len(pages) > len(made[2]) - 1
-    outside = [m for p in pages for m in re.findall(r'(?:src|href)="(https?://[^"]+\.(?:css|js|woff2?))"', p.read_text())]
+    outside = [m for t in pages.values() for m in re.findall(r'(?:src|href)="(https?://[^"]+\.(?:css|js|woff2?))"', t)]
     assert not outside, "the site must be readable without a network"
+    dead = [f"{page.relative_to(tmp_path)}: {link}" for page, text in pages.items() if page.name != "404.html"
+            for link in leads_nowhere(page, text, pages)]
+    assert not dead, "\n".join(dead)

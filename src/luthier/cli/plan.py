@@ -49,8 +49,10 @@ def _shown(plan: dict[str, Any]) -> str:
         lines += [f"    {name:<24}{value:>12,.0f}" for name, value in step["facts"].items()]
     lines.append(f"  the process itself        {plan['floor_mb']:>12,.0f} MB")
     verdict = "fits" if plan["fits"] else "does not fit"
-    lines.append(f"Peak {plan['peak_mb']:,.0f} MB of {plan['available_mb']:,.0f} MB: {verdict}. Time about "
-                 f"{_time(plan['seconds'])}. Disk {plan['disk_mb']:,.0f} MB of {plan['free_disk_mb']:,.0f} MB free.")
+    planned = any(step["memory"] for step in plan["steps"])
+    took = f"Time about {_time(plan['seconds'])}" if planned else "No step is large enough to plan its time"
+    lines.append(f"Peak {plan['peak_mb']:,.0f} MB of {plan['available_mb']:,.0f} MB: {verdict}. {took}. Disk "
+                 f"{plan['disk_mb']:,.0f} MB of {plan['free_disk_mb']:,.0f} MB free.")
     for change in plan.get("changes", ()):
         verdict = "fits" if change["fits"] else "still too much"
         lines.append(f"  {change['edit']}: {change['peak_mb']:,.0f} MB, {_time(change['seconds'])}, {verdict} "

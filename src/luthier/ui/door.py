@@ -33,6 +33,8 @@ POLICY = ("default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; 
           "form-action 'self'; frame-ancestors 'none'")
 HEADERS = ((b"content-security-policy", POLICY.encode()), (b"x-content-type-options", b"nosniff"),
            (b"referrer-policy", b"no-referrer"), (b"x-frame-options", b"DENY"))
+# Files whose names change with their content: a browser asks for them once.
+FOREVER, KEPT = "/assets/", (b"cache-control", b"private, max-age=31536000, immutable")
 # Gradio's ways to other servers.
 ELSEWHERE = ("proxy=", "deep_link", "vibe-")
 
@@ -55,8 +57,10 @@ class Door:
 
         async def told(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":
-                mine = {name for name, _ in HEADERS}
-                message["headers"] = [*((k, v) for k, v in message.get("headers", []) if k.lower() not in mine), *HEADERS]
+                kept = scope["path"].startswith(FOREVER) and message["status"] == 200
+                mine = (*HEADERS, KEPT) if kept else HEADERS
+                names = {name for name, _ in mine}
+                message["headers"] = [*((k, v) for k, v in message.get("headers", []) if k.lower() not in names), *mine]
             await send(message)
 
         answer = await self._refused(scope, headers, receive)

@@ -155,7 +155,7 @@ def cards(found: Sequence[Mapping[str, Any]], commands: Mapping[int, Sequence[st
 
 
 def _card(seed: Mapping[str, Any], commands: Sequence[str], record: Mapping[str, Any], opened: bool) -> Html:
-    status = seed["status"] if seed["status"] != "-" else "not recorded"
+    status = seed["status"] if seed["status"] != "-" else "not yet verified" if commands else "not here yet"
     tone = {"studied": "agrees", "verified": "agrees", "runs": "partly", "stale": "partly"}.get(status, "")
     summary = join((el("b", seed["name"]), " ", el("span", status, class_=f"chip {tone}".strip()), el("br"),
                     el("span", seed["summary"], class_="quiet")))

@@ -14,15 +14,16 @@ def body(found: Mapping[str, Any]) -> Html:
 
 
 def _machine(plan: Mapping[str, Any]) -> Html:
+    planned = any(s["memory"] for s in plan["steps"])
     told = [("memory at its peak", join((_mb(plan["peak_mb"]), " of ", _mb(plan["available_mb"])))),
-            ("time", join(("about ", duration(plan["seconds"])))),
+            ("time", join(("about ", duration(plan["seconds"]))) if planned else "no step is large enough to plan"),
             ("disk", join((_mb(plan["disk_mb"]), " of ", _mb(plan["free_disk_mb"]), " free")))]
     heading = el("h3", plan["machine"], " (prediction from its data sheet)" if plan["prediction"] else None, " ",
                  _verdict(plan["fits"]))
     rows = [[s["name"], s["use"], _mb(s["peak_mb"]), duration(s["seconds"]), _mb(s["disk_mb"]), s["note"] or ""]
             for s in plan["steps"] if s["memory"]]
     quick = [f"{step['name']}: {step['note']}" for step in plan["steps"] if not step["memory"] and step["note"]]
-    steps = table("Plan by step", ["step", "component", "memory", "time", "disk", "note"], "ttnnnt", rows, class_="plan")
+    steps = table("Plan by step", ["step", "component", "memory", "time", "disk", "note"], "ttnnnt", rows, class_="plan") if rows else None
     rest = details("Steps without a plan of their own", el("ul", *(el("li", line) for line in quick))) if quick else None
     return el("section", heading, pairs(told, class_="counts"), steps, *_parts(plan), rest, _changes(plan.get("changes", ())))
 

@@ -26,23 +26,23 @@ def page(studio: Studio, _: gr.Blocks) -> None:
     """The page."""
     html(shown.title("Adapt", "Documents (or one file of rows) in; a tuned model out, and the evidence of what was gained. "
                                  "Nothing leaves this machine."))
-    notice = html()
     files = gr.File(label="Documents, rows, or a zip archive of them", file_count="multiple", height=160)
     demo = gr.Checkbox(label="The demo instead: ten pages and a model of random weights, in a minute")
     with gr.Row():
-        name = gr.Textbox(label="Name of the run", placeholder="handbook", max_lines=1, min_width=200)
+        name = gr.Textbox(label="Name of the run", placeholder="handbook", max_lines=1, min_width=200,
+                          info="letters, digits, - and _")
         base = gr.Dropdown([AS_RECIPE, *PACKAGES], value=AS_RECIPE, label="Base model", allow_custom_value=True, min_width=200,
                            info="a packaged one, a local folder, or a hub id")
         method = gr.Dropdown([AS_RECIPE, *(r["name"] for r in rows() if r["kind"] == "method")], value=AS_RECIPE,
                              label="Method", allow_custom_value=True, min_width=200, info="which weights move")
-    with gr.Accordion("More", open=False):
+    with gr.Accordion("Questions of your own, seed, terms", open=False):
         questions = gr.File(label="Your own test questions (JSON lines)", file_count="single", height=120)
         seed = gr.Textbox(label="Seed", placeholder="of the recipe", max_lines=1)
         terms = gr.Checkbox(label="I have read and accept the Gemma Terms of Use (needed once for a Gemma model)")
     with gr.Row():
         look = gr.Button("Look and plan", min_width=120)
         start = gr.Button("Start", variant="primary", min_width=120)
-    understood, planned = html(), html()
+    notice, understood, planned = html(), html(), html()
     given = [files, demo, name, base, method, questions, seed, terms]
     at_work = gr.Textbox(visible=False)
     watched = Watched(studio, at_work, notice, lambda name: studio.runs().get(name), _ended)

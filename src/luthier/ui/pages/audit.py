@@ -22,11 +22,11 @@ def page(studio: Studio, demo: gr.Blocks) -> None:
     """The page; `?run=NAME` chooses a run."""
     html(shown.title("Audit", "The model before and after tuning is asked the same things. A small set can't pass by "
                                  "silence: it stays undecided."))
-    notice = html()
     name = as_sent(gr.Dropdown([], label="Run", interactive=True))
-    with gr.Accordion("Audits", open=False):
-        chosen = as_sent(gr.CheckboxGroup([], label="Run these", interactive=True))
+    with gr.Accordion("Which audits", open=False):
+        chosen = as_sent(gr.CheckboxGroup([], label="All of them, if none is left out", interactive=True))
     start = gr.Button("Audit this run", variant="primary")
+    notice = html()
     at_work = gr.Textbox(visible=False)
     watched = Watched(studio, at_work, notice, lambda key: _audit(studio, key), lambda key: _found(studio, key), curve=False)
 
@@ -70,4 +70,7 @@ def _audit(studio: Studio, key: str) -> Run | None:
 
 def _found(studio: Studio, key: str) -> str:
     """Before, after and verdicts, as the run's report has them."""
-    return shown.framed(Html(report.parts(studio.open(key.removesuffix(SUFFIX)), ("audits",))))
+    run = studio.open(key.removesuffix(SUFFIX))
+    if not auditing.audits_of(run):
+        return shown.quiet("Nothing of this run was audited yet: the button above begins.")
+    return shown.framed(Html(report.parts(run, ("audits",))))

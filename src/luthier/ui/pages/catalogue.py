@@ -20,16 +20,16 @@ def page(_: Studio, demo: gr.Blocks) -> None:
     commands = {seed["id"]: catalog.commands(seed["id"], components) for seed in seeds}
     html(shown.title("Catalogue", f"{len(seeds)} published techniques. Search by what they do, by kind, by name, or by "
                                      "status: studied, verified, runs."))
-    notice = html()
-    words = gr.Textbox(label="Search", placeholder="merge adapters", max_lines=1)
-    found = html()
-
     def searched(text: str) -> str:
         return shown.cards(catalog.search(text or "", seeds), commands, catalog.records())
 
     def opened(request: gr.Request) -> tuple[Any, ...]:
         text = request.query_params.get("q", "")
-        return text, searched(text)
+        # Without words everything stands there already, and what is typed meanwhile must stay.
+        return (text, searched(text)) if text else (gr.skip(), gr.skip())
+
+    words = gr.Textbox(label="Search", placeholder="merge adapters", max_lines=1)
+    notice, found = html(), html(searched(""))
 
     demo.load(worded(2)(opened), None, [notice, words, found], show_progress="hidden",
               api_name=False)  # type: ignore[arg-type]

@@ -20,12 +20,11 @@ def page(studio: Studio, demo: gr.Blocks) -> None:
     """The page; `?run=NAME` chooses a run."""
     html(shown.title("Compare", "One question, several arms. An answer is an anecdote: the paired comparison below is the "
                                    "evidence."))
-    notice = html()
     name = as_sent(gr.Dropdown([], label="Run", interactive=True))
     chosen = as_sent(gr.CheckboxGroup([], label="Arms", interactive=True))
     question = gr.Textbox(label="Question", lines=2, max_lines=6, placeholder="Enter asks; Shift and Enter begins a line")
     ask = gr.Button("Ask", variant="primary")
-    answers, evidence = html(), html()
+    notice, answers, evidence = html(), html(), html()
 
     def opened(request: gr.Request) -> tuple[Any, ...]:
         found = [n for n, run in studio.runs().items() if _arms(run)]

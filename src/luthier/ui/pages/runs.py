@@ -18,7 +18,8 @@ SECTIONS = ("answer", "advice", "scores", "cost", "learning", "receipts")
 
 def page(studio: Studio, demo: gr.Blocks) -> None:
     """The page; `?run=NAME` shows a run."""
-    html(shown.title("Runs", "What was made in this folder, from here or by the command line."))
+    html(shown.title("Runs", "What was made in this folder, from here or by the command line. A run's name leads to its "
+                               "verdicts, scores, curves and receipts."))
     notice, listed = html(), html()
     name = gr.Textbox(visible=False)
     watched = Watched(studio, name, notice, lambda chosen: studio.runs().get(chosen), lambda chosen: _whole(studio, chosen),
