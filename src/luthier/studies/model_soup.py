@@ -69,7 +69,8 @@ class ModelSoupStudy(Study, name="model-soup", seeds=[44]):
 
     def arms(self) -> dict[str, dict[str, Any]]:
         """The best run, soups and the ensemble; of two runs alone; the theory beside chance; random heads, and their soup."""
-        made: dict[str, Any] = {how: {"score.how": how} for how in ("best", "uniform", "greedy", "learned", "ensemble", "theory", "chance")}
+        ways = ("best", "uniform", "greedy", "learned", "ensemble", "theory", "chance")
+        made: dict[str, Any] = {how: {"score.how": how} for how in ways}
         for how in ("best", "greedy"):
             text = self.recipe()
             for n in range(2, len(RUNS)):
