@@ -49,7 +49,7 @@ def tokens(example: Example, render: Render) -> Tokens:
         DroppedRow: a model without these tokens, parts that are missing or of other lengths, or an action that is no bin.
     """
     known = {p.name: np.asarray(p.value) for t in example.turns for p in t.parts if p.type == "array"}
-    ids = render.tokenizer.convert_tokens_to_ids(list(WORDS))
+    ids: list[Any] = [render.tokenizer.convert_tokens_to_ids(word) for word in WORDS]
     if None in ids or len(set(ids)) < len(WORDS) or render.architecture != "decoder":
         raise DroppedRow(Dropped(example.id, "steps of control", "the row has arrays, and this is no decision "
                                                               "transformer"))

@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any
 
 from fastapi import FastAPI
+from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from luthier.serving import replies
@@ -35,8 +36,8 @@ def describe(app: FastAPI, catalogue: Catalogue, limits: Limits, token: bytes | 
         for name in ("HTTPValidationError", "ValidationError"):
             schemas.pop(name, None)
         _bodies(schemas, catalogue, limits)
-        _, told = models_json_schema([(kind, "serialization") for kind in (*ANSWERS.values(), replies.Error)],
-                                     ref_template=PLACE)
+        kinds: list[type[BaseModel]] = [*ANSWERS.values(), replies.Error]
+        _, told = models_json_schema([(kind, "serialization") for kind in kinds], ref_template=PLACE)
         schemas |= told["$defs"]
         for path, methods in made["paths"].items():
             for name, method in methods.items():

@@ -38,14 +38,14 @@ class OwnSplits(Step, name="own-splits"):
         train, dev, test = places(given.subsets)
         shutil.rmtree(ctx.folder / "examples", ignore_errors=True)  # of an attempt that was killed
         chosen = set() if dev else self._drawn(given, train, ctx)
-        asked = {asked(e) for e in given.examples(test)}
+        questions = {asked(e) for e in given.examples(test)}
         kept: dict[str, int] = {}
 
         def rows(wanted: str) -> Iterator[Example | Dropped]:
             for example in given.examples(dev if wanted == "dev" and dev else train):
                 if not dev and (example.cluster in chosen) != (wanted == "dev"):
                     continue
-                yield Dropped(example.id, "asked in the test", wanted) if asked(example) in asked else example
+                yield Dropped(example.id, "asked in the test", wanted) if asked(example) in questions else example
 
         with Ledger(ctx.folder / "ledger.jsonl") as ledger:
             for name in ("train", "dev"):
@@ -74,8 +74,8 @@ class OwnSplits(Step, name="own-splits"):
         train, dev, test = places(given.subsets)
         read = sum(1 for name in (train, dev, test) if name for _ in given.examples(name))
         written = sum(1 for name in artifact.subsets for _ in artifact.examples(name))
-        asked = {asked(e) for e in artifact.examples("unseen")}
-        leaked = sum(asked(e) in asked for name in ("train", "dev") for e in artifact.examples(name))
+        questions = {asked(e) for e in artifact.examples("unseen")}
+        leaked = sum(asked(e) in questions for name in ("train", "dev") for e in artifact.examples(name))
         return [receipt("own-splits/rows", read, written + artifact.meta["dropped"], unit="rows", evidence="ledger.jsonl"),
                 receipt("own-splits/leaked questions", 0, leaked, unit="questions")]
 

@@ -148,7 +148,7 @@ class _Policy:
         from luthier.engine.decisions import WORDS
 
         self.model, self.tasks = model, list(tasks)
-        self.ids = model.tokenizer.convert_tokens_to_ids(list(WORDS))
+        self.ids: list[Any] = [model.tokenizer.convert_tokens_to_ids(word) for word in WORDS]
         self.states: list[np.ndarray] = []
         self.returns: list[np.ndarray] = []
         self.bins: list[np.ndarray] = []
