@@ -81,6 +81,8 @@ class Muppet(Fit, name="muppet", seeds=[16]):
         names = sorted(known)
         if self.n_tasks is not None and self.n_tasks > len(names):
             raise UserError(f"n_tasks = {self.n_tasks}, but the manifest has {len(names)} tasks.")
+        if self.n_tasks == 0:
+            names = names[:1]  # nothing is trained: any task will do
         if self.n_tasks:
             names = sorted(names[i] for i in ctx.rng("tasks").permutation(len(names))[:self.n_tasks])
         for name in names:
