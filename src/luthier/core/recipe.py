@@ -182,7 +182,7 @@ def _at(place: Any, name: str, path: str) -> Any:
 def _its_own(use: Any) -> bool:
     """Whether `seed` is a field of that step, and no seed of what it draws."""
     step = find("step", use) if isinstance(use, str) else None
-    return step is not None and not getattr(step, "seeded", True) and "seed" in step.model_fields
+    return step is not None and issubclass(step, Step) and not step.seeded and "seed" in step.model_fields
 
 
 def _whole(seed: Any, where: str) -> None:

@@ -36,6 +36,7 @@ class ControlScores(Step, name="control-scores"):
 
     inputs: ClassVar[dict[str, str]] = {"base": "model", **{f"{name}?": "adapter|model" for name in STAGES}}
     output: ClassVar[str] = "records"
+    seeded: ClassVar[bool] = False
     arm: str = Field("tuned", description="name of this arm in tables")
     episodes: int = Field(12, ge=1, description="episodes of each task")
     oracle: int = Field(-1, ge=-1, description="entry of the first new task, where rows are given their tasks' own; -1: none")

@@ -24,6 +24,7 @@ from luthier.core.component import build
 from luthier.core.example import Example
 from luthier.core.files import Journal, write_lines
 from luthier.core.finding import Finding, receipt
+from luthier.core.rng import Rng
 from luthier.core.step import Ctx, Step
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class Souped(Step, name="souped"):
 
     inputs: ClassVar[dict[str, str]] = {"base": "model", "examples": "examples", "*": "model"}
     output: ClassVar[str] = "records"
+    seeded: ClassVar[bool] = False
     arm: str = Field("soup", description="name of this arm in tables")
     how: Literal["best", "uniform", "greedy", "learned", "ensemble", "theory", "chance"] = Field("greedy",
                                                                                                  description="what is made")
@@ -56,9 +58,9 @@ class Souped(Step, name="souped"):
         asking = _Asking(model, tunes, ctx)
         pool, strange = (list(inputs["examples"].examples(n)) for n in ("pool", "strange"))
         if self.how in ("theory", "chance"):
-            lines = self._theory(asking, pool, ctx)
+            lines = self._theory(asking, pool)
         else:
-            lines = [line for split in range(self.splits) for line in self._split(split, asking, pool, strange, ctx)]
+            lines = [line for split in range(self.splits) for line in self._split(split, asking, pool, strange)]
         write_lines(ctx.folder / "scores.jsonl", lines)
         return seal("records", ctx.folder, arm=self.arm, metrics={str(lines[0]["metric"]): True}, lines=len(lines))
 
@@ -70,10 +72,8 @@ class Souped(Step, name="souped"):
             self.splits * (rows["pool"] - rows["pool"] // 2 + rows["strange"])
         return [receipt("souped/records", wanted, artifact.meta["lines"], unit="records")]
 
-    def _split(self, split: int, asking: _Asking, pool: Sequence[Example], strange: Sequence[Example], ctx: Ctx
+    def _split(self, split: int, asking: _Asking, pool: Sequence[Example], strange: Sequence[Example]
                ) -> Iterator[dict[str, Any]]:
-        from luthier.core.rng import Rng
-
         order = Rng(self.seed).within("souped")("split", split).permutation(len(pool))
         val, test = ([pool[i] for i in part] for part in (order[:len(pool) // 2], order[len(pool) // 2:]))
         rows = [("test", e) for e in test] + [("strange", e) for e in strange]
@@ -88,7 +88,7 @@ class Souped(Step, name="souped"):
             yield {"id": f"{split}/{e.id}", "set": on, "cluster": e.cluster, "metric": "accuracy",
                    "value": float(labels[int(row.argmax())] == str(e.label))}
 
-    def _theory(self, asking: _Asking, rows: Sequence[Example], ctx: Ctx) -> list[dict[str, Any]]:
+    def _theory(self, asking: _Asking, rows: Sequence[Example]) -> list[dict[str, Any]]:
         count, points = len(asking.tunes), []
         for first in range(min(self.pairs, count - 1)):
             def logs(a: float, first: int = first) -> Array:
@@ -99,7 +99,7 @@ class Souped(Step, name="souped"):
             points += [(first, *_point(logs, a, asking.right(rows))) for a in MIXTURES]
         foretold = np.array([p[1] for p in points])
         if self.how == "chance":
-            foretold = foretold[ctx.rng("chance").permutation(len(points))]
+            foretold = foretold[Rng(self.seed).within("souped")("chance").permutation(len(points))]
         return [{"id": f"{i}-{j}", "set": "points", "cluster": f"{points[i][0]}-{points[j][0]}", "metric": "agreement",
                  "value": float((foretold[i] - foretold[j]) * (points[i][2] - points[j][2]) > 0)}
                 for i, j in combinations(range(len(points)), 2)]
