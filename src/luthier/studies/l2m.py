@@ -33,7 +33,8 @@ class L2MStudy(Study, name="l2m", seeds=[129]):
         "smoke": Scale(1, {"known": 6, "new": 4, "after": 4, "twins": 2}, {
             "world.known_rows": 4, "world.new_rows": 4, "base.width": 16, "base.layers": 1, "base.epochs": 1,
             "score.episodes": 1, "keys.length": {"steps": 1},
-            **{f"after{i}.length": {"steps": 1} for i in range(len(NEW))}}, arms=("base", "l2m"), about="every line, no evidence"),
+            **{f"after{i}.length": {"steps": 1} for i in range(len(NEW))}},
+            arms=("base", "l2m"), about="every line, no evidence"),
         "default": Scale(2, {"known": 72, "new": 48, "after": 48, "twins": 24}),
         "large": Scale(5, {"known": 240, "new": 160, "after": 160, "twins": 80}, {
             "score.episodes": 40, "world.known_rows": 1200, "world.new_rows": 480, "base.width": 128}),
