@@ -95,6 +95,31 @@ def test_a_pools_query_sees_states_only(tiny):
         [keys.picked.there.index(n) for n in keys.choose(query).tolist()]))
 
 
+@pytest.mark.oracle(seed=129, clause=2, against="the base: IA3 scales keys and values of a fused layer, and not its queries")
+def test_a_fused_layer_keeps_its_queries(tiny):
+    said = {}
+
+    def answers(model):
+        inner = model.module.get_base_model() if hasattr(model.module, "get_base_model") else model.module
+        inner.transformer.h[0].attn.c_attn.register_forward_hook(lambda layer, given, out: said.__setitem__("out", out))
+        with torch.no_grad():
+            return model.module(input_ids=torch.arange(300, 310)[None]).logits, said["out"]
+
+    wanted, inside = answers(load_base(tiny))
+    model = build("method", "l2m:pool_size=1,modulator=ia3").prepare(load_base(tiny), None)
+    assert sorted(n.rsplit("transformer.", 1)[1] for n in model.module.peft_config["default"].target_modules) == [
+        "h.0.attn.c_attn", "h.0.mlp.c_proj"]
+    assert torch.equal(answers(model)[0], wanted)
+    with torch.no_grad():
+        for name, p in model.module.named_parameters():
+            if "c_attn.pooled" in name:
+                assert len(p) == 32
+                p.mul_(3)
+    logits, found = answers(model)
+    assert torch.equal(found[..., :16], inside[..., :16]) and torch.allclose(found[..., 16:], 3 * inside[..., 16:])
+    assert not torch.allclose(logits, wanted)
+
+
 @pytest.mark.parametrize("changed, wanted", [
     ({"states": None}, "it has no states"), ({"returns": [0.0]}, r"found states \(3, 4\), returns \(1,\), actions \(3, 2\)"),
     ({"actions": [[0, 64]] * 3}, "actions are bins from 0 to 63; found 0 to 64")])

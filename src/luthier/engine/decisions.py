@@ -37,6 +37,13 @@ def from_bins(bins: np.ndarray) -> np.ndarray:
     return (np.asarray(bins) + 0.5) / BINS * 2 - 1
 
 
+def ids_of(tokenizer: Any) -> list[int] | None:
+    """The ids of `WORDS`; None where a tokenizer does not know them."""
+    found: list[int | None] = tokenizer.convert_tokens_to_ids(list(WORDS))
+    known = [i for i in found if i is not None]
+    return known if len(set(known)) == len(WORDS) else None
+
+
 def decides(example: Example) -> bool:
     """Whether an example is steps of control."""
     return any(p.type == "array" for t in example.turns for p in t.parts)
@@ -49,8 +56,8 @@ def tokens(example: Example, render: Render) -> Tokens:
         DroppedRow: a model without these tokens, parts that are missing or of other lengths, or an action that is no bin.
     """
     known = {p.name: np.asarray(p.value) for t in example.turns for p in t.parts if p.type == "array"}
-    ids: list[Any] = [render.tokenizer.convert_tokens_to_ids(word) for word in WORDS]
-    if None in ids or len(set(ids)) < len(WORDS) or render.architecture != "decoder":
+    ids = ids_of(render.tokenizer)
+    if ids is None or render.architecture != "decoder":
         raise DroppedRow(Dropped(example.id, "steps of control", "the row has arrays, and this is no decision "
                                                               "transformer"))
     if lacking := [n for n in ("states", "returns", "actions") if n not in known]:

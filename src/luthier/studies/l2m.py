@@ -70,8 +70,8 @@ class L2MStudy(Study, name="l2m", seeds=[129]):
         steps = {name: self.recipe()["steps"][name] for name in ("world", "base")}
         for i in range(len(NEW)):
             base = f"whole{i - 1}" if i else "base"
-            held = {"use": "ewc", "data": f"examples.earlier{i}", "weight": 1000}
-            more: dict[str, Any] = {"regularizers": [held]} if regularized else {}
+            ewc = [{"use": "ewc", "data": f"examples.earlier{i}", "weight": 1000}]
+            more: dict[str, Any] = {"regularizers": ewc} if regularized else {}
             steps[f"after{i}"] = self._fit(f"new{i}", "full", "", 1e-3, base=base, **more)
             steps[f"whole{i}"] = {"use": "whole-model", "inputs": {"base": base, "tuned": f"after{i}"}}
         return self._scored(steps, [f"whole{i}" for i in range(len(NEW))])

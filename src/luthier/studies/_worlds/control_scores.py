@@ -146,10 +146,10 @@ class _Policy:
     """A model that acts in many episodes at once, from their last steps."""
 
     def __init__(self, model: Model, tasks: Sequence[Task]) -> None:
-        from luthier.engine.decisions import WORDS
+        from luthier.engine.decisions import ids_of
 
         self.model, self.tasks = model, list(tasks)
-        self.ids: list[Any] = [model.tokenizer.convert_tokens_to_ids(word) for word in WORDS]
+        self.ids = ids_of(model.tokenizer) or []
         self.states: list[np.ndarray] = []
         self.returns: list[np.ndarray] = []
         self.bins: list[np.ndarray] = []
