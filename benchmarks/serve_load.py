@@ -54,6 +54,7 @@ def arguments() -> argparse.Namespace:
     what.add_argument("--pico", action="store_true", help="a tiny model of random weights")
     what.add_argument("--gemma", action="store_true", help="Gemma 3 270M; its terms must have been accepted")
     what.add_argument("--run", type=Path, help="a run of your own")
+    parser.add_argument("--by-seed", action="store_true", help="tell answers apart by seeds: for a model that copies nothing")
     parser.add_argument("--clients", type=int, help="streaming clients at the same time; 200 for pico, else 16")
     parser.add_argument("--seconds", type=float, default=120.0, help="how long they ask")
     parser.add_argument("--new-tokens", type=int, default=32)
@@ -174,7 +175,7 @@ class Talk:
 
 async def load(url: str, model: str, clients: int, asked: argparse.Namespace) -> dict[str, Any]:
     """Numbers of requests, tokens and seconds, and whose the answers were."""
-    talk = Talk(not asked.pico, clients, asked.new_tokens)
+    talk = Talk(not (asked.pico or asked.by_seed), clients, asked.new_tokens)
     limits = httpx.Limits(max_connections=clients + 1, max_keepalive_connections=clients + 1)
     async with httpx.AsyncClient(base_url=url, timeout=300, limits=limits) as client:
         await ask(client, talk, talk.body(model, 0, 0))  # what is done once in a process
