@@ -159,8 +159,8 @@ def serving(result: dict[str, Any]) -> list[str]:
             f"16 clients get {result['many_of_engine']:.2f} of the engine's own speed by the clock "
             f"({result['many_of_engine_processor']:.2f} by processor time) and {result['many_of_one']:.1f} times "
             f"one client's ({result['many_of_one_processor']:.1f}). The HTTP layer takes {100 * result['http_share']:.1f} % of "
-            f"the processor time of generation. {first['clients']} clients with prompts of {first['prompt_tokens']} tokens hear "
-            f"the first token after {first['p50']:.2f} s, the last of them after {first['most']:.2f} s. A second adapter takes "
+            f"the processor time of generation. {first['clients']} clients with prompts of {first['prompt_tokens']} tokens "
+            f"hear the first token after {first['p50']:.2f} s, the last after {first['most']:.2f} s. A second adapter takes "
             f"{result['second_adapter_mb']:.1f} MB."]
 
 
