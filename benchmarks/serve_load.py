@@ -20,7 +20,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -88,7 +88,7 @@ def under_load(run: Path, clients: int, asked: argparse.Namespace) -> dict[str, 
     with started(run, clients) as (server, url):
         memory = Memory(server.pid)
         try:
-            found = asyncio.run(load(url, run.resolve().name, clients, asked))
+            found = asyncio.run(load(url, run.resolve().name, clients, asked, memory.begin))
         finally:
             held = memory.stop()
         return {**found, **held}
@@ -135,6 +135,10 @@ class Memory:
         while not self._done.wait(0.5):
             self.samples.append(process.memory_info().rss / 1e6)
 
+    def begin(self) -> None:
+        """Forget what was sampled before the load."""
+        self.samples.clear()
+
     def stop(self) -> dict[str, float]:
         """Medians of the middle and of the last third, and what lies between them."""
         self._done.set()
@@ -173,7 +177,7 @@ class Talk:
         self.count["own" if own else "mixed" if other else "changed"] += 1
 
 
-async def load(url: str, model: str, clients: int, asked: argparse.Namespace) -> dict[str, Any]:
+async def load(url: str, model: str, clients: int, asked: argparse.Namespace, begin: Callable[[], None]) -> dict[str, Any]:
     """Numbers of requests, tokens and seconds, and whose the answers were."""
     talk = Talk(not (asked.pico or asked.by_seed), clients, asked.new_tokens)
     limits = httpx.Limits(max_connections=clients + 1, max_keepalive_connections=clients + 1)
@@ -187,6 +191,7 @@ async def load(url: str, model: str, clients: int, asked: argparse.Namespace) ->
                 raise SystemExit(f"{same} clients are answered alike when they ask alone, {talk.count['failed']} not at all: "
                                  "whose an answer is could not be told. Ask for more tokens.")
         talk.count["tokens"], talk.first, talk.whole = 0, [], []
+        begin()
         began = time.monotonic()
         await asyncio.gather(*(one(client, talk, model, n, began + asked.seconds) for n in range(clients)))
         seconds = time.monotonic() - began
