@@ -54,6 +54,10 @@ def page(found: dict[str, Any]) -> str:
         parts += training(key, found[key]) if key in found else missing
     parts += ["## Generation and scoring"]
     parts += generation(found["generate_speed"]) if "generate_speed" in found else [NOT_MEASURED.format("generate_speed.py")]
+    parts += ["## Serving"]
+    parts += serving(found["serve_speed"]) if "serve_speed" in found else [NOT_MEASURED.format("serve_speed.py --gemma")]
+    loads = [found[key] for key in found if key.startswith("serve_load")]
+    parts += under_load(loads) if loads else [NOT_MEASURED.format("serve_load.py")]
     parts += ["## Search by the number of passages"]
     parts += search(found["search_speed"]) if "search_speed" in found else [NOT_MEASURED.format("search_speed.py")]
     parts += ["## Ingestion and embedding"]
@@ -142,6 +146,33 @@ def generation(result: dict[str, Any]) -> list[str]:
                     f"{scoring['naive_continuations_measured']} of them). Largest difference of a log-probability: "
                     f"{scoring['largest_difference_nats']:.3f} nats.")
     return text
+
+
+def serving(result: dict[str, Any]) -> list[str]:
+    """What the server takes beside the engine."""
+    speeds, used, first = result["tokens_per_second"], result["tokens_per_processor_second"], result["first_token_seconds"]
+    names = {"engine": "the engine, 16 prompts at once", "many": "the server, 16 clients", "one": "the server, 1 client"}
+    rows = [[title, f"{speeds[n]:.1f}", f"{used[n]:.1f}"] for n, title in names.items()]
+    return [where(result), f"{result['base']}, {result['new_tokens']} new tokens, streamed; medians of {result['rounds']} "
+            "rounds in which the three took turns.",
+            table(["", "tokens/s", "tokens per second of the processor"], rows),
+            f"16 clients get {result['many_of_engine']:.2f} of the engine's own speed by the clock "
+            f"({result['many_of_engine_processor']:.2f} by processor time) and {result['many_of_one']:.1f} times "
+            f"one client's ({result['many_of_one_processor']:.1f}). The HTTP layer takes {100 * result['http_share']:.1f} % of "
+            f"the processor time of generation. {first['clients']} clients with prompts of {first['prompt_tokens']} tokens "
+            f"hear the first token after {first['p50']:.2f} s, the last after {first['most']:.2f} s. A second adapter takes "
+            f"{result['second_adapter_mb']:.1f} MB."]
+
+
+def under_load(results: list[dict[str, Any]]) -> list[str]:
+    """How servers held under load."""
+    counted = ("own", "changed", "mixed", "failed", "refused")
+    rows = [[r["base"], f"{r['clients']}", f"{r['seconds']:.0f}", f"{r['requests']:,}", f"{r['tokens_per_second']:.0f}",
+             f"{r['first_50_seconds']:.2f} ({r['first_95_seconds']:.2f})", *(f"{r[c]:,}" for c in counted),
+             f"{r['middle_mb']:,.0f}, {r['last_mb']:,.0f}"] for r in results]
+    head = ["", "clients", "seconds", "answers", "tokens/s", "first token, s (95 %)", *counted, "MB, middle and last third"]
+    return [where(results[0]), "Every answer is told to be its client's own by what it carries, or by what the client was "
+            "answered alone.", table(head, rows)]
 
 
 def search(result: dict[str, Any]) -> list[str]:

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -54,6 +54,7 @@ def arguments() -> argparse.Namespace:
     what.add_argument("--pico", action="store_true", help="a tiny model of random weights")
     what.add_argument("--gemma", action="store_true", help="Gemma 3 270M; its terms must have been accepted")
     what.add_argument("--run", type=Path, help="a run of your own")
+    parser.add_argument("--by-seed", action="store_true", help="tell answers apart by seeds: for a model that copies nothing")
     parser.add_argument("--clients", type=int, help="streaming clients at the same time; 200 for pico, else 16")
     parser.add_argument("--seconds", type=float, default=120.0, help="how long they ask")
     parser.add_argument("--new-tokens", type=int, default=32)
@@ -87,7 +88,7 @@ def under_load(run: Path, clients: int, asked: argparse.Namespace) -> dict[str, 
     with started(run, clients) as (server, url):
         memory = Memory(server.pid)
         try:
-            found = asyncio.run(load(url, run.resolve().name, clients, asked))
+            found = asyncio.run(load(url, run.resolve().name, clients, asked, memory.begin))
         finally:
             held = memory.stop()
         return {**found, **held}
@@ -134,6 +135,10 @@ class Memory:
         while not self._done.wait(0.5):
             self.samples.append(process.memory_info().rss / 1e6)
 
+    def begin(self) -> None:
+        """Forget what was sampled before the load."""
+        self.samples.clear()
+
     def stop(self) -> dict[str, float]:
         """Medians of the middle and of the last third, and what lies between them."""
         self._done.set()
@@ -172,9 +177,9 @@ class Talk:
         self.count["own" if own else "mixed" if other else "changed"] += 1
 
 
-async def load(url: str, model: str, clients: int, asked: argparse.Namespace) -> dict[str, Any]:
+async def load(url: str, model: str, clients: int, asked: argparse.Namespace, begin: Callable[[], None]) -> dict[str, Any]:
     """Numbers of requests, tokens and seconds, and whose the answers were."""
-    talk = Talk(not asked.pico, clients, asked.new_tokens)
+    talk = Talk(not (asked.pico or asked.by_seed), clients, asked.new_tokens)
     limits = httpx.Limits(max_connections=clients + 1, max_keepalive_connections=clients + 1)
     async with httpx.AsyncClient(base_url=url, timeout=300, limits=limits) as client:
         await ask(client, talk, talk.body(model, 0, 0))  # what is done once in a process
@@ -186,6 +191,7 @@ async def load(url: str, model: str, clients: int, asked: argparse.Namespace) ->
                 raise SystemExit(f"{same} clients are answered alike when they ask alone, {talk.count['failed']} not at all: "
                                  "whose an answer is could not be told. Ask for more tokens.")
         talk.count["tokens"], talk.first, talk.whole = 0, [], []
+        begin()
         began = time.monotonic()
         await asyncio.gather(*(one(client, talk, model, n, began + asked.seconds) for n in range(clients)))
         seconds = time.monotonic() - began

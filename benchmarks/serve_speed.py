@@ -35,12 +35,13 @@ def main() -> int:
     asked = arguments()
     if asked.engine is not None:
         return engine(asked)
-    if asked.adapters:
-        return adapters(asked)
+    if asked.adapter is not None:
+        return adapter(asked)
     base = "pico" if asked.pico else "gemma3-270m"
     with TemporaryDirectory() as work:
-        runs = [tuned(base, Path(work) / name) for name in ("one", "two")]
-        result = speeds(runs[0], asked) | {"second_adapter_mb": second(runs)}
+        run = asked.run or tuned(base, Path(work))
+        result = speeds(run, asked) | {"second_adapter_mb": second(run)}
+    base = "of the run" if asked.run else base
     result = {"benchmark": "serve_speed", "base": base, "new_tokens": asked.new_tokens, "rounds": asked.rounds,
               "machine": measure.machine(measure.processors()), **result}
     measure.write(result, asked.out, asked.json)
@@ -54,7 +55,8 @@ def arguments() -> argparse.Namespace:
     what.add_argument("--pico", action="store_true", help="a tiny model of random weights")
     what.add_argument("--gemma", action="store_true", help="Gemma 3 270M; its terms must have been accepted")
     what.add_argument("--engine", type=Path, metavar="RUN", help="answer batches of this run, one a line of the input")
-    what.add_argument("--adapters", type=Path, nargs=2, metavar="RUN", help="the memory of the second one")
+    what.add_argument("--run", type=Path, help="a run of your own, with an arm `tuned`")
+    what.add_argument("--adapter", type=Path, metavar="RUN", help="the memory of its adapter, loaded a second time")
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--prompt-tokens", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=3)
@@ -103,16 +105,19 @@ def engine(asked: argparse.Namespace) -> int:
     return 0
 
 
-def adapters(asked: argparse.Namespace) -> int:
-    """Megabytes that a second adapter takes, answering with it counted in."""
+def adapter(asked: argparse.Namespace) -> int:
+    """Megabytes that a second adapter takes, answering with it counted in: the run's own one again, under another name."""
+    from dataclasses import replace
+
     from luthier.core.run import Run
     from luthier.serving.shelf import Shelf
 
-    steps = [(run.step("base"), run.step("tuned")) for run in map(Run.open, asked.adapters)]
+    run = Run.open(asked.adapter)
+    base, one = run.step("base"), run.step("tuned")
     shelf = Shelf()
     held = []
-    for base, adapter in steps:
-        model = shelf.load(base, adapter)
+    for tuned_one in (one, replace(one, identity=f"{one.identity}-2")):
+        model = shelf.load(base, tuned_one)
         for _ in range(3):
             shelf.generate(model, [prompt(model, 1, 60)], "greedy:max_new_tokens=8")
         gc.collect()
@@ -122,11 +127,11 @@ def adapters(asked: argparse.Namespace) -> int:
     return 0
 
 
-def second(runs: list[Path]) -> float:
+def second(run: Path) -> float:
     """The same, measured in a fresh process; the median of three."""
     found = []
     for _ in range(3):
-        done = subprocess.run([sys.executable, __file__, "--adapters", *map(str, runs)], env=environment(), check=True,
+        done = subprocess.run([sys.executable, __file__, "--adapter", str(run)], env=environment(), check=True,
                               stdout=subprocess.PIPE, text=True)
         found.append(json.loads(done.stdout.splitlines()[-1])["second_mb"])
     return round(statistics.median(found), 1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import socket
 import subprocess
 import sys
@@ -139,25 +138,18 @@ def client(served) -> Any:
 
 @pytest.fixture
 def serve(runs, tmp_path) -> Iterator[Any]:
-    """`serve(*options, run, port, limit_bytes)`: start the command; gives the process, the port and the log once it is ready.
-
-    limit_bytes: no file can grow above this size, as on a full disk.
-    """
+    """`serve(*options, run, port)`: start the command; gives the process, the port and the log once it is ready."""
     pytest.importorskip("uvicorn")
     started: list[subprocess.Popen[bytes]] = []
 
-    def start(*options: str, run: Path | None = None, port: int = 0, limit_bytes: int | None = None) -> Any:
+    def start(*options: str, run: Path | None = None, port: int = 0) -> Any:
         port = port or free_port()
         log = tmp_path / f"log{len(started)}.txt"
-
-        def limit() -> None:
-            if limit_bytes is not None:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
 
         with log.open("wb") as told:
             process = subprocess.Popen(
                 [sys.executable, "-m", "luthier.cli.main", "serve", str(run or runs[0].folder), "--port", str(port), *options],
-                stderr=told, env={**os.environ, "OMP_NUM_THREADS": "1"}, preexec_fn=limit)
+                stderr=told, env={**os.environ, "OMP_NUM_THREADS": "1"})
         started.append(process)
         until = time.monotonic() + 300
         while time.monotonic() < until and process.poll() is None:
