@@ -142,8 +142,7 @@ def _catalogue() -> Iterator[str]:
     yield "# The catalogue\n"
     yield f"{len(rows)} published systems and studies that this project is to make work; {len(there)} have parts here."
     yield "`runs`: its parts are there; `verified`: every clause of its oracle passed; `studied`: its claim was judged here,"
-    yield "with the verdict beside it; `stale`: its parts changed since; `unverified`: it has parts, and nothing is recorded"
-    yield "yet.\n"
+    yield "with the verdict beside it; `stale`: its parts changed since; `unverified`: nothing is recorded yet.\n"
     yield "| | slug | what it is | status | verdict here |\n|---|---|---|---|---|"
     for row in rows:
         record = records.get(row["id"])

@@ -33,3 +33,24 @@ def test_what_was_done_before_does_not_enter_the_pace(clock, capsys):
     clock[0] += 30
     show(92, 100, "rows")
     assert capsys.readouterr().err.splitlines()[-1] == "  tuned: 92 of 100 rows, 2 min 00 s left"
+
+
+def test_a_command_is_printed_as_the_shell_finds_it(tmp_path, monkeypatch):
+    """A checkout's own `.venv/bin/luthier` is not on the path: the printed command must run all the same."""
+    import sys
+
+    from luthier.cli import _shared
+
+    scripts = {place: tmp_path / place / "luthier" for place in ("on path", "off path")}
+    for script in scripts.values():
+        script.parent.mkdir()
+        script.write_text("#!/bin/sh\n")
+        script.chmod(0o755)
+    monkeypatch.setenv("PATH", str(scripts["on path"].parent))
+    cases = {str(scripts["on path"]): "luthier", str(scripts["off path"]): f"'{scripts['off path']}'", "pytest": "luthier"}
+    for called, printed in cases.items():
+        monkeypatch.setattr(sys, "argv", [called, "adapt"])
+        assert _shared.typed() == printed
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", [str(scripts["on path"]), "adapt"])
+    assert _shared.typed() == f"'{scripts['on path']}'"

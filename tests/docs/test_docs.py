@@ -6,8 +6,10 @@ Pages run on pico models, as they say; a command that is meant to be refused is 
 from __future__ import annotations
 
 import html
+import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -52,20 +54,41 @@ def commands(page: str) -> list[str]:
     return [line.removeprefix("$ ") for block in blocks for line in block.splitlines() if line.startswith("$ ")]
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_every_command_of_a_page_runs(page, tmp_path, installed):
+@pytest.fixture(scope="module")
+def warm(installed, tmp_path_factory):
+    """`warm(arguments, folder)`: exit code and errors of a luthier command, by a process that has its libraries loaded."""
     paths = [str(installed), str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "NO_COLOR": "1", "COLUMNS": "200"}
-    here = Path(sys.executable).parent
+    said = {name: tmp_path_factory.mktemp("said") / name for name in ("out", "err")}
+    program = [sys.executable, str(Path(__file__).with_name("warm.py"))]
+    with subprocess.Popen(program, env=env, text=True, cwd=said["out"].parent,
+                          stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        def run(arguments: list[str], folder: Path) -> tuple[int, str]:
+            told = {"argv": arguments, "folder": str(folder), **{name: str(path) for name, path in said.items()}}
+            print(json.dumps(told), file=process.stdin, flush=True)
+            code = int(process.stdout.readline())
+            return code, said["err"].read_text(encoding="utf-8")
+
+        yield run
+        process.stdin.close()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_of_a_page_runs(page, tmp_path, warm):
     for command in commands(page):
-        shell = re.sub(r"^luthier\b", f"{sys.executable} -m luthier", re.sub(r"^python\b", sys.executable, command))
-        done = subprocess.run(shell, shell=True, cwd=tmp_path, env={**env, "PATH": f"{here}{os.pathsep}{env['PATH']}"},
-                              capture_output=True, text=True)
+        words = shlex.split(command)
+        if words[0] == "luthier":
+            assert not re.search(r"[|<>;&$`]", re.sub(r"'[^']*'|\"[^\"]*\"", "", command)), "a shell is needed for this"
+            code, errors = warm(words[1:], tmp_path)
+        else:
+            done = subprocess.run(re.sub(r"^python\b", sys.executable, command), shell=True, cwd=tmp_path, text=True,
+                                  capture_output=True)
+            code, errors = done.returncode, done.stderr
         expected = next((words for start, words in REFUSED.items() if command.startswith(start)), None)
         if expected is None:
-            assert done.returncode == 0, f"{command}\n{done.stderr[-3000:]}"
+            assert code == 0, f"{command}\n{errors[-3000:]}"
         else:
-            assert done.returncode != 0 and expected in done.stderr and "Traceback" not in done.stderr, done.stderr[-3000:]
+            assert code != 0 and expected in errors and "Traceback" not in errors, errors[-3000:]
 
 
 def test_the_site_has_every_page_that_it_names(made):

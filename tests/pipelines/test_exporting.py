@@ -62,6 +62,46 @@ def test_the_card_is_one_that_the_hub_reads(run):
     f1 = next(r for r in data.eval_results if r.metric_type == "f1")
     table = json.loads((run.folder / "steps/comparison/table.json").read_text())
     assert f1.metric_value == round(next(r["value"] for r in table if r["arm"] == "tuned" and r["metric"] == "f1"), 4)
+    measured = {(r["set"], r["metric"]) for r in table if r["arm"] == "tuned"}
+    assert {(r.dataset_type, r.metric_type) for r in data.eval_results} == measured, "every number, and none twice"
+    assert data.license == "other" and (run.folder / data.license_link).is_dir() and data.base_model_relation == "adapter"
+
+
+def test_the_hub_reads_the_same_results_in_every_form(run, tmp_path):
+    """Against the hub's own reader: its results, written back by it, are those of the card; no key is one it doesn't know."""
+    import yaml
+    from huggingface_hub import ModelCard
+    from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
+
+    for form in ("adapter", "model", "gguf"):
+        text = card.card(run, run.step("tuned"), form, ())
+        written = yaml.safe_load(text.split("---")[1])
+        name, results = model_index_to_eval_results(written["model-index"])
+        assert eval_results_to_model_index(name, results) == written["model-index"]
+        assert ModelCard(text).data.to_dict() == written
+        assert written["base_model_relation"] == {"adapter": "adapter", "model": "finetune", "gguf": "quantized"}[form]
+
+
+def test_the_card_holds_data_evidence_receipts_and_terms(run):
+    text = card.card(run, run.step("tuned"), "model", ())
+    row = {"set": "unseen", "arm": "tuned", "metric": "f1", "value": 0.5, "low": 0.25, "high": 0.75, "questions": 9,
+           "clusters": 7}
+    assert "| unseen | tuned | f1 | 0.500 | 0.250 to 0.750 | 9 | 7 |" in card._evidence(run, [row])
+    assert "95% interval" in text and "| rows | " in text and "receipts of the run agree" in text
+    assert "`licenses/" in text and "luthier 0." in text
+
+
+def test_what_was_left_out_is_counted_by_its_kind_of_reason(tmp_path):
+    from luthier.core.artifact import open_artifact, write_examples
+    from luthier.core.example import Dropped
+
+    reasons = ["duplicate of a", "duplicate of b", "too long: 9", "empty | odd"]
+    write_examples(tmp_path / "a", {}, [Dropped(str(n), r, "") for n, r in enumerate(reasons)])
+    assert card._left_out(open_artifact(tmp_path / "a")) == "2 duplicate, 1 too long, 1 empty \\| odd"
+
+
+def test_the_licence_of_a_base_with_known_terms_is_named():
+    assert card._licence("gemma3-270m") == {"license": "gemma"} and card._licence("pico")["license"] == "other"
 
 
 def test_a_wrong_merge_is_kept_aside_and_named(run, tmp_path, monkeypatch):

@@ -32,8 +32,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(not CHROMIUM, reason="needs c
 def page(root, tmp_path_factory):
     folder = tmp_path_factory.mktemp("browser") / "runs"
     shutil.copytree(root / "demo", folder / "demo")
-    made = Page(Studio(folder))
+    studio = Studio(folder)
+    made = Page(studio)
     yield made
+    if studio.processes.running("mine"):  # where its test ended early
+        studio.processes.stop("mine")
     made.stop()
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -117,6 +119,14 @@ class _Shown:
 def _time(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s" if seconds < 10 else f"{rest} s"
+
+
+def typed() -> str:
+    """How a command begins here: `luthier` where the shell finds this one, else the path by which it was called."""
+    called, found = Path(sys.argv[0]), shutil.which("luthier")
+    if called.name != "luthier" or not called.exists() or (found and called.samefile(found)):
+        return "luthier"
+    return shlex.quote(str(called))
 
 
 def finish(run: Run, as_json: bool) -> None:

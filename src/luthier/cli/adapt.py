@@ -62,6 +62,7 @@ def command(
     run = jobs.run(made, folder, fresh=fresh, exact=exact, watcher=shared.watcher(as_json), executor=executor)
     shared.finish(run, as_json)
     if not as_json and run.has("comparison"):
-        print(f'Ask it: luthier ask {folder} "your question"')
-        print(f"Serve it: luthier serve {folder}")
-        print(f"Look at it: luthier ui {folder.parent}")
+        luthier = shared.typed()
+        print(f'Ask it: {luthier} ask {folder} "your question"')
+        print(f"Serve it: {luthier} serve {folder}")
+        print(f"Look at it: {luthier} ui {folder.parent}")

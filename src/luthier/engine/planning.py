@@ -102,8 +102,7 @@ def plan(recipe: Recipe, engine: Engine, log: Callable[[str], None] = lambda tex
             elif use not in READS:
                 steps.append(StepPlan(node.name, use, note="not planned: small beside training and answering"))
         floor = resident_mb()
-    threads = f"{here.threads} thread{'s' * (here.threads > 1)}"
-    return RunPlan(f"{here.processor}, {threads}", steps, floor, available_mb() + floor,
+    return RunPlan(f"{here.processor}, {here.threads} thread{'s' * (here.threads > 1)}", steps, floor, available_mb() + floor,
                    shutil.disk_usage(Path.cwd()).free / MB, rates=asdict(here))
 
 

@@ -164,9 +164,14 @@ def _card(seed: Mapping[str, Any], commands: Sequence[str], record: Mapping[str,
     outcomes = {c["n"]: c["outcome"] for c in record.get("clauses", ())} if seed["status"] != "stale" else {}
     rows = [[str(o["n"]), o["text"], outcomes.get(o["n"], ABSENT)] for o in seed["oracles"]]
     return details(summary, el("p", el("i", seed["title"]), f" (no. {seed['id']}, {seed['kind']}, {seed['slug']})"),
-                   el("h4", "To type"), *to_type, el("h4", "It works when"), el("p", seed["works_when"]),
+                   el("h4", "To type"), *to_type, el("h4", "It works when"), el("p", _coded(seed["works_when"])),
                    _study(seed["result"]), el("h4", "What its tests hold it to, and what came of it here"),
                    table("Oracle", ["", "clause", "recorded here"], "ttt", rows, class_="oracle"), open_=opened)
+
+
+def _coded(text: str) -> Html:
+    """Text in which `words` between backticks are code."""
+    return join(el("code", part) if n % 2 else part for n, part in enumerate(text.split("`")))
 
 
 def _study(result: Mapping[str, Any] | None) -> Html | None:

@@ -23,8 +23,8 @@ def _machine(plan: Mapping[str, Any]) -> Html:
     rows = [[s["name"], s["use"], _mb(s["peak_mb"]), duration(s["seconds"]), _mb(s["disk_mb"]), s["note"] or ""]
             for s in plan["steps"] if s["memory"]]
     quick = [f"{step['name']}: {step['note']}" for step in plan["steps"] if not step["memory"] and step["note"]]
-    names = ["step", "component", "memory", "time", "disk", "note"]
-    steps = table("Plan by step", names, "ttnnnt", rows, class_="plan") if rows else None
+    head = ["step", "component", "memory", "time", "disk", "note"]
+    steps = table("Plan by step", head, "ttnnnt", rows, class_="plan") if rows else None
     rest = details("Steps without a plan of their own", el("ul", *(el("li", line) for line in quick))) if quick else None
     return el("section", heading, pairs(told, class_="counts"), steps, *_parts(plan), rest, _changes(plan.get("changes", ())))
 

@@ -33,5 +33,6 @@ def page(_: Studio, demo: gr.Blocks) -> None:
 
     demo.load(worded(2)(opened), None, [notice, words, found], show_progress="hidden",
               api_name=False)  # type: ignore[arg-type]
-    words.input(worded(1)(searched), words, [notice, found], show_progress="hidden", trigger_mode="always_last",
-                api_name="search")
+    # Not `input`, which what is pasted with the mouse does not raise.
+    words.change(worded(1)(searched), words, [notice, found], show_progress="hidden", trigger_mode="always_last",
+                 api_name="search")

@@ -22,7 +22,7 @@ def page(studio: Studio, demo: gr.Blocks) -> None:
                                    "evidence."))
     name = as_sent(gr.Dropdown([], label="Run", interactive=True))
     chosen = as_sent(gr.CheckboxGroup([], label="Arms", interactive=True))
-    question = gr.Textbox(label="Question", lines=2, max_lines=6, placeholder="Enter asks; Shift and Enter begins a line")
+    question = gr.Textbox(label="Question", lines=1, max_lines=6, placeholder="Enter asks")
     ask = gr.Button("Ask", variant="primary")
     notice, answers, evidence = html(), html(), html()
 
