@@ -267,6 +267,25 @@ def test_an_entry_may_be_given_and_more_tasks_than_entries_are_told(pico, make_c
         assert any("pool_size is below the number of tasks" in line for line in told) is wanted
 
 
+def test_keys_may_learn_at_a_rate_of_their_own(pico, make_ctx):
+    inputs = {"base": pico, "examples": training_data(make_ctx("examples"))}
+    task = ({"data": "examples.train", "objective": "l2m"},)
+    moved = []
+    for number, rate in enumerate(("", ",key_rate=0.001")):
+        method = f"l2m:pool_size=1{rate}"
+        keys, ups = [], []
+        given = dict(inputs)
+        for steps in (0, 1):
+            fit = short_fit("decoder", method=method, tasks=task, length={"steps": steps})
+            given["begin"] = fit.run(given, make_ctx(f"fit{number}{steps}", given))
+            model = add_tuned(load_base(pico), given["begin"])
+            keys.append(routing.chooser(model).entries[0])
+            ups.append(next(iter(layers(model).values())).pooled_layers["default"].up[0])
+        moved.append([float((a - b).abs().max()) for a, b in (keys, ups)])
+    # The first step of Adam is as long as its rate.
+    assert moved[0] == pytest.approx([1e-2, 1e-2], rel=1e-2) and moved[1] == pytest.approx([1e-3, 1e-2], rel=1e-2)
+
+
 def test_a_lora_can_be_gone_on_with_too(pico, make_ctx):
     inputs = {"base": pico, "examples": training_data(make_ctx("examples"))}
     one = short_fit("decoder", method="lora:rank=2", length={"steps": 3}).run(inputs, make_ctx("one", inputs))

@@ -46,6 +46,7 @@ class L2M(Method, name="l2m", seeds=[129]):
                                                               "values and the MLP's last layer; all-linear, or names of layers")
     query: Literal["mean-embedding"] = Field("mean-embedding", description="what keys are compared with")
     count_penalty: bool = Field(True, description="entries that earlier trainings used are avoided while training")
+    key_rate: float | None = Field(None, gt=0, description="learning rate of the keys; that of the training if left out")
     reserved: int = Field(0, ge=0, description="the first entries, which stand for what the base knows and modulate nothing")
     entry: int | None = Field(None, ge=0, description="rows of the first task of this training take this entry, those of each "
                                                          "further one the next (the oracle)")
@@ -76,6 +77,17 @@ class L2M(Method, name="l2m", seeds=[129]):
         names = linear_names(model)
         found = {n: names[n] for n in sorted(names) if _called(n, places)}
         return found or targeted("l2m", model, tuple(places))
+
+    def parameter_groups(self, model: Model) -> list[dict[str, Any]]:
+        """Modulators, and keys, which have a learning rate of their own where `key_rate` says so."""
+        from luthier.engine import routing
+
+        [whole] = super().parameter_groups(model)
+        if self.key_rate is None:
+            return [whole]
+        keys = {id(p) for p in routing.chooser(model).parameters()}
+        return [{"params": [p for p in whole["params"] if id(p) not in keys]},
+                {"params": [p for p in whole["params"] if id(p) in keys], "lr": self.key_rate}]
 
     def start(self, model: Model, ctx: FitCtx) -> Hook:
         return Pool(self, model, ctx)
