@@ -169,7 +169,7 @@ def under_load(results: list[dict[str, Any]]) -> list[str]:
     counted = ("own", "changed", "mixed", "failed", "refused")
     rows = [[r["base"], f"{r['clients']}", f"{r['seconds']:.0f}", f"{r['requests']:,}", f"{r['tokens_per_second']:.0f}",
              f"{r['first_50_seconds']:.2f} ({r['first_95_seconds']:.2f})", *(f"{r[c]:,}" for c in counted),
-             f"{r['middle_mb']:,.0f}, {r['last_mb']:,.0f}"] for r in results]
+             f"{r['middle_mb']:,.0f}, {r['last_mb']:,.0f}" if "middle_mb" in r else ""] for r in results]
     head = ["", "clients", "seconds", "answers", "tokens/s", "first token, s (95 %)", *counted, "MB, middle and last third"]
     return [where(results[0]), "Every answer is told to be its client's own by what it carries, or by what the client was "
             "answered alone.", table(head, rows)]
