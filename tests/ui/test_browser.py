@@ -175,7 +175,8 @@ def test_a_run_is_started_stopped_and_resumed(tab, page):
     one.wait_for_function("document.body.innerText.includes('interrupted')")
     kept(one, "adapt-stopped-390")
     one.get_by_role("button", name="Resume").click()
-    one.get_by_text("its report").wait_for(timeout=10 * WAIT)
+    one.get_by_text("finished", exact=True).first.wait_for(timeout=10 * WAIT)
+    one.get_by_text("its report").wait_for()
     assert "loss" in one.locator(".curve").first.evaluate("e => e.getAttribute('aria-label').toLowerCase()")
     kept(one, "adapt-ended-390")
 

@@ -104,7 +104,8 @@ def watched(name: str, run: Run | None, processes: Processes, curve: bool = True
     lines = processes.said(name)[-LINES:]
     said = el("pre", "\n".join(lines), class_="sample log", tabindex="0", aria_label="Last words") if lines else None
     command = copied(processes.command(name)) if processes.known(name) else None
-    drawn = Html(report.parts(run, ["learning"])) if curve and run is not None and run.record else None
+    begun = curve and run is not None and run.record
+    drawn = el("div", Html(report.parts(run, ["learning"])), class_="live") if run is not None and begun else None
     head = el("p", el("b", name), " ", state(name, run, processes), role="status")
     return framed(head, command, said, drawn)
 
