@@ -102,6 +102,9 @@ def test_a_head_of_zeros_says_one_whatever_the_task(pico_encoder, make_ctx):
         for row in range(len(task.rows)):
             total, count = _loss_of(run, task, slice(row, row + 1))
             found.setdefault(task.name, []).append(task.scale * total / count)
+        # All rows together are padded to the longest: nobody chooses what is not there.
+        total, count = _loss_of(run, task, slice(0, len(task.rows)))
+        assert task.scale * total / count == pytest.approx(1, abs=1e-5)
     assert set(found) == {f"manifest.{name}" for name in ALL} and len(found["manifest.why"]) == 18
     assert all(value == pytest.approx(1, abs=1e-5) for values in found.values() for value in values)
     plain = tasks_of(stage(scale="none"), pico_encoder, manifest(make_ctx, "again"), make_ctx, "plain")[1]
