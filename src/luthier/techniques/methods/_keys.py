@@ -95,9 +95,10 @@ class Keys(nn.Module):
             UserError: a row of nothing but padding.
         """
         if hasattr(self.asked, "queried"):
-            embeds, at = self.asked.queried(ids, mask, **(more or {}))
+            embeds, at = self.asked.queried(ids, mask, **(more or {}))  # type: ignore[operator]
         else:
-            embeds = self.asked.get_input_embeddings()(ids) if embeds is None else embeds
+            if embeds is None:
+                embeds = self.asked.get_input_embeddings()(ids)  # type: ignore[operator, union-attr, attr-defined]
             at = torch.ones(embeds.shape[:2], device=embeds.device, dtype=torch.bool) if mask is None else mask.bool()
             if targets is not None:
                 earlier = at & ~(targets.cumsum(1) > 0)
