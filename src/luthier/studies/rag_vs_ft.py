@@ -6,7 +6,8 @@ Gemma 3 270M is asked about bulletins for farmers: about sections that it was tr
 questions below retrieved passages. An answer is right where it holds the key fact; nothing is graded by a model.
 
 Version 1 asked about 20 sections that were kept out and could not see less than 0.12 of answers; version 2 asks about 120
-and trains on as many as before.
+and trains on as many as before, with three seeds, between which trainings differ more than any gain of 0.05. Version 3 has
+eight seeds.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ MEANT = Measure("similarity", "state")
 SETS = ("known", "unseen", "state")
 
 
-class RagVsFt(Study, name="rag-vs-ft", version=2, seeds=[24]):
+class RagVsFt(Study, name="rag-vs-ft", version=3, seeds=[24]):
     """What do retrieval, tuning and both add to answers about documents?"""
 
     world: ClassVar[str] = "real models (Gemma 3 270M, MiniLM) on invented bulletins"
@@ -38,8 +39,8 @@ class RagVsFt(Study, name="rag-vs-ft", version=2, seeds=[24]):
             **{f"{step}.{field}": 2 for step in ("asked", "tests") for field in ("known", "unseen")},
             "tuned.length": {"steps": 1}, "tuned.method": "lora:rank=4", "score.decoder.max_new_tokens": 1},
             arms=("base", "tuned", "tuned+rag"), about="every line, no evidence"),
-        "default": Scale(3, {"known": 20, "unseen": 120, "state": 10}),
-        "large": Scale(5, {"known": 100, "unseen": 100, "state": 48}, {
+        "default": Scale(8, {"known": 20, "unseen": 120, "state": 10}),
+        "large": Scale(8, {"known": 100, "unseen": 100, "state": 48}, {
             **{f"{step}.{field}": n for step in ("pages", "asked", "tests") for field, n in (("states", 30), ("crops", 12))},
             **{f"{step}.{field}": n for step in ("asked", "tests")
                for field, n in (("known", 100), ("unseen", 100), ("held_states", 4))}}),
