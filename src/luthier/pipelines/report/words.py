@@ -27,7 +27,8 @@ SETS = ("known", "unseen", "unanswerable", "dev")
 GROUPS = {
     "Answers": ("f1", "exact-match", "accuracy", "multiple-choice", "preference-accuracy", "bits-per-byte", "perplexity",
                 "rouge-l", "similarity", "recall-em", "token-recall", "judge", "rquge", "chrf", "lines",
-                "gate-accuracy", "label-match", "relative-score", "pass-at-k", "refactoring"),
+                "gate-accuracy", "label-match", "relative-score", "pass-at-k", "refactoring",
+                "diversity"),
     "Finding passages": ("recall", "ndcg", "mrr"),
     "Citing": ("citation-precision", "citation-recall", "groundedness", "k-precision", "k-precision-pp"),
     "Knowing when not to answer": ("abstains", "over-abstains", "abstention", "refused", "refusal-log-odds"),
@@ -71,6 +72,7 @@ _METRIC_WORDS = {
     "label-match": "share of right labels",
     "relative-score": "score relative to the reference",
     "pass-at-k": "share of problems solved",
+    "diversity": "different answers among n samples",
     "refactoring": "points of refactored programs",
     "refusal-log-odds": "log-odds of declining",
     "lines": "share of right lines",
