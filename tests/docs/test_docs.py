@@ -24,6 +24,7 @@ from luthier.core import index
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(p.relative_to(ROOT / "docs").as_posix() for p in (ROOT / "docs").rglob("*.md") if "```console" in p.read_text())
 REFUSED = {"luthier evaluate runs/first rows.jsonl": "were trained on"}
+LONG = ("how-to/technique.md", "how-to/release.md", "how-to/documents.md", "coming-from.md")
 PACKAGE = ROOT / "examples" / "component-package"
 
 
@@ -73,7 +74,8 @@ def warm(installed, tmp_path_factory):
         process.stdin.close()
 
 
-@pytest.mark.parametrize("page", PAGES)
+# The tutorial and the shorter pages run every time, the others with the slow tests.
+@pytest.mark.parametrize("page", [pytest.param(p, marks=pytest.mark.slow) if p in LONG else p for p in PAGES])
 def test_every_command_of_a_page_runs(page, tmp_path, warm):
     for command in commands(page):
         words = shlex.split(command)
