@@ -12,6 +12,7 @@ from luthier.core.errors import UserError
 from luthier.core.recipe import load_recipe
 from luthier.pipelines import jobs
 from luthier.pipelines.comparing import plan
+from luthier.pipelines.overrides import override
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def planned(rows: str, learning_rate: str = "default", **said: Any) -> Any:
 def test_an_arm_is_what_tune_would_run(rows):
     made = planned(rows, base="pico", seed=7, sets=["tuned.length={epochs: 1}"], seeds=2)
     for arm in ("lora", "bitfit"):
-        alone = jobs.override(jobs.tune(rows), base="pico", seed=7, parts={"method": [arm]}, sets=["tuned.length={epochs: 1}"])
+        alone = override(jobs.tune(rows), base="pico", seed=7, parts={"method": [arm]}, sets=["tuned.length={epochs: 1}"])
         of_arm = made.grid.variants[arm]
         assert {n.name: n.step.identity for n in of_arm.nodes} == {
             n.name: n.step.identity for n in alone.nodes if n.name != "comparison"}

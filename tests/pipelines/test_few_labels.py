@@ -9,6 +9,7 @@ import pytest
 from luthier.core.files import read_lines
 from luthier.core.recipe import load_recipe
 from luthier.pipelines import jobs
+from luthier.pipelines.overrides import override
 
 LOW, HIGH = "module class object list dict".split(), "scope block import yield await".split()
 
@@ -29,7 +30,7 @@ def files(tmp_path):
 def ran(recipe, files, *sets):
     """The accuracy of the run, and its folder."""
     made = jobs.tune([str(files / "few.jsonl")], recipe=recipe)
-    made = jobs.override(made, base="pico-encoder", sets=sets)
+    made = override(made, base="pico-encoder", sets=sets)
     run = jobs.run(made, files / "run", exact=True, with_card=False)
     scores = read_lines(run.folder / "steps" / "arm-tuned" / "scores.jsonl")
     return [r["value"] for r in scores], run

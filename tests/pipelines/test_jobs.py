@@ -16,6 +16,7 @@ from luthier.core.files import read_json, write_json
 from luthier.core.recipe import Recipe, load_recipe, shipped
 from luthier.core.run import Run
 from luthier.pipelines import jobs
+from luthier.pipelines.overrides import override
 
 QA = {"question": "What is a clamp?", "answer": "a rail"}
 LABEL = {"text": "a fine film", "label": "good"}
@@ -123,7 +124,7 @@ def test_bad_rows_are_refused_before_there_is_a_recipe(file):
 
 
 def test_base_seed_and_values_are_set():
-    made = jobs.override(jobs.adapt([]), base="pico", seed=7, sets=[
+    made = override(jobs.adapt([]), base="pico", seed=7, sets=[
         "tuned.length={epochs: 2}", " split.dev_share = 0.3 ", "arm-base.shots=[0, 1]"])
     assert (step(made, "base").model, made.seed) == ("pico", 7)
     assert step(made, "tuned").length.epochs == 2 and step(made, "split").dev_share == 0.3
@@ -132,8 +133,8 @@ def test_base_seed_and_values_are_set():
 
 def test_nothing_said_changes_nothing():
     recipe = jobs.adapt([])
-    assert jobs.override(recipe) is recipe
-    assert jobs.override(recipe, parts={"method": []}) is recipe
+    assert override(recipe) is recipe
+    assert override(recipe, parts={"method": []}) is recipe
 
 
 @pytest.mark.parametrize(("kind", "specs", "where"), [
@@ -144,7 +145,7 @@ def test_nothing_said_changes_nothing():
     ("retriever", ["hybrid:depth=9"], {"index": "retriever"}),
 ])
 def test_a_part_is_placed_in_every_step_that_takes_it(kind, specs, where):
-    made = jobs.override(jobs.adapt([]), parts={kind: specs})
+    made = override(jobs.adapt([]), parts={kind: specs})
     for name, field in where.items():
         assert getattr(step(made, name), field).info.name == specs[0].partition(":")[0]
     plain = jobs.adapt([])
@@ -152,13 +153,13 @@ def test_a_part_is_placed_in_every_step_that_takes_it(kind, specs, where):
 
 
 def test_several_parts_where_several_are_read():
-    made = jobs.override(jobs.adapt([]), parts={"metric": ["f1", "recall:k=3"], "data_step": ["headings"]})
+    made = override(jobs.adapt([]), parts={"metric": ["f1", "recall:k=3"], "data_step": ["headings"]})
     for name in ARMS:
         found = step(made, name).metrics
         assert [m.info.name for m in found] == ["f1", "recall"] and found[1].k == 3
     assert [s.info.name for s in step(made, "questions").sources] == ["headings"]
     with pytest.raises(UserError, match="--method was given 2 times.*with its own --out"):
-        jobs.override(jobs.adapt([]), parts={"method": ["lora", "bitfit"]})
+        override(jobs.adapt([]), parts={"method": ["lora", "bitfit"]})
 
 
 @pytest.mark.parametrize(("said", "why"), [
@@ -173,14 +174,14 @@ def test_several_parts_where_several_are_read():
 ])
 def test_what_does_not_exist_is_refused_with_the_nearest(said, why):
     with pytest.raises(UserError, match=why):
-        jobs.override(jobs.adapt([]), **said)
+        override(jobs.adapt([]), **said)
 
 
 def test_a_part_that_no_step_takes_is_refused(file):
     with pytest.raises(UserError, match="no step that takes a retriever"):
-        jobs.override(jobs.tune(file(QA)), parts={"retriever": ["hybrid"]})
+        override(jobs.tune(file(QA)), parts={"retriever": ["hybrid"]})
     with pytest.raises(UserError, match="no step that takes a data-step"):
-        jobs.override(jobs.tune(file(QA)), parts={"data_step": ["headings"]})
+        override(jobs.tune(file(QA)), parts={"data_step": ["headings"]})
 
 
 # --- running ---------------------------------------------------------------------------------------------------------

@@ -35,6 +35,7 @@ def command(
     """Documents in; base, base+retrieval, tuned and tuned+retrieval out, compared on questions kept apart."""
     from luthier.core.errors import UserError
     from luthier.pipelines import arms, jobs
+    from luthier.pipelines.overrides import override
     from luthier.pipelines.retrieving import with_tuned_retriever
 
     shared.accept(accept_terms)
@@ -57,7 +58,7 @@ def command(
         made = with_tuned_retriever(made, clicks)
     parts = {"method": method or [], "regularizer": regularizer or [], "optimizer": optimizer or [],
              "decoder": decoder or [], "metric": metric or [], "data_step": data_step or [], "retriever": retriever or []}
-    made = jobs.override(made, base=base, seed=seed, parts=parts, sets=sets or ())
+    made = override(made, base=base, seed=seed, parts=parts, sets=sets or ())
     folder = out or Path("runs") / ("demo-pico" if pico else "demo" if demo else made.name.replace(" ", "-"))
     run = jobs.run(made, folder, fresh=fresh, exact=exact, watcher=shared.watcher(as_json), executor=executor)
     shared.finish(run, as_json)

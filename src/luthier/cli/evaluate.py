@@ -22,10 +22,11 @@ def command(
     """Score the base and the tuned model of a run on further rows; rows it was trained on are refused."""
     from luthier.core.run import Run
     from luthier.pipelines import jobs
+    from luthier.pipelines.overrides import override
 
     shared.accept(accept_terms)
     source = Run.open(run)
-    made = jobs.override(jobs.evaluate(source, data), parts={"decoder": decoder or [], "metric": metric or []})
+    made = override(jobs.evaluate(source, data), parts={"decoder": decoder or [], "metric": metric or []})
     folder = out or run / f"evaluate-{Path(data).stem}"
     finished = jobs.run(made, folder, fresh=fresh, exact=exact, watcher=shared.watcher(as_json), executor=executor)
     shared.finish(finished, as_json)

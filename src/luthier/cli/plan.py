@@ -22,13 +22,14 @@ def command(
     sets: shared.Sets = None, accept_terms: shared.Terms = None, exact: shared.Exact = False, as_json: shared.Json = False,
 ) -> None:
     """Memory by part, time and disk of a run before it starts, and what to change where it does not fit."""
-    from luthier.pipelines import jobs, planning
+    from luthier.pipelines import planning
+    from luthier.pipelines.overrides import override
 
     shared.accept(accept_terms)
     made = planning.recipe_for(paths or [], recipe=recipe, objective=objective, questions=questions)
     parts = {"method": method or [], "regularizer": regularizer or [], "optimizer": optimizer or [],
              "decoder": decoder or [], "metric": metric or [], "data_step": data_step or [], "retriever": retriever or []}
-    made = jobs.override(made, base=base, seed=seed, parts=parts, sets=sets or ())
+    made = override(made, base=base, seed=seed, parts=parts, sets=sets or ())
     found = planning.plans(made, on, exact)
     if as_json:
         print(json.dumps(found, ensure_ascii=False, indent=1))

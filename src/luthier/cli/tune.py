@@ -24,12 +24,13 @@ def command(
 ) -> None:
     """Examples in, a tuned model out, scored on rows that were kept out of training."""
     from luthier.pipelines import jobs
+    from luthier.pipelines.overrides import override
 
     shared.accept(accept_terms)
     made = jobs.tune(data, recipe=recipe or "tune", objective=objective, sets=sets or ())
     parts = {"method": method or [], "regularizer": regularizer or [], "optimizer": optimizer or [],
              "decoder": decoder or [], "metric": metric or []}
-    made = jobs.override(made, base=base, seed=seed, parts=parts, sets=sets or ())
+    made = override(made, base=base, seed=seed, parts=parts, sets=sets or ())
     folder = out or Path("runs") / Path(data[0]).stem
     run = jobs.run(made, folder, fresh=fresh, exact=exact, watcher=shared.watcher(as_json), executor=executor)
     shared.finish(run, as_json)

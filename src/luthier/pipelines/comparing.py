@@ -30,6 +30,7 @@ from luthier.engine.steps.base import Base
 from luthier.engine.steps.fit import Fit
 from luthier.pipelines import jobs, verdicts
 from luthier.pipelines.grid import Cell, Cost, Grid, Results, results, slug
+from luthier.pipelines.overrides import override
 from luthier.pipelines.report.plots import thinned
 from luthier.pipelines.steps.compare_arms import CompareArms
 from luthier.pipelines.steps.sweep import FEWEST
@@ -108,7 +109,7 @@ def _tuned(data: str | Sequence[str], parts: Mapping[str, Sequence[str]], base: 
     for kind, specs in parts.items():
         if NONE in specs and kind != "regularizer":
             raise UserError(f"--{kind} none: a training needs one. Only --regularizer can be none.")
-    return jobs.override(made, base=base, seed=seed, parts=given, sets=sets)
+    return override(made, base=base, seed=seed, parts=given, sets=sets)
 
 
 def _with_rate(recipe: Recipe, rate: str) -> Recipe:

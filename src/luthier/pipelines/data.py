@@ -37,7 +37,7 @@ def plan(command: str, path: str, data_steps: Sequence[str] = (), *, base: str |
     Raises:
         UserError: a path of the wrong kind, a data step that the command has no place for, or a setting that is none.
     """
-    from luthier.pipelines.jobs import override
+    from luthier.pipelines.overrides import override
 
     steps = {"ingest": _ingest, "synthesize": _synthesize, "curate": _curate, "select": _curate, "split": _split}[command](
         path, list(data_steps), base)

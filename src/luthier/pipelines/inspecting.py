@@ -96,7 +96,7 @@ def _flagged(found: dict[str, Any], artifact: Artifact, data_steps: Sequence[str
 def reading(sets: Sequence[str]) -> dict[str, Any]:
     """Settings of the step `read` from `FIELD=VALUE` texts: how rows are read that are to be shown."""
     from luthier.core.recipe import Recipe
-    from luthier.pipelines.jobs import override
+    from luthier.pipelines.overrides import override
 
     text = {"steps": {"rows": {"use": "read", "path": "rows.jsonl"}}}
     made = override(Recipe(text), sets=[s if s.startswith("rows.") else f"rows.{s}" for s in sets])

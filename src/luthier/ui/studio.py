@@ -115,12 +115,13 @@ class Studio:
         """The recipe that its command would run."""
         from luthier.engine.packages import accept
         from luthier.pipelines import jobs, planning
+        from luthier.pipelines.overrides import override
 
         if order.terms:
             accept(order.terms)
         questions = next((str(p) for p in sorted((self.root / DOCUMENTS / order.name / "questions").glob("*"))), None)
         made = jobs.demo(True) if order.demo else planning.recipe_for(paths, questions=questions if order.questions else None)
-        return jobs.override(made, base=order.base or None, seed=order.seed,
+        return override(made, base=order.base or None, seed=order.seed,
                              parts={"method": [order.method] if order.method else []})
 
     # --- asking ------------------------------------------------------------------------------------------------

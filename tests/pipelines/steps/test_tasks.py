@@ -10,6 +10,7 @@ from luthier.core.artifact import write_examples
 from luthier.core.errors import UserError
 from luthier.core.recipe import load_recipe
 from luthier.pipelines import jobs
+from luthier.pipelines.overrides import override
 from luthier.pipelines.steps.tasks import Tasks
 
 WORDS = "module class object list dict name scope block import yield".split()
@@ -102,14 +103,14 @@ def test_test_rows_of_the_target_in_a_task_are_told(folder, make_ctx):
 
 def test_the_recipe_trains_all_tasks_and_leaves_a_model_without_heads(folder):
     made = jobs.tune(str(folder / "tasks.yaml"), recipe="muppet")
-    made = jobs.override(made, base="pico-encoder", parts={"regularizer": ["r3f:where=labels,lam=0.2"]},
+    made = override(made, base="pico-encoder", parts={"regularizer": ["r3f:where=labels,lam=0.2"]},
                          sets=["tuned.batch_rows=4", "tuned.length={steps: 3}", "tuned.accumulate=5"])
     run = jobs.run(made, folder / "run", exact=True)
     assert set(run.step("tuned").meta["rows"]) == {f"manifest.{n}" for n in ("topics", "why", "where", "rate")}
     body = run.step("body").folder / "weights"
     assert (body / "model.safetensors").exists() and not list(body.glob("heads*"))
     again = jobs.tune(str(folder / "topics.jsonl"), recipe="tune")
-    again = jobs.override(again, base=str(body), sets=["tuned.length={steps: 1}"])
+    again = override(again, base=str(body), sets=["tuned.length={steps: 1}"])
     assert jobs.run(again, folder / "target", exact=True).has("comparison")
 
 
