@@ -12,7 +12,6 @@ from luthier.core.component import build
 from luthier.core.errors import UserError
 from luthier.engine.forward import Forward
 from luthier.engine.models import add_tuned, load_base
-from luthier.engine.rollouts import Rollouts
 from luthier.techniques.objectives.grpo import compared
 from tests.contracts.workbench import make_batch
 from tests.techniques.objectives import test_ppo
@@ -90,15 +89,7 @@ def test_a_bandit_comes_to_pull_the_rewarded_arm(make_ctx, pico, stops):  # noqa
 def test_a_round_has_a_group_of_each_prompt_and_survives_a_kill(make_ctx, pico, stops, monkeypatch):  # noqa: F811
     from tests.contracts import dummies
 
-    seen: list[list[str]] = []
-    made = Rollouts.on_batch
-
-    def spy(self, batch):
-        found = made(self, batch)
-        seen.append(list(found[0]["ids"]))
-        return found
-
-    monkeypatch.setattr(Rollouts, "on_batch", spy)
+    seen = test_ppo.watched(monkeypatch)
     changed = {"steps": 6, "objective": {"reward": "dummy-letters:wanted=aeiou", "rollouts": 2, "group": 3, "passes": 2}}
     whole, _ = fit(make_ctx, pico, "whole", **changed)
     assert sorted(seen[0] + seen[1] + seen[2]) == sorted(seen[3] + seen[4] + seen[5]), "two passes of six answers"

@@ -65,6 +65,20 @@ def stops(monkeypatch):
     monkeypatch.setattr(OnPolicy, "_scores", scores)
 
 
+def watched(monkeypatch) -> list[list[str]]:
+    """The ids of the rows of each step, as a training goes on."""
+    seen: list[list[str]] = []
+    made = Rollouts.on_batch
+
+    def spy(self, batch):
+        found = made(self, batch)
+        seen.append(list(found[0]["ids"]))
+        return found
+
+    monkeypatch.setattr(Rollouts, "on_batch", spy)
+    return seen
+
+
 # --- formulas ------------------------------------------------------------------------------------------------------
 
 @pytest.mark.oracle(seed=143, clause=3, against="hand case")
@@ -177,15 +191,7 @@ def test_a_round_is_replayed_after_a_kill(make_ctx, pico, stops):
 
 
 def test_the_rows_of_a_round_are_passed_over_as_often_as_asked(make_ctx, pico, stops, monkeypatch):
-    seen: list[list[str]] = []
-    made = Rollouts.on_batch
-
-    def spy(self, batch):
-        found = made(self, batch)
-        seen.append(list(found[0]["ids"]))
-        return found
-
-    monkeypatch.setattr(Rollouts, "on_batch", spy)
+    seen = watched(monkeypatch)
     fit(make_ctx, pico, "passes", steps=8)
     rounds = [sorted(i for step in seen[at:at + 4] for i in step) for at in (0, 4)]
     for ids in rounds:
