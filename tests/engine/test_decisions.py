@@ -24,7 +24,7 @@ from tests.contracts.workbench import make_batch
 def tiny(tmp_path_factory):
     """A decision transformer with random weights."""
     folder = tmp_path_factory.mktemp("decisions") / "model"
-    Steering(width=16, layers=1)._blank(folder)
+    Steering(width=16, layers=1).blank(folder)
     return seal("model", folder, name="tiny", note="random weights", path=str(folder), architecture="decoder")
 
 

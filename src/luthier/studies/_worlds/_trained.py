@@ -15,7 +15,7 @@ from luthier.studies._worlds.pretrained import LICENSE, kept_model, put
 
 
 class TrainedOnWorld(Step):
-    """A model that begins with random weights (`blank`) and learns the subset `known` of its input (`lesson`)."""
+    """A model that begins with random weights (`begin`) and learns the subset `known` of its input (`lesson`)."""
 
     inputs: ClassVar[dict[str, str]] = {"examples": "examples"}
     output: ClassVar[str] = "model"
@@ -25,12 +25,18 @@ class TrainedOnWorld(Step):
     architecture: ClassVar[str] = "decoder"
 
     @abstractmethod
-    def blank(self, folder: Path) -> None:
+    def begin(self, folder: Path) -> None:
         """Save a model with random weights and what reads its inputs."""
 
     @abstractmethod
     def lesson(self) -> dict[str, Any]:
         """The step `fit` that teaches it."""
+
+    def blank(self, folder: Path) -> None:
+        """The model before it has learned anything, with its terms."""
+        self.begin(folder)
+        (folder / "licenses").mkdir()
+        (folder / "licenses" / "WORLD.txt").write_text(LICENSE)
 
     def run(self, inputs: Mapping[str, Artifact], ctx: Ctx) -> Artifact:
         """The kept model, or a new one."""
@@ -42,8 +48,6 @@ class TrainedOnWorld(Step):
             blank = ctx.folder / "blank"
             shutil.rmtree(blank, ignore_errors=True)  # of an attempt that was killed
             self.blank(blank)
-            (blank / "licenses").mkdir()
-            (blank / "licenses" / "WORLD.txt").write_text(LICENSE)
             start = seal("model", blank, name=self.made, note="random weights", path=str(blank.resolve()),
                          architecture=self.architecture)
             put(ctx.engine.fit(self.lesson(), {"base": start, "examples": world}, ctx), folder, blank)

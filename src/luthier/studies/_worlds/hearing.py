@@ -28,7 +28,7 @@ class Hearing(TrainedOnWorld, name="hearing"):
                 "method": "full", "length": {"epochs": self.epochs}, "learning_rate": self.learning_rate, "batch_rows": 32,
                 "schedule": "cosine", "dtype": "float32", "over_long": "truncate"}
 
-    def blank(self, folder: Path) -> None:
+    def begin(self, folder: Path) -> None:
         """A model with random weights, and its extractor."""
         import torch
         from transformers import ASTConfig, ASTFeatureExtractor, ASTModel

@@ -27,7 +27,7 @@ class Steering(TrainedOnWorld, name="steering"):
                 "learning_rate": self.learning_rate, "batch_rows": 64, "schedule": "cosine", "dtype": "float32",
                 "max_tokens_per_example": 128}
 
-    def blank(self, folder: Path) -> None:
+    def begin(self, folder: Path) -> None:
         """A model with random weights; its tokenizer knows the tokens of steps, and bytes."""
         import torch
 
