@@ -11,6 +11,7 @@ import httpx2 as httpx
 import pytest
 
 from luthier.cli.main import COMMANDS, main
+from luthier.core.errors import UserError
 
 
 def test_a_signal_lets_an_answer_finish_and_the_process_ends_well(serve):
@@ -41,6 +42,12 @@ def test_a_port_that_is_taken_and_what_is_no_run_are_refused_in_words(runs, caps
     assert "same name" in capsys.readouterr().err
     assert main(["serve", str(runs[0].folder), "--host", "0.0.0.0"]) == 2
     assert "--token-file" in capsys.readouterr().err
+
+
+def test_a_port_is_taken_before_its_server_is_ready():
+    server = pytest.importorskip("luthier.serving.server")
+    with server.bound("127.0.0.1", 0) as first, pytest.raises(UserError, match="can't be had"):
+        server.bound("127.0.0.1", first.getsockname()[1])
 
 
 def test_without_its_packages_the_command_names_the_extra(runs, capsys, monkeypatch):

@@ -57,12 +57,16 @@ def made(app: Any, host: str, port: int, limits: Limits) -> uvicorn.Server:
 
 
 def bound(host: str, port: int) -> socket.socket:
-    """The port, taken before anything is loaded; nobody is let in yet. Raises UserError where it can't be had."""
+    """The port, taken before anything is loaded. Raises UserError where it can't be had.
+
+    Who connects already waits until the server is ready: a port that is bound and not listened at could be bound twice.
+    """
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         taken = socket.socket(family, socket.SOCK_STREAM)
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         taken.bind(address)
+        taken.listen(CONNECTIONS)
     except OSError as error:
         raise UserError(f"--host {host} --port {port} can't be had: {error.strerror}. Give another one.") from None
     return taken
