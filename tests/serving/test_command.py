@@ -12,6 +12,7 @@ import pytest
 
 from luthier.cli.main import COMMANDS, main
 from luthier.core.errors import UserError
+from luthier.serving.limits import bound
 
 
 def test_a_signal_lets_an_answer_finish_and_the_process_ends_well(serve):
@@ -45,9 +46,8 @@ def test_a_port_that_is_taken_and_what_is_no_run_are_refused_in_words(runs, caps
 
 
 def test_a_port_is_taken_before_its_server_is_ready():
-    server = pytest.importorskip("luthier.serving.server")
-    with server.bound("127.0.0.1", 0) as first, pytest.raises(UserError, match="can't be had"):
-        server.bound("127.0.0.1", first.getsockname()[1])
+    with bound("127.0.0.1", 0) as first, pytest.raises(UserError, match="can't be had"):
+        bound("127.0.0.1", first.getsockname()[1])
 
 
 def test_without_its_packages_the_command_names_the_extra(runs, capsys, monkeypatch):

@@ -8,7 +8,7 @@ import torch
 from luthier.core.errors import UserError
 from luthier.core.run import Run
 from luthier.engine.models import add_tuned, load_base
-from luthier.serving.desk import Closed
+from luthier.serving.limits import Closed
 from luthier.serving.served import Catalogue
 from luthier.serving.shelf import Shelf, twin
 

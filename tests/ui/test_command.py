@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import subprocess
 import sys
 
 import pytest
@@ -35,3 +36,10 @@ def test_without_gradio_the_command_names_the_extra(root, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert main(["ui", str(root)]) == 2
     assert 'pip install "luthier[ui]"' in capsys.readouterr().err and "ui" in COMMANDS
+
+
+def test_the_page_opens_before_what_computes_is_loaded():
+    pytest.importorskip("gradio")
+    code = "import sys, luthier.ui.server; print([n for n in ('torch', 'transformers') if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -33,7 +33,7 @@ def command(
 ) -> None:
     """Serve the arms of runs over HTTP, in OpenAI's dialect: chat, completions, embeddings, answers with citations."""
     from luthier.core.errors import UserError
-    from luthier.serving.limits import Limits, check_host, read_token
+    from luthier.serving.limits import Limits, bound, check_host, read_token
 
     shared.accept(accept_terms)
     if engine not in ENGINES:
@@ -41,7 +41,7 @@ def command(
     token = read_token(token_file) if token_file else None
     check_host(host, token)
     try:
-        from luthier.serving.server import bound, run
+        from luthier.serving.server import run
     except ModuleNotFoundError as error:
         raise UserError(f'Serving needs the package {error.name}. Install it: pip install "luthier[serve]"') from None
     from luthier.serving.served import Catalogue

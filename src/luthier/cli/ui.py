@@ -20,7 +20,7 @@ def command(
 ) -> None:
     """A web page over the runs of a folder: adapt, watch, compare, audit, and the catalogue. Nothing leaves this machine."""
     from luthier.core.errors import UserError
-    from luthier.serving.limits import check_host, read_token
+    from luthier.serving.limits import bound, check_host, read_token
 
     token = read_token(token_file) if token_file else None
     check_host(host, token)
@@ -32,7 +32,6 @@ def command(
         from luthier.ui.server import run
     except ModuleNotFoundError as error:
         raise UserError(f'The page needs the package {error.name}. Install it: pip install "luthier[ui]"') from None
-    from luthier.serving.server import bound
     from luthier.ui.studio import Studio
     from luthier.ui.uploads import Most
 

@@ -12,7 +12,6 @@ from luthier.core.files import Journal
 from luthier.core.kinds import Decoder
 from luthier.core.run import Run
 from luthier.core.step import Ctx
-from luthier.engine.models import base_of
 
 if TYPE_CHECKING:
     from luthier.engine.models import Model
@@ -26,6 +25,8 @@ def further(decoder: Decoder, inputs: Mapping[str, Artifact], ctx: Ctx) -> dict[
     Raises:
         UserError: a name that is no input, no run with a tuned model, and no base.
     """
+    from luthier.engine.models import base_of
+
     found: dict[str, Any] = {}
     for role, name in decoder.models().items():
         artifact = inputs[name] if name in inputs else _outside(decoder, role, name, ctx)

@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any
 
-from luthier.core.errors import LuthierError
 from luthier.engine.generation import scheduler_of
 from luthier.engine.llamacpp import LlamaScheduler
 from luthier.engine.models import Model
 from luthier.engine.padded import Padded
 from luthier.engine.scheduling import Request, Scheduler
+from luthier.serving.limits import Closed
 
 log = logging.getLogger("luthier.serving")
 
@@ -28,13 +28,6 @@ log = logging.getLogger("luthier.serving")
 Ended = Callable[[BaseException | None], None]
 # Embeds texts with one model, and the most tokens it reads of each: one array of vectors.
 Embed = Callable[[Model, Sequence[str], int], Any]
-
-
-class Closed(LuthierError):
-    """Nothing is taken any more."""
-
-    def __init__(self) -> None:
-        super().__init__("The server is shutting down.")
 
 
 class Ticket:

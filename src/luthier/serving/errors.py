@@ -9,8 +9,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from luthier.core.errors import LuthierError, UserError, nearest
-from luthier.serving.desk import Closed
-from luthier.serving.limits import ApiError
+from luthier.serving.limits import ApiError, Closed
 from luthier.serving.schemas import AnswerBody, ChatBody, CompletionBody, EmbeddingBody
 
 # Characters of a field's name that an error repeats.

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from luthier.core.errors import UserError
+from luthier.core.errors import LuthierError, UserError
 from luthier.engine.endpoints import LOOPBACK
 
 LONGEST_WAIT_SECONDS = 60
+CONNECTIONS = 1024  # that are open at once, and that wait to be taken
 
 
 class ApiError(Exception):
@@ -22,6 +24,13 @@ class ApiError(Exception):
         super().__init__(message)
         self.status, self.headers = status, headers or {}
         self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+class Closed(LuthierError):
+    """Nothing is taken any more."""
+
+    def __init__(self) -> None:
+        super().__init__("The server is shutting down.")
 
 
 @dataclass(frozen=True)
@@ -85,3 +94,19 @@ def check_host(host: str, token: bytes | None) -> None:
     if token is None and host not in LOOPBACK:
         raise UserError(f"--host {host}: other machines could ask without a token. Give --token-file FILE, or leave the host "
                         f"at 127.0.0.1.")
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """The port, taken before anything is loaded. Raises UserError where it can't be had.
+
+    Who connects already waits until the server is ready: a port that is bound and not listened at could be bound twice.
+    """
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        taken = socket.socket(family, socket.SOCK_STREAM)
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(address)
+        taken.listen(CONNECTIONS)
+    except OSError as error:
+        raise UserError(f"--host {host} --port {port} can't be had: {error.strerror}. Give another one.") from None
+    return taken

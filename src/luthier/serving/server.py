@@ -12,13 +12,11 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from luthier.core.errors import UserError
 from luthier.serving.app import application
-from luthier.serving.limits import Limits
+from luthier.serving.limits import CONNECTIONS, Limits
 from luthier.serving.served import Catalogue
 
 HEADER_SECONDS = 10.0
-CONNECTIONS = 1024
 # Longer than the pools of usual clients keep a connection: it is they who close it, so no request meets a closing one.
 KEEP_ALIVE_SECONDS = 30
 
@@ -54,22 +52,6 @@ def made(app: Any, host: str, port: int, limits: Limits) -> uvicorn.Server:
         app, host=host, port=port, http=Connection, loop="asyncio", ws="none", access_log=False, log_level="warning",
         server_header=False, proxy_headers=False, limit_concurrency=CONNECTIONS,
         timeout_keep_alive=KEEP_ALIVE_SECONDS, timeout_graceful_shutdown=int(limits.drain_seconds)))
-
-
-def bound(host: str, port: int) -> socket.socket:
-    """The port, taken before anything is loaded. Raises UserError where it can't be had.
-
-    Who connects already waits until the server is ready: a port that is bound and not listened at could be bound twice.
-    """
-    try:
-        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        taken = socket.socket(family, socket.SOCK_STREAM)
-        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        taken.bind(address)
-        taken.listen(CONNECTIONS)
-    except OSError as error:
-        raise UserError(f"--host {host} --port {port} can't be had: {error.strerror}. Give another one.") from None
-    return taken
 
 
 def run(catalogue: Catalogue, listening: socket.socket, limits: Limits, token: bytes | None = None, log_text: bool = False
