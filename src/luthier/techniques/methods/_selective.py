@@ -63,19 +63,22 @@ def norms(model: Model) -> dict[str, torch.nn.Module]:
 class Retrain(Phases):
     """Phase 0 moves the tensors of `names`; `score` of what it left picks `count` entries; phase 1 moves only these.
 
-    Between the phases every weight, heads too, goes back to where it began.
+    Between the phases every weight, heads too, goes back to where it began. With `first_share` 0 there is no first phase:
+    `score` picks before the first step.
     """
 
     def __init__(self, method: str, model: Model, ctx: FitCtx, names: list[str], count: int, first_share: float,
                  score: Callable[[Retrain], Tensors]) -> None:
-        super().__init__(method, model, ctx, [first_share, 1 - first_share])
+        from luthier.engine.sparse import largest
+
+        super().__init__(method, model, ctx, [first_share, 1 - first_share] if first_share else [1])
         own = dict(model.module.named_parameters())
         self.weights = {n: own[n] for n in names}
         self.many, self.score = count, score
         self.begin = {n: p.detach().clone() for n, p in self.weights.items()}
         self.heads = [p for head in model.heads.values() for p in head.parameters()]
         self.heads_begin = [p.detach().clone() for p in self.heads]
-        self.masks: dict[str, torch.Tensor] = {}
+        self.masks: dict[str, torch.Tensor] = {} if first_share else largest(self.score(self), count)
         self.handles = [p.register_hook(self._masking(n)) for n, p in self.weights.items()]
 
     def _masking(self, name: str) -> Callable[[torch.Tensor], torch.Tensor]:
