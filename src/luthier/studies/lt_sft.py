@@ -4,7 +4,7 @@ The other language is English with its letters exchanged. A tiny BERT has read 2
 different. It reads 480 further ones of each language (60 + 60 steps for sparse arms, 60 for dense ones), learns sentiment from
 400 English reviews on top of what English has moved (20 + 60 steps, or 60), and is asked about ciphered reviews: base and task
 alone, with what English has moved (`source`), and with what the cipher has moved, for dense differences, dense ones halved, LT-
-SFT at a density of 10 %, and the same number of entries chosen by chance. The large scale adds densities of 3, 30 and 100 %.
+SFT at a density of 10 %, the same number of entries chosen by chance, and densities of 3, 30 and 100 %.
 Tokens are pieces of words: of single letters the minute and a half that such a model may read would hold some fifty steps.
 Adapters of MAD-X are no arm: the house does not stack adapters of two trainings. The gate is English: a model that does not
 know the task has nothing to carry over. Settings were written down before the first run.
@@ -49,8 +49,7 @@ class LtSftStudy(Study, name="lt-sft", seeds=[70]):
             "rows.texts": 10, "rows.more": 4, "rows.train": 4, "rows.tests": 2, "base.width": 16, "base.layers": 1,
             "base.epochs": 1, "source.length": {"steps": 4}, "language.length": {"steps": 4}, "task.length": {"steps": 4}},
             arms=("task", "lt-sft"), about="every line, no evidence"),
-        "default": Scale(2, {"cipher": 400, "english": 400},
-                         arms=("task", "source", *(n for n in FAMILIES if n.removeprefix("lt-sft-") not in DENSITIES))),
+        "default": Scale(2, {"cipher": 400, "english": 400}),
         "large": Scale(5, {"cipher": 1600, "english": 1600}, {
             "rows.texts": 12_000, "rows.more": 2000, "rows.train": 1600, "rows.tests": 1600}),
     }
