@@ -126,7 +126,7 @@ def test_what_moved_most_in_the_first_phase_is_selected(pico, make_ctx):
 
 
 def test_entries_by_chance_are_as_many_and_fall_by_size(pico, make_ctx):
-    masks = [trained(pico, make_ctx, f"lt-sft:params=0.1,by={by}", f"{by}-{n}").hooks[0].masks
+    masks = [trained(pico, make_ctx, f"lt-sft:params=0.1,by={by}", f"{by}-{n}/fit").hooks[0].masks
              for by, n in (("random", 0), ("random", 1), ("moved", 0))]
     assert all(torch.equal(m, masks[1][n]) for n, m in masks[0].items()), "one seed, one draw"
     sizes = {n: m.numel() for n, m in masks[0].items()}

@@ -5,7 +5,6 @@ An update is scaled by `alpha` over its layer's own rank, whoever chose the rank
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
@@ -62,7 +61,7 @@ class RankedLora(Method, name="ranked-lora"):
         return {"learning_rate": Default(5e-4, "Hu et al. 2021, RoBERTa: 4e-4 to 5e-4")}
 
 
-def dealt(layers: list[str], total: int, most: int, draw: np.random.Generator) -> Mapping[str, int]:
+def dealt(layers: list[str], total: int, most: int, draw: np.random.Generator) -> dict[str, int]:
     """`total` ranks over layers: one each first, then to layers by chance up to `most`; or, where this is 0, evenly."""
     least = 1 if most and total >= len(layers) else 0 if most else total // len(layers)
     ranks = dict.fromkeys(layers, least)

@@ -83,7 +83,7 @@ def dealt(rows: Iterable[Example], wanted: Mapping[str, int], draw: Rng) -> dict
     """
     clusters: dict[tuple[str, str], list[Example]] = {}
     for row in rows:
-        clusters.setdefault((row.label or "", row.cluster), []).append(row)
+        clusters.setdefault((str(row.label), row.cluster), []).append(row)
     places, labels = list(clusters), sorted({label for label, _ in clusters})
     lacks = {(subset, label): count // len(labels) + (i < count % len(labels))
              for subset, count in wanted.items() for i, label in enumerate(labels)}
