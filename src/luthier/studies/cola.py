@@ -41,8 +41,8 @@ class ColaStudy(Study, name="cola", seeds=[26]):
         "OPT-1.3B: up to +6.47 % relative (WSC); Llama-2-7B: up to +4.4 % relative; rank 8, five seeds")
     scales: ClassVar[Mapping[str, Scale]] = {
         "smoke": smoke(3, ("lora-0.003", "chain-3-0.003"), {"matrices": 2}),
-        "default": Scale(3, {"test": 230, "dev": 90, "matrices": 12}),
-        "large": Scale(5, {"test": 230, "dev": 90, "matrices": 12}, {"texts.problem": "sentiment"},
+        "default": Scale(3, {"test": 240, "dev": 75, "matrices": 12}),
+        "large": Scale(5, {"test": 400, "dev": 120, "matrices": 12}, {"texts.problem": "sentiment"},
                        about="on the sentiment of reviews"),
     }
 

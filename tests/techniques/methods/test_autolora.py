@@ -125,6 +125,29 @@ def test_the_selection_moves_and_what_was_not_kept_stays_zero(pico, make_ctx):
         assert down[kept].any() and up[:, kept].any()
 
 
+def test_of_the_control_the_selection_learns_from_the_rows_of_the_weights(pico, make_ctx):
+    drawn = {}
+    for control in (False, True):
+        loop = searching(pico, make_ctx, f"autolora:control={control},selection_rate=0.1", f"fit-{control}")
+        hook, names = loop.hooks[0], []
+        own = hook._drawn
+        hook._drawn = lambda name, places, own=own, names=names: names.append(name) or own(name, places)
+        loop.train()
+        drawn[control] = set(names)
+    assert drawn == {False: {"train", "validation"}, True: {"train"}}
+    loop = searching(pico, make_ctx, "autolora:control=true,selection_rate=0.1,search_share=0.17", "one")
+    hook = loop.hooks[0]
+    objective, batch = loop.tasks[0].objective, hook._drawn("train", hook.learned)
+    for layer in hook.layers.values():
+        torch.nn.init.normal_(layer.lora_B["default"].weight)
+    loss = sum(objective.loss(loop.run, batch).values()) / sum(objective.count(batch).values())
+    gradient = torch.autograd.grad(loss, hook.logits)[0]
+    loop.train()
+    steep = gradient.abs() > 1e-5
+    assert hook.ends[0] == 1 and int(steep.sum()) > 4
+    assert torch.allclose(hook.logits[steep], -0.1 * gradient[steep].sign(), atol=1e-3), "Adam's first step, by hand"
+
+
 @pytest.mark.oracle(seed=94, clause=4, against="LoRA")
 @pytest.mark.parametrize("normalise", ["softmax", "sum"])
 def test_equal_selection_is_lora(normalise, pico, make_ctx):

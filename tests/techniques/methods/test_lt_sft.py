@@ -125,6 +125,20 @@ def test_what_moved_most_in_the_first_phase_is_selected(pico, make_ctx):
     assert int(picked.sum()) == 50 and moves[picked].min() >= moves[~picked].max() - 1e-7
 
 
+def test_entries_by_chance_are_as_many_and_fall_by_size(pico, make_ctx):
+    masks = [trained(pico, make_ctx, f"lt-sft:params=0.1,by={by}", f"{by}-{n}/fit").hooks[0].masks
+             for by, n in (("random", 0), ("random", 1), ("moved", 0))]
+    assert all(torch.equal(m, masks[1][n]) for n, m in masks[0].items()), "one seed, one draw"
+    sizes = {n: m.numel() for n, m in masks[0].items()}
+    counts = [sum(int(m.sum()) for m in some.values()) for some in masks]
+    assert counts == [round(0.1 * sum(sizes.values()))] * 3
+    for name, mask in masks[0].items():
+        chance = (0.09 / sizes[name]) ** 0.5
+        assert abs(float(mask.float().mean()) - 0.1) < 5 * chance, name
+    overlap = sum(int((m & masks[2][n]).sum()) for n, m in masks[0].items()) / counts[0]
+    assert 0.05 < overlap < 0.15, "of a tenth that is drawn a tenth is in any other tenth"
+
+
 @pytest.mark.oracle(seed=70, clause=8, against="itself")
 def test_stored_and_read_is_the_same(tmp_path):
     from safetensors.torch import load_file, save_file

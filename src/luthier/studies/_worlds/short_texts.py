@@ -1,8 +1,9 @@
 """short-texts: texts of a line with a label: which topic of Python's library a sentence is about, or what a review feels.
 
-`problem: topics` has the first sentences of docstrings, and eight topics by module. All sentences of one class or function
-are in one subset, and are its cluster. `problem: sentiment` has three remarks on one meal, film, hotel or tool, of which one
-may be of the other kind. Subsets are `train`, `dev` and `test`. Versions of Python differ in a few sentences.
+`problem: topics` has the first sentences of docstrings, and eight topics by module, equally often in each subset. All sentences
+of one class or function are in one subset, and are its cluster. `problem: sentiment` has three remarks on one meal, film, hotel
+or tool, of which one may be of the other kind. Subsets are `train`, `dev` and `test`. Versions of Python differ in a few
+sentences.
 """
 
 from __future__ import annotations
@@ -23,11 +24,13 @@ from luthier.studies._worlds.opinions import DOMAINS, LABELS, _remark
 
 TOPICS: Mapping[str, tuple[str, ...]] = {
     "concurrency": ("asyncio", "concurrent.futures", "multiprocessing", "queue", "selectors", "threading"),
-    "mail": ("email.header", "email.message", "email.utils", "imaplib", "mailbox", "poplib", "smtplib"),
+    "mail": ("email.charset", "email.contentmanager", "email.errors", "email.feedparser", "email.generator", "email.header",
+             "email.headerregistry", "email.iterators", "email.message", "email.parser", "email.policy", "email.utils",
+             "imaplib", "mailbox", "poplib", "smtplib"),
     "web": ("html", "html.parser", "http.client", "http.cookiejar", "http.server", "urllib.parse", "urllib.request",
             "xmlrpc.client", "xmlrpc.server"),
     "checks": ("logging", "logging.handlers", "traceback", "unittest", "unittest.mock", "warnings"),
-    "numbers": ("cmath", "decimal", "fractions", "math", "numbers", "random", "statistics"),
+    "quantities": ("calendar", "cmath", "datetime", "decimal", "fractions", "math", "numbers", "random", "statistics", "time"),
     "files": ("fileinput", "glob", "gzip", "io", "lzma", "os", "os.path", "pathlib", "shutil", "tarfile", "tempfile",
               "zipfile"),
     "programs": ("ast", "code", "dis", "inspect", "pkgutil", "tokenize", "types", "typing"),
@@ -43,8 +46,8 @@ class ShortTexts(Step, name="short-texts"):
     seeded: ClassVar[bool] = False
     problem: Literal["topics", "sentiment"] = Field("topics", description="what is to be told of a text")
     train: int = Field(300, ge=8, description="rows to learn from")
-    dev: int = Field(150, ge=2, description="rows to choose by")
-    tests: int = Field(500, ge=2, description="rows of `test`")
+    dev: int = Field(120, ge=2, description="rows to choose by")
+    tests: int = Field(400, ge=2, description="rows of `test`")
     mixed: float = Field(0.6, ge=0, le=1, description="share of reviews with a remark of the other kind")
     seed: int = Field(0, ge=0, description="which rows; a study's training seeds leave them as they are")
 
@@ -71,22 +74,30 @@ class ShortTexts(Step, name="short-texts"):
 
 
 def dealt(rows: Iterable[Example], wanted: Mapping[str, int], draw: Rng) -> dict[str, list[Example]]:
-    """So many rows for each subset, in a drawn order; rows of one cluster never lie in two subsets.
+    """So many rows for each subset, labels equally often (to one row); rows of one cluster never lie in two subsets.
 
-    A cluster with more rows than a subset still lacks fills it; what is over is left out.
+    Clusters come in a drawn order, each to the subset that lacks most rows of its label; what is over is left out.
+
+    Raises:
+        UserError: too few rows of a label.
     """
-    clusters: dict[str, list[Example]] = {}
+    clusters: dict[tuple[str, str], list[Example]] = {}
     for row in rows:
-        clusters.setdefault(row.cluster, []).append(row)
-    names, made = list(clusters), {subset: list[Example]() for subset in wanted}
-    for i in draw("clusters").permutation(len(names)):
-        subset = next((s for s, count in wanted.items() if len(made[s]) < count), None)
-        if subset is not None:
-            made[subset] += clusters[names[i]][:wanted[subset] - len(made[subset])]
-    for subset, count in wanted.items():
-        if len(made[subset]) < count:
-            raise UserError(f"short-texts: {len(made[subset])} rows are left for {subset}, and {count} are wanted, since all "
-                            "sentences of a class stay together. Ask for fewer rows.")
+        clusters.setdefault((str(row.label), row.cluster), []).append(row)
+    places, labels = list(clusters), sorted({label for label, _ in clusters})
+    lacks = {(subset, label): count // len(labels) + (i < count % len(labels))
+             for subset, count in wanted.items() for i, label in enumerate(labels)}
+    made: dict[str, list[Example]] = {subset: [] for subset in wanted}
+    for i in draw("clusters").permutation(len(places)):
+        label, _ = places[i]
+        subset = max(wanted, key=lambda s: lacks[s, label])
+        given = clusters[places[i]][:lacks[subset, label]]
+        made[subset] += given
+        lacks[subset, label] -= len(given)
+    for (subset, label), count in lacks.items():
+        if count:
+            raise UserError(f"short-texts: {count} rows of {label} are missing in {subset}, since all sentences of a class "
+                            "stay together. Ask for fewer rows.")
     return made
 
 

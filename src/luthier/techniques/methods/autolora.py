@@ -57,6 +57,7 @@ class AutoLora(Method, name="autolora", seeds=[94]):
     normalise: Literal["softmax", "sum"] = Field("softmax", description="how logits become selection values")
     selection_rate: float = Field(1e-2, ge=0, description="learning rate of the logits (3e-4 in the paper, whose searches "
                                                           "take thousands of steps)")
+    control: bool = Field(False, description="the selection learns from the rows that the weights learn from: no second level")
 
     def prepare(self, model: Model, ctx: FitCtx) -> Model:
         from peft import LoraConfig
@@ -166,7 +167,9 @@ class Search(Phases):
         closure, perturbed = self.ctx.closure, self.ctx.perturbed
         assert closure is not None and perturbed is not None
         closure([], into=[])  # those of the loop are at the old selection
-        train, held_out = self._drawn("train", self.learned), self._drawn("validation", self.held)
+        train = self._drawn("train", self.learned)
+        held_out = train if self.method.control else self._drawn("validation", self.held)
+        bilevel = self.method.order == "second" and not self.method.control
 
         def at(batch: Any, name: str) -> Gradients:
             found: list[torch.Tensor] = []
@@ -176,7 +179,7 @@ class Search(Phases):
             return found, self.logits.grad
 
         self.logits.grad = hypergradient(lambda: at(train, ""), lambda: at(held_out, "/validation"), perturbed,
-                                         self.clock.rate if self.method.order == "second" else 0.0)
+                                         self.clock.rate if bilevel else 0.0)
         self.adam.step()
         closure([train])
         self.logits.grad = None

@@ -13,7 +13,7 @@ memory of full tuning. Source: Ansell et al. 2021, arXiv 2110.07560 (seed 70).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -35,6 +35,7 @@ class LtSft(Selective, name="lt-sft", seeds=[70]):
     params: float | int = Field(0.08, gt=0, description="how many entries move; up to 1.0, which share of the maskable ones")
     full_share: float = Field(0.25, gt=0, lt=1, description="share of the planned steps in which everything is tuned")
     l1: float = Field(0.0, ge=0, description="pull towards the base (0.1 in the paper for languages)")
+    by: Literal["moved", "random"] = Field("moved", description="random: any entries (RAND-SFT, the control)")
     freeze: tuple[str, ...] = Field(("layernorm", "lm_head"), description="what is not maskable and stays: layernorm (every "
                                     "norm), lm_head (weights of its own), or parts of names")
 
@@ -60,7 +61,8 @@ class LtSft(Selective, name="lt-sft", seeds=[70]):
         if not 0 < count <= total:
             raise UserError(f"lt-sft: params = {self.params} means {count:,} entries; {model.name} has {total:,} that may "
                             "move.")
-        return Pulled(self.l1, model, "lt-sft", model, ctx, list(chosen), count, self.full_share, moved)
+        return Pulled(self.l1, model, "lt-sft", model, ctx, list(chosen), count, self.full_share,
+                      {"moved": moved, "random": drawn}[self.by])
 
     def finish(self, model: Model, hook: Hook) -> None:
         assert isinstance(hook, Retrain)
@@ -73,6 +75,14 @@ class LtSft(Selective, name="lt-sft", seeds=[70]):
 def moved(hook: Retrain) -> Tensors:
     """How far each entry went."""
     return {n: (p.detach() - hook.begin[n]).abs() for n, p in hook.weights.items()}
+
+
+def drawn(hook: Retrain) -> Tensors:
+    """A number by chance for each entry; the first phase leaves no trace."""
+    import torch
+
+    return {n: torch.from_numpy(hook.ctx.rng("lt-sft/drawn", n).random(p.numel())).view(p.shape).to(p.device)
+            for n, p in hook.weights.items()}
 
 
 class Pulled(Retrain):
