@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 import luthier
 from luthier.core.artifact import open_artifact
+from luthier.core.component import find
 from luthier.core.errors import GateError, UserError
 from luthier.core.files import read_json, write_json
 from luthier.core.recipe import Recipe
@@ -215,12 +216,22 @@ def test_what_can_not_be_merged_is_refused(models, rule, said, place, tmp_path):
         merge([str(place / m) for m in models], rule, tmp_path / "out")
 
 
-def test_a_head_of_labels_is_not_dropped_in_silence(runs, tmp_path):
+def test_a_head_of_labels_is_not_dropped_in_silence(runs, classifiers, tmp_path, monkeypatch):
     shutil.copytree(runs[0], tmp_path / "run")
     record = tmp_path / "run" / "steps" / "tuned" / "luthier.json"
     write_json(record, {**read_json(record), "heads": {"topic": {"use": "linear"}}})
-    with pytest.raises(UserError, match=r"has a head of its own \(topic\), which --rule task-arithmetic does not merge"):
-        merge([str(tmp_path / "run")], "task-arithmetic", tmp_path / "out")
+    with pytest.raises(UserError, match=r"has a head of its own \(topic\), which --rule task-arithmetic does not merge.*share"):
+        merge([str(tmp_path / "run"), str(runs[0])], "task-arithmetic", tmp_path / "out")
+    with pytest.raises(UserError, match="Only a head that all models share is kept"):
+        merge([str(c) for c in classifiers], "task-arithmetic", tmp_path / "out")
+    told: list[str] = []
+    kept, _ = merge([str(classifiers[0])], "task-arithmetic", tmp_path / "kept", log=told.append)
+    own = Run.open(classifiers[0]).step("tuned").folder / "heads.safetensors"
+    assert (kept / "heads.safetensors").read_bytes() == own.read_bytes() and open_artifact(kept).meta["heads"] and not told
+    monkeypatch.setattr(find("weight_rule", "task-arithmetic"), "heads", "dropped")
+    left, _ = merge([str(classifiers[0])], "task-arithmetic", tmp_path / "left", log=told.append)
+    assert told == ["--rule task-arithmetic leaves the heads of its models out"]
+    assert not (left / "heads.safetensors").exists() and not open_artifact(left).meta["heads"]
 
 
 @pytest.fixture(scope="module")

@@ -85,11 +85,12 @@ class WeightRule(Component, kind="weight_rule"):
 
     `takes_base`: the base's weights come first, before those of the models. `models`: the fewest and the most models beside
     it. `reads`: whole weights, or the tensors of adapters. `leaves`: a full model, an adapter, or a delta on the base. `heads`:
-    whether it merges the tensors of task heads as any others; rules that don't refuse models with a head.
+    task heads are `merged` as any other tensors, `kept` where all models have the same (one model has; else they are refused),
+    or `dropped`, which is said.
     """
 
     takes_base: ClassVar[bool] = False
-    heads: ClassVar[bool] = False
+    heads: ClassVar[Literal["merged", "kept", "dropped"]] = "kept"
     models: ClassVar[tuple[int, int]] = (1, 1 << 16)
 
     @property

@@ -1,4 +1,4 @@
-"""Deltas on a named base, in three codes that one file may mix.
+"""Deltas on a named base, in four codes that one file may mix.
 
 =============  ==========================================================================================================
 dense          NAME: the tensor itself takes the base's place
@@ -7,6 +7,7 @@ sparse         NAME:at [n] int64, NAME:values [n]: these entries, counted throug
                these differences are added, so that several deltas can be (`engine/sparse.py`)
 packed         NAME:bits [k, ceil(n / 8)] uint8, NAME:scales [k] float32: base + sum over k of scale_k · S_k, where S_k is +1
                at a bit of 1 and -1 at a bit of 0, for the n entries of the flattened tensor, first entry in the lowest bit
+factored       NAME:up [out, r], NAME:down [r, in]: base + up · down
 =============  ==========================================================================================================
 """
 
@@ -23,7 +24,7 @@ from luthier.core.errors import UserError
 from luthier.engine.tensors import Spec, specs_of
 
 FILE = "delta.safetensors"
-CODES = ("at", "values", "was", "by", "bits", "scales")
+CODES = ("at", "values", "was", "by", "bits", "scales", "up", "down")
 
 
 def pack_bits(positive: torch.Tensor) -> torch.Tensor:
@@ -71,6 +72,12 @@ def restored(name: str, base: torch.Tensor, parts: Mapping[str, torch.Tensor]) -
             raise UserError(f"{name} has an entry {int(at.max())} in the delta, and {tuned.numel()} entries in the base.")
         tuned[at] = (tuned[at].float() + parts["by"] if "by" in parts else parts["values"]).to(tuned.dtype)
         return tuned.reshape(base.shape)
+    if "up" in parts:
+        change = parts["up"].float() @ parts["down"].float()
+        if change.shape != base.shape:
+            raise UserError(f"{name} is changed by a matrix {tuple(change.shape)} in the delta and is {tuple(base.shape)} in "
+                            "the base.")
+        return base.float() + change
     if parts["bits"].shape[1] != -(-base.numel() // 8):
         raise UserError(f"{name} has {parts['bits'].shape[1]} bytes a plane of signs in the delta; the {base.numel()} entries "
                         f"of the base need {-(-base.numel() // 8)}.")

@@ -263,7 +263,8 @@ def add_tuned(model: Model, artifact: Artifact) -> Model:
     if trained_on != model.base.identity:
         raise UserError(f"{artifact.folder} was trained on {artifact.meta['base']['name']} ({trained_on[:8]}), "
                         f"not on {model.name} ({model.base.identity[:8]}).")
-    method = build("method", artifact.meta["fit"]["method"]) if "fit" in artifact.meta else None
+    made = artifact.meta.get("fit", artifact.meta).get("method")  # of what was trained, or of adapters that were merged
+    method = build("method", made) if made else None
     if method:
         method.loadable()
     new_tokens.install(model, artifact)

@@ -96,14 +96,27 @@ class Given:
         meta = self.tuned.meta if self.tuned else {}
         return {"heads": meta["heads"], "labels": meta["labels"]} if meta.get("heads") else {}
 
+    @property
+    def head_file(self) -> Path:
+        """Where its heads are."""
+        from luthier.engine.weights import HEADS_FILE
+
+        assert self.tuned is not None
+        return self.tuned.folder / HEADS_FILE
+
     @cached_property
     def head_weights(self) -> Weights:
         """The tensors of its heads."""
         from luthier.engine.weight_sources import Stored
-        from luthier.engine.weights import HEADS_FILE
 
-        assert self.tuned is not None
-        return Stored(self.tuned.folder / HEADS_FILE)
+        return Stored(self.head_file)
+
+    def same_head(self, other: Given) -> bool:
+        """Whether both have the same heads, bit for bit."""
+        if self.heads != other.heads:
+            return False
+        own, its = self.head_weights, other.head_weights
+        return own.specs == its.specs and all(bool((own.read(n) == its.read(n)).all()) for n in own.specs)
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Its whole weights one by one, and those of its heads as `heads/TASK.NAME`."""
@@ -156,11 +169,11 @@ def locate(name: str, base: str | None = None) -> Given:
         run = Run.open(place)
         if not run.has("tuned"):
             raise UserError(f"{place} has no tuned model. Finish it first: run its command again.")
-        return _tuned(name, run.step("tuned"), run.step("base"))
+        return resting(name, run.step("tuned"), run.step("base"))
     if (place / RECORD).exists():
         artifact = open_artifact(place)
         if artifact.kind in ("adapter", "delta") or (artifact.kind == "model" and "step" in artifact.meta.get("base", {})):
-            return _tuned(name, artifact, _base_of(artifact, base))
+            return resting(name, artifact, _base_of(artifact, base))
         if artifact.kind != "model":
             raise UserError(f"{place} holds {artifact.kind}, no model.")
         return Given(name, _whole(str(place / artifact.meta.get("path", "."))),
@@ -168,7 +181,7 @@ def locate(name: str, base: str | None = None) -> Given:
     if (place / ADAPTER_CONFIG).exists():
         root = _whole(base or _named_base(place))
         lineage = {"name": root.meta["name"], "identity": root.identity}
-        return _tuned(name, Artifact("adapter", place, {"base": lineage}, hash_folder(place)), root)
+        return resting(name, Artifact("adapter", place, {"base": lineage}, hash_folder(place)), root)
     return Given(name, _whole(name))
 
 
@@ -183,7 +196,8 @@ def _whole(name: str) -> Artifact:
                     base_identity(folder))
 
 
-def _tuned(title: str, tuned: Artifact, root: Artifact) -> Given:
+def resting(title: str, tuned: Artifact, root: Artifact) -> Given:
+    """A tuned artifact on its base. Raises UserError for one that was trained on another, on 4 bits, or with new tokens."""
     meta = tuned.meta
     if root.meta.get("quantize", "none") != "none":
         raise UserError(f"{title} was trained on a base in 4 bits; merged into the full base it would be another model.")
@@ -258,11 +272,12 @@ def check_alike(rule: WeightRule, given: Sequence[Given], root: Given | None = N
 
 def _same_heads(rule: WeightRule, given: Sequence[Given]) -> None:
     headed = [g for g in given if g.heads]
-    if headed and not type(rule).heads:
-        raise UserError(f"{headed[0].title} has a head of its own ({', '.join(headed[0].heads['heads'])}), which "
-                        f"--rule {rule.info.name} does not merge: the result could not use it.")
-    if not headed:
+    if not headed or type(rule).heads == "dropped":
         return
+    if type(rule).heads == "kept" and not all(g.same_head(headed[0]) for g in given):
+        raise UserError(f"{headed[0].title} has a head of its own ({', '.join(headed[0].heads['heads'])}), which "
+                        f"--rule {rule.info.name} does not merge: the result could not use it. Only a head that all models "
+                        "share is kept.")
     for one in given:
         if one.heads != headed[0].heads:
             raise UserError(f"{headed[0].title} and {one.title} do not have the same heads: {headed[0].heads} and "

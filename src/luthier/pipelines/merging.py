@@ -31,7 +31,7 @@ from luthier.pipelines.mergeable import Given, check_alike, locate, same_base
 if TYPE_CHECKING:
     from luthier.engine.weight_executor import WeightExecutor
 
-REQUEST = "request.json"
+REQUEST, STATISTICS = "request.json", ".statistics"
 TITLES = {"model": "model{}.safetensors", "adapter": "adapter_model.safetensors", "delta": "delta.safetensors"}
 
 
@@ -50,7 +50,7 @@ def merge(models: Sequence[str], rule: Any, out: Path, *, base: str | None = Non
 
     quiet()
     chosen: WeightRule = build("weight_rule", rule)
-    _check(chosen, models, base)
+    check_rule(chosen, len(models))
     given = [locate(name, base) for name in models]
     root = same_base(chosen, given, base)
     check_alike(chosen, given, root)
@@ -63,7 +63,18 @@ def merge(models: Sequence[str], rule: Any, out: Path, *, base: str | None = Non
         if not (work / REQUEST).exists() or read_json(work / REQUEST) != request:
             _empty(work)
             write_json(work / REQUEST, request)
-        found = _work(_Merge(chosen, given, root, work, seed, shard_mb, log, progress), request)
+        from luthier.engine.workshop import Engine
+
+        scratch = work / STATISTICS
+        scratch.mkdir(exist_ok=True)
+        ctx = Ctx(Rng(seed).within("merge"), scratch, Journal(scratch / "journal.jsonl"), Engine(exact=True), log=log,
+                  progress=progress)
+        found = written(Merging(chosen, given, root, work, ctx, Journal(work / "journal.jsonl"), shard_mb), {"seed": seed})
+        for name in (REQUEST, "journal.jsonl"):
+            (work / name).unlink()
+        write_lines(work / "receipts.jsonl", (f.to_dict() for f in found))
+        # The result is a pure function of the request: no second reading of all its bytes.
+        sealed(chosen, given, root, work, identity=digest(request), merge=request)
         if wrong := [f for f in found if f.verdict == "differs"]:
             raise GateError("; ".join(f"{f.name}: {f.left} and {f.right} {f.unit} ({f.detail})" for f in wrong)
                             + f". What was made is kept in {work}.")
@@ -73,13 +84,13 @@ def merge(models: Sequence[str], rule: Any, out: Path, *, base: str | None = Non
     return out, found
 
 
-def _check(rule: WeightRule, models: Sequence[str], base: str | None) -> None:
+def check_rule(rule: WeightRule, models: int) -> None:
+    """Refuse what a rule can't do with so many models beside the base. Raises UserError."""
     least, most = rule.models
-    if not least <= len(models) <= most:
+    if not least <= models <= most:
         legal = f"{least} model{'s' * (least > 1)}" if least == most else f"at least {least} models"
-        raise UserError(f"--rule {rule.info.name} takes {legal}" + " beside the base" * rule.takes_base
-                        + f"; found {len(models)}.")
-    rule.check(len(models))
+        raise UserError(f"--rule {rule.info.name} takes {legal}" + " beside the base" * rule.takes_base + f"; found {models}.")
+    rule.check(models)
 
 
 def _finished(out: Path, request: Mapping[str, Any]) -> list[Finding]:
@@ -115,17 +126,16 @@ def _empty(folder: Path) -> None:
 
 
 @dataclass
-class _Merge:
-    """One merge: its parts, and where it works."""
+class Merging:
+    """One merge: its parts, where it works, and what the rule's statistics are handed besides weights and models."""
 
     rule: WeightRule
     given: Sequence[Given]
     root: Given | None
     work: Path
-    seed: int
-    shard_mb: int
-    log: Callable[[str], None]
-    progress: Progress
+    ctx: Ctx
+    journal: Journal
+    shard_mb: int = 1000
 
     @property
     def inputs(self) -> list[Given]:
@@ -139,35 +149,35 @@ class _Merge:
 
     def context(self, executor: WeightExecutor) -> Ctx:
         """What the rule's statistics are handed."""
-        from luthier.engine.workshop import Engine
-
-        scratch, engine = self.work / ".statistics", Engine(exact=True)
-        scratch.mkdir(exist_ok=True)
+        engine = self.ctx.engine
         loaders: dict[str, Callable[[], Any]] = {
             "model": lambda: self.given[0].load(engine), "models": lambda: [g.load(engine) for g in self.given],
             "base": lambda: (self.root or self.given[0]).load(engine, on_base=False)}
         roles = {name: loaders[name]() for name in self.rule.roles}
-        return Ctx(Rng(self.seed).within("merge"), scratch, Journal(scratch / "journal.jsonl"), engine,
-                   stream=partial(self._stream, executor), roles=roles, log=self.log, progress=self.progress)
+        return replace(self.ctx, stream=partial(self._stream, executor), roles=roles)
 
     def _stream(self, executor: WeightExecutor, name: str) -> Iterable[Any]:
         kind, _, number = name.partition("/")
         return executor.stream() if kind == "weights" else self.given[int(number)].tensors() if kind == "models" else ()
 
 
-def _work(job: _Merge, request: Mapping[str, Any]) -> list[Finding]:
-    """Write the folder and compare."""
+def written(job: Merging, told: Mapping[str, Any]) -> list[Finding]:
+    """Write weights, heads, what stands beside them and `merge.json`, which says what is `told`, too; and compare."""
     from luthier.engine.weight_executor import WeightExecutor
     from luthier.engine.weights import HEADS_FILE
 
-    adapters, journal = job.rule.reads == "adapter", Journal(job.work / "journal.jsonl")
+    adapters = job.rule.reads == "adapter"
     executor = WeightExecutor(job.rule, [g.adapter_weights if adapters else g.weights for g in job.inputs], job.work,
-                              TITLES[job.rule.leaves], job.shard_mb * 1_000_000, journal, job.progress)
+                              TITLES[job.rule.leaves], job.shard_mb * 1_000_000, job.journal, job.ctx.progress)
     stats = job.rule.statistics(job.context(executor))
     facts = executor.run(stats)
     found = executor.receipts(stats)
-    if job.pattern.heads:
-        heads = WeightExecutor(job.rule, [g.head_weights for g in job.given], job.work, HEADS_FILE, journal=journal)
+    if job.pattern.heads and type(job.rule).heads == "kept":
+        shutil.copyfile(job.pattern.head_file, job.work / HEADS_FILE)
+    elif job.pattern.heads and type(job.rule).heads == "dropped":
+        job.ctx.log(f"--rule {job.rule.info.name} leaves the heads of its models out")
+    elif job.pattern.heads:
+        heads = WeightExecutor(job.rule, [g.head_weights for g in job.given], job.work, HEADS_FILE, journal=job.journal)
         facts |= heads.run(stats)
         found += [replace(f, name=f.name.replace("merge/", "merge/heads/")) for f in heads.receipts(stats)]
     _dress(job, stats)
@@ -175,18 +185,14 @@ def _work(job: _Merge, request: Mapping[str, Any]) -> list[Finding]:
         from luthier.engine.models import keys_of
 
         found.append(keys_of(job.work))
-    for name in (REQUEST, "journal.jsonl"):
-        (job.work / name).unlink()
-    shutil.rmtree(job.work / ".statistics")
-    write_lines(job.work / "receipts.jsonl", (f.to_dict() for f in found))
+    shutil.rmtree(job.work / STATISTICS, ignore_errors=True)
     write_json(job.work / "merge.json", {"rule": job.rule.to_dict(), "models": [g.record() for g in job.given],
-                                         "base": job.root.record() if job.root else None, "seed": job.seed, "facts": facts,
-                                         **job.rule.summary(stats)})
-    _seal(job, request)
+                                         "base": job.root.record() if job.root else None, "facts": facts,
+                                         **job.rule.summary(stats), **told})
     return found
 
 
-def _dress(job: _Merge, stats: Any) -> None:
+def _dress(job: Merging, stats: Any) -> None:
     """Configuration, tokenizer and licences beside the weights."""
     if job.rule.leaves == "model":
         job.pattern.copy_frame(job.work)
@@ -197,16 +203,20 @@ def _dress(job: _Merge, stats: Any) -> None:
         given.copy_terms(job.work)
 
 
-def _seal(job: _Merge, request: Mapping[str, Any]) -> Artifact:
-    first = job.pattern
-    lineage = {"name": job.root.title, "identity": job.root.identity} if job.root else first.lineage
-    # The result is a pure function of the request: no second reading of all its bytes.
-    meta: dict[str, Any] = {"identity": digest(request), "merge": dict(request), "template": first.template,
-                            "bytes": sum(p.stat().st_size for p in job.work.glob("*.safetensors")), **first.heads}
+def sealed(rule: WeightRule, given: Sequence[Given], root: Given | None, work: Path, step: str = "base", **more: Any
+           ) -> Artifact:
+    """The artifact in `work`. step: that of the base, in the run where the result stands."""
+    first = given[0]
+    heads = first.heads if type(rule).heads != "dropped" else {}
+    lineage = {"name": root.title, "identity": root.identity} if root else first.lineage
+    meta: dict[str, Any] = {"template": first.template, "bytes": sum(p.stat().st_size for p in work.glob("*.safetensors")),
+                            "heads": {}, "labels": {}, **heads}
+    if rule.reads == "adapter" and first.tuned and "fit" in first.tuned.meta:
+        meta["method"] = first.tuned.meta["fit"]["method"]
     if lineage:
         # What has a head answers as something tuned on a base, of whatever form its weights are.
-        meta["base"] = lineage | ({"step": "base"} if first.heads else {})
-    if job.rule.leaves == "model":
-        meta |= {"name": f"{job.rule.info.name} of {', '.join(g.title for g in job.given)}", "path": ".",
+        meta["base"] = lineage | ({"step": step} if heads or step != "base" else {})
+    if rule.leaves == "model":
+        meta |= {"name": f"{rule.info.name} of {', '.join(g.title for g in given)}", "path": ".",
                  "architecture": first.architecture}
-    return seal(job.rule.leaves, job.work, **meta)
+    return seal(rule.leaves, work, **meta, **more)

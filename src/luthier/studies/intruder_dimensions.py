@@ -4,7 +4,7 @@ A tiny Llama that knows an invented world reads arithmetic traces in words of th
 16 and 64 (the last with rank-stabilised scaling) have two learning rates each; LoRA stands for itself at the rate whose loss
 on dev is nearest to that of full fine-tuning at its best. Intruders are counted in every changed matrix. Of LoRA of rank 1 at
 one rate the intruders, or as many of the other leading directions (control), are then taken out. Bits per byte of the old
-domain are what was forgotten.
+domain are what was forgotten. Version 2 asks the same; the step that takes directions out is that of `luthier merge`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ METHODS: Mapping[str, tuple[str, tuple[float, ...]]] = {
 RESCALED = "lora1-0.01"
 
 
-class IntruderStudy(Study, name="intruder-dimensions", seeds=[96]):
+class IntruderStudy(Study, name="intruder-dimensions", seeds=[96], version=2):
     """Does LoRA leave intruders where full fine-tuning leaves none, and do they hold what was forgotten?"""
 
     paper: ClassVar[Paper] = Paper(
@@ -70,7 +70,7 @@ class IntruderStudy(Study, name="intruder-dimensions", seeds=[96]):
         """LoRA of rank 1 with some of its leading directions taken out."""
         text = without(copy.deepcopy(self.recipe()), "spectra", tuned__method=METHODS["lora1"][0], tuned__learning_rate=1e-2)
         score = text["steps"].pop("score")
-        text["steps"]["ruled"] = {"use": "ruled", "rule": {"use": "rescale-intruders", "factor": 0.0, "choose": choose},
+        text["steps"]["ruled"] = {"use": "merge", "rule": {"use": "rescale-intruders", "factor": 0.0, "choose": choose},
                                   "inputs": {"base": "base", "tuned": "tuned"}}
         text["steps"]["score"] = {**score, "inputs": {"base": "ruled", "examples": "rows"}}
         return text

@@ -84,7 +84,7 @@ class MeteoraStudy(Study, name="meteora", seeds=[109]):
             "beta0.1": {"tuned.tasks": [{"data": "examples.mixed", "objective": "gate-supervised:beta=0.1"}]},
             "beta1": {"tuned.tasks": [{"data": "examples.mixed", "objective": "gate-supervised:beta=1"}]},
             "average": {"tuned.method.top_k": len(TASKS), "tuned.length": {"steps": 1}, "score.gate_temperature": 1e9},
-            "ties": self._instead(tuned={"use": "ruled", "rule": "ties:density=[0.5]", "inputs": {"base": "base", **taken}},
+            "ties": self._instead(tuned={"use": "merge", "rule": "ties:density=[0.5]", "inputs": {"base": "base", **taken}},
                                   score={**self._score(), "inputs": {"base": "tuned", "examples": "world"}}),
             "joint": self._instead(tuned=joint, score={**self._score(), "inputs": {
                 "base": "base", "tuned": "tuned", "examples": "world"}}),

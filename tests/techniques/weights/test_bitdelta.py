@@ -144,6 +144,27 @@ def test_distillation_never_worsens_held_out_text(place, tmp_path, learning_rate
         assert distance["after"] == pytest.approx(distance["before"], rel=1e-5)
 
 
+@pytest.mark.oracle(seed=136, clause=2, against="the variance of a sum of random signs")
+def test_random_signs_have_the_right_scale_and_lose_the_change(place, tmp_path):
+    """||D - a S||² = ||D||² + n a² on average, where S knows nothing of D: more than is lost by leaving D out."""
+    delta, _ = merge([str(place / "b")], "bitdelta:signs=random", tmp_path / "any.delta", base=str(place / "a"))
+    real, _ = merge([str(place / "b")], "bitdelta", tmp_path / "own.delta", base=str(place / "a"))
+    found, own = (load_file(folder / "delta.safetensors") for folder in (delta, real))
+    base, tuned = (load_file(place / name / "model.safetensors") for name in "ab")
+    lost, expected = 0.0, 0.0
+    for name in (n.removesuffix(":bits") for n in found if n.endswith(":bits")):
+        assert torch.equal(found[f"{name}:scales"], own[f"{name}:scales"])
+        d, scale = tuned[name] - base[name], float(found[f"{name}:scales"])
+        s = signs(found[f"{name}:bits"][0], tuple(d.shape))
+        lost += float((d - scale * s).square().sum())
+        expected += float(d.square().sum()) + d.numel() * scale**2
+    assert lost == pytest.approx(expected, rel=0.05)
+    with_text = f"bitdelta:signs=random,distill={place / 'text.txt'},steps=2,tokens=16"
+    trained, _ = merge([str(place / "b")], with_text, tmp_path / "trained.delta", base=str(place / "a"))
+    again = load_file(trained / "delta.safetensors")
+    assert all(torch.equal(again[n], t) for n, t in found.items() if n.endswith(":bits"))
+
+
 def test_a_delta_of_another_base_is_refused(place, tmp_path):
     delta, _ = merge([str(place / "b")], "bitdelta", tmp_path / "t.delta", base=str(place / "a"))
     with pytest.raises(UserError, match="was trained on .*not on .*Name its own base"):

@@ -10,7 +10,7 @@ import torch
 
 from luthier.core.errors import UserError
 from luthier.techniques.weights._rows import merged_weights
-from luthier.techniques.weights.bitdelta import BitDelta, planes
+from luthier.techniques.weights.bitdelta import BitDelta
 
 if TYPE_CHECKING:
     from luthier.core.step import Ctx
@@ -34,7 +34,7 @@ def distilled(rule: BitDelta, ctx: Ctx, scales: dict[str, torch.Tensor]) -> tupl
         raise UserError(f"bitdelta: the loaded model has no {lost[0]}: its scales can't be trained. Leave out distill.")
     # The packed model: signs of layers, and the tuned model's own tensors everywhere else.
     fixed = {n: (t if n not in scales else student[n]) for n, t in teacher.items()}
-    signs = {n: _signs(teacher[n] - student[n], rule.bits) for n in scales}
+    signs = {n: _signs(rule.packed(n, teacher[n] - student[n], ctx.rng)[0], fixed[n].shape) for n in scales}
     logs = {n: torch.zeros(rule.bits, requires_grad=True) for n in scales}
 
     def asked(ids: torch.Tensor) -> torch.Tensor:
@@ -78,12 +78,11 @@ def _pieces(model: Model, path: Path, tokens: int) -> list[torch.Tensor]:
     return found
 
 
-def _signs(change: torch.Tensor, bits: int) -> torch.Tensor:
-    """[bits, n] of +1 and -1."""
+def _signs(packed: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """[bits, n] of +1 and -1 from packed planes of a matrix of that shape."""
     from luthier.engine import deltas
 
-    packed, _, _ = planes(change, bits)
-    return torch.stack([deltas.signs(plane, tuple(change.shape)).reshape(-1) for plane in packed])
+    return torch.stack([deltas.signs(plane, tuple(shape)).reshape(-1) for plane in packed])
 
 
 def _inputs(model: Model, ids: torch.Tensor) -> dict[str, torch.Tensor]:

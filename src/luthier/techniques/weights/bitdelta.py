@@ -12,7 +12,8 @@ of one base, each a sixteenth of bfloat16 weights (a thirty-second of float32) i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -24,8 +25,10 @@ from luthier.core.kinds import WeightRule
 from luthier.techniques.weights._shared import in_layers
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
+    from luthier.core.rng import Rng
     from luthier.core.step import Ctx
     from luthier.engine.tensors import Spec
 
@@ -38,6 +41,7 @@ class BitDelta(WeightRule, name="bitdelta", seeds=[136]):
     takes_base: ClassVar[bool] = True
     models: ClassVar[tuple[int, int]] = (1, 1)
     bits: int = Field(1, ge=1, le=8, description="planes of signs, each one bit a weight")
+    signs: Literal["change", "random"] = Field("change", description="those of the change, or, as a control, any")
     distill: str = Field("", description="a text file on which the scales are trained; empty: they stay mean |D|")
     steps: int = Field(200, ge=1, description="steps of that training")
     rows: int = Field(4, ge=1, description="pieces of text a step")
@@ -80,7 +84,7 @@ class BitDelta(WeightRule, name="bitdelta", seeds=[136]):
                 change = tuned[name].float() - base[name].float()
                 if not finite(change):
                     raise UserError(f"{name} changed by numbers that are not finite; they can't be packed.")
-                _, scales[name], left = planes(change, self.bits)
+                _, scales[name], left = self.packed(name, change, ctx.rng)
                 facts[name] = {"scales": scales[name].tolist(), "zeros": round(float((change == 0).float().mean()), 4),
                                "relative error": round(float(left.norm() / change.norm()), 4)}
         if not scales:
@@ -89,13 +93,17 @@ class BitDelta(WeightRule, name="bitdelta", seeds=[136]):
             ctx.log(f"{len(idle)} of {len(facts)} matrices have more than {ZEROS:.0%} weights that did not change (first: "
                     f"{idle[0]}); a sign moves them all the same. Tune with float32 weights, or keep what changed alone: "
                     "--rule graft")
-        stats = {"scales": scales, "facts": facts, "changed": changed}
+        stats = {"scales": scales, "facts": facts, "changed": changed, "rng": ctx.rng}
         if self.distill:
             from luthier.techniques.weights._distilling import distilled
 
             stats["scales"], losses = distilled(self, ctx, scales)
             ctx.log(f"held-out squared distance of logits: {losses[0]:.3e} -> {losses[1]:.3e}")
         return stats
+
+    def packed(self, name: str, change: torch.Tensor, rng: Rng) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Planes of one matrix's change, as `planes` gives them."""
+        return planes(change, self.bits, partial(rng, f"signs/{name}") if self.signs == "random" else None)
 
     def specs(self, group: Sequence[str], given: Mapping[str, Spec], stats: Any) -> dict[str, Spec]:
         import torch
@@ -112,7 +120,7 @@ class BitDelta(WeightRule, name="bitdelta", seeds=[136]):
         """Signs of the change; the scales are those of the statistics."""
         name, (base, tuned) = group[0], tensors
         if name in stats["scales"]:
-            bits, _, _ = planes(tuned[name].float() - base[name].float(), self.bits)
+            bits, _, _ = self.packed(name, tuned[name].float() - base[name].float(), stats["rng"])
             return {f"{name}:bits": bits, f"{name}:scales": stats["scales"][name]}
         return {name: tuned[name]} if name in stats["changed"] else {}
 
@@ -122,15 +130,21 @@ class BitDelta(WeightRule, name="bitdelta", seeds=[136]):
         return found
 
 
-def planes(change: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Packed signs [count, ceil(n / 8)], scales [count] float32, and what is left of `change` [out, in]."""
+def planes(change: torch.Tensor, count: int, draw: Callable[[int], np.random.Generator] | None = None
+           ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Packed signs [count, ceil(n / 8)], scales [count] float32, and what is left of `change` [out, in].
+
+    draw: the generator of a plane's signs, where they are not those of the change.
+    """
     import torch
 
     from luthier.engine.deltas import pack_bits
 
     left, bits, scales = change.clone(), [], []
-    for _ in range(count):
+    for plane in range(count):
         positive, scale = left >= 0, left.abs().mean(dtype=torch.float64).float()
+        if draw is not None:
+            positive = torch.from_numpy(draw(plane).random(tuple(left.shape), dtype="float32")) < 0.5
         bits.append(pack_bits(positive))
         scales.append(scale)
         left -= torch.where(positive, scale, -scale)

@@ -7,7 +7,7 @@ from one base that stayed in one basin. Source: Wortsman et al. 2022, "Model sou
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class Linear(WeightRule, name="linear"):
     """The weighted average of models."""
 
-    heads: ClassVar[bool] = True
+    heads: ClassVar[Literal["merged", "kept", "dropped"]] = "merged"
     weights: tuple[float, ...] = Field((), description="a number for each model, in their order; empty: all 1")
     normalize: bool = Field(True, description="divide by the sum of the numbers")
 

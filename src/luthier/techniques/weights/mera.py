@@ -40,6 +40,7 @@ class Mera(WeightRule, name="mera", seeds=[177]):
     """One adapter from several, neuron by neuron."""
 
     models: ClassVar[tuple[int, int]] = (2, 1 << 16)
+    heads: ClassVar[Literal["merged", "kept", "dropped"]] = "dropped"  # those of other tasks
     align: Literal["transport", "none"] = Field("transport", description="whether neurons are brought into one order first")
     how: Literal["average", "sum"] = Field("average", description="what is made of the aligned adapters")
     cost: Literal["weights", "activations"] = Field("weights", description="by what neurons are told from one another")

@@ -46,7 +46,7 @@ BARRIER = 0.1  # share of its members' mean score that a soup loses where they h
 class ModelSoup(WeightRule, name="model-soup", seeds=[44]):
     """One model from several tunes of the same start."""
 
-    heads: ClassVar[bool] = True
+    heads: ClassVar[Literal["merged", "kept", "dropped"]] = "merged"
     kind: Literal["uniform", "greedy", "learned"] = Field("uniform", description="all, those that help, or learned shares")
     val: str = Field("", description="held-out JSON lines: text and label, or question and answer; for greedy and learned")
     metric: Slot[Metric] = Field(named("accuracy"), description="what soups are judged by; exact-match or f1 for answers")
