@@ -5,7 +5,7 @@ A tiny Llama that knows errands of other kinds, one to three in a row, gets a Lo
 know. Gates are taught on single rows of all four, and are asked for one errand, or for three of different tasks in one
 question. Beside them stand the right LoRA for each row, a router that sends a question as a whole to one LoRA, the
 LoRAs' average, their TIES merge, and one LoRA trained on all rows together. The average is the mixture itself with all
-adapters taken and an endless temperature.
+adapters taken and an endless temperature. Since version 2 the step `merge` merges, as `luthier merge` does.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ WHOLE = Measure("exact-match", "composite")
 GATES, SEGMENTS = (Measure("gate-accuracy", on) for on in ("single", "composite"))
 
 
-class MeteoraStudy(Study, name="meteora", seeds=[109]):
+class MeteoraStudy(Study, name="meteora", seeds=[109], version=2):
     """Do token-level gates reach the right adapter, also within one answer?"""
 
     world: ClassVar[str] = "synthetic world only; the router is real (MiniLM)"

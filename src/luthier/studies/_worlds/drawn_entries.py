@@ -34,8 +34,12 @@ class DrawnEntries(Selective, name="drawn-entries"):
                             "layernorm.")
 
     def start(self, model: Model, ctx: FitCtx) -> Hook:
+        """Raises UserError for a model in which the other method has nothing to train."""
         assert isinstance(self.like, Selective)
-        count = sum(p.numel() for p in self.like.chosen(model).values())
+        try:
+            count = sum(p.numel() for p in self.like.chosen(model).values())
+        except UserError as error:
+            raise UserError(f"drawn-entries: like = {self.like.info.name}: {error}") from None
         return Retrain("drawn-entries", model, ctx, list(self.chosen(model)), count, 0, _drawn)
 
     def finish(self, model: Model, hook: Hook) -> None:

@@ -114,7 +114,7 @@ class Chain(Phases):
 
         self.tied = {name: self._whole(name) for name in self.layers}
         scale = self.method.alpha / self.method.rank
-        norm = sum(float((scale * up @ down).square().sum()) for down, up in map(self._now, self.layers)) ** 0.5
+        norm = sum(float((scale * up @ down).detach().square().sum()) for down, up in map(self._now, self.layers)) ** 0.5
         ranks = [effective_rank(down, up) for down, up in self.tied.values()]
         self.ctx.log(f"link {phase + 1} of {self.method.links}: update of norm {norm:.3g}; effective rank of the sum "
                      f"{sum(ranks) / len(ranks):.2f}")
