@@ -58,12 +58,14 @@ class Row:
     cells: dict[str, Any] = field(default_factory=dict)
 
 
+STUDIES = "luthier.studies."  # where controls live that only a study wants
 CELLS = ("trained", "share", "work", "mergeable", "stackable", "optimizer", "step", "quantised")
 
 
 def names() -> list[str]:
-    """Every method, the one that others are compared with first."""
-    return sorted((r["name"] for r in index.rows() if r["kind"] == "method"), key=lambda n: (n != MEASURE, n))
+    """Every method, the one that others are compared with first; controls of studies are none that anybody would choose."""
+    found = (r["name"] for r in index.rows() if r["kind"] == "method" and not r["module"].startswith(STUDIES))
+    return sorted(found, key=lambda n: (n != MEASURE, n))
 
 
 def probe(engine: Engine, folder: Path, methods: Sequence[str] = (), told: Any = lambda row: None) -> Iterator[Row]:
