@@ -15,22 +15,13 @@ from typing import Any, ClassVar
 
 from luthier.core.kinds import Study
 from luthier.core.study import Claim, Guard, Measure, Paper, Scale
+from luthier.studies._worlds._soups import probe, tune
 
 TEST, STRANGE, ORDER = Measure("accuracy"), Measure("accuracy", "strange"), Measure("agreement", "points")
 # Learning rate, epochs, weight decay; the number of the run is its seed.
 RUNS: tuple[tuple[float, int, float], ...] = (
     (1e-5, 3, 0.0), (1e-5, 6, 0.1), (3e-5, 2, 0.0), (3e-5, 4, 0.1), (5e-5, 3, 0.0), (5e-5, 6, 0.0), (1e-4, 2, 0.1),
     (1e-4, 4, 0.0), (3e-4, 3, 0.0), (3e-4, 6, 0.1))
-
-
-def _fit(number: int, rate: float, epochs: int, decay: float, probed: bool = True) -> dict[str, Any]:
-    """One run on the reviews."""
-    start = {"regularizers": ["probed-head:of=probe"], "inputs": {"base": "base", "examples": "reviews", "probe": "probe"}} \
-        if probed else {"inputs": {"base": "base", "examples": "reviews"}}
-    return {"use": "fit", "tasks": [{"data": "examples.train", "objective": "classify", "head": "linear"}], "method": "full",
-            "learning_rate": rate, "length": {"epochs": epochs}, "schedule": "linear:warmup=0.1", "batch_rows": 16,
-            "optimizer": f"adamw:weight_decay={decay:g}", "over_long": "truncate", "max_tokens_per_example": 96,
-            "dtype": "float32", "seed": number, **start}
 
 
 class ModelSoupStudy(Study, name="model-soup", seeds=[44]):
@@ -58,12 +49,11 @@ class ModelSoupStudy(Study, name="model-soup", seeds=[44]):
 
     def recipe(self) -> dict[str, Any]:
         """Reviews, a linear probe, ten runs from it, and what is made of them."""
-        probe = {**_fit(0, 1e-2, 20, 0.0, probed=False), "method": "layer-freezing:train_last=0"}
-        runs = {f"run{n}": _fit(n, *settings) for n, settings in enumerate(RUNS)}
+        runs = {f"run{n}": tune(n, *settings) for n, settings in enumerate(RUNS)}
         return {"name": "model-soup", "seed": 0, "steps": {
             "base": {"use": "base", "model": "minilm"},
             "reviews": {"use": "short-reviews"},
-            "probe": probe, **runs,
+            "probe": probe(), **runs,
             "score": {"use": "souped", "inputs": {"base": "base", "examples": "reviews", **{n: n for n in runs}}},
         }}
 
@@ -82,7 +72,7 @@ class ModelSoupStudy(Study, name="model-soup", seeds=[44]):
     def _apart(self, how: str) -> dict[str, Any]:
         text = copy.deepcopy(self.recipe())
         steps = {n: s for n, s in text["steps"].items() if n in ("base", "reviews")}
-        runs = {f"apart{n}": _fit(100 + n, 1e-4, 4, 0.0, probed=False) for n in range(2)}
+        runs = {f"apart{n}": tune(100 + n, 1e-4, 4, 0.0, probed=False) for n in range(2)}
         score = {**text["steps"]["score"], "how": how,
                  "inputs": {"base": "base", "examples": "reviews", **{n: n for n in runs}}}
         return {**text, "steps": {**steps, **runs, "score": score}}

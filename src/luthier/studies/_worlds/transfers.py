@@ -8,7 +8,7 @@ and once more the target's own name.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from pydantic import Field
@@ -51,24 +51,34 @@ class Transfers(Step, name="transfers"):
         return [receipt("transfers/lines", 2 * len(TARGETS) * self.tests, artifact.meta["lines"], unit="lines")]
 
     def _one(self, target: str, rows: list[tuple[str, dict[str, str]]], base: Artifact, ctx: Ctx) -> list[dict[str, Any]]:
-        import torch
-
-        from luthier.engine.classification import classify
-        from luthier.engine.models import add_tuned
-
         examples = [Example(f"{target}/{n}", (Turn("user", (Part(text, name="text"),)),), task="classify",
                             label=answers[target]) for n, (text, answers) in enumerate(rows)]
         drawn = ctx.rng(f"shots/{target}").permutation(self.pool)[:self.shots]
-        folder = ctx.folder / "copies" / target
-        shutil.rmtree(folder, ignore_errors=True)  # of an attempt that was killed
-        folder.mkdir(parents=True)
-        data = write_examples(folder, {"train": [examples[i] for i in drawn]})
-        own = Ctx(**{**ctx.__dict__, "folder": folder / "fit", "rng": ctx.rng.within(target), "log": lambda text: None})
-        fit = {"use": "fit", "tasks": [{"data": "examples.train", "objective": "classify", "head": "linear"}],
-               "over_long": "truncate", "dtype": "float32", **self.fit}
-        tuned = ctx.engine.fit(fit, {"base": base, "examples": data}, own)
         tested = examples[self.pool:]
-        said = classify(add_tuned(ctx.engine.fresh(base, torch.float32), tuned), tuned, tested, own)
-        shutil.rmtree(folder)
-        return [{"id": e.id, "set": target, "metric": "accuracy", "value": float(p.label == e.label)}
-                for e, p in zip(tested, said, strict=True)]
+        right = learned(target, [examples[i] for i in drawn], tested, self.fit, {"base": base}, ctx)
+        return [{"id": e.id, "set": target, "metric": "accuracy", "value": value}
+                for e, value in zip(tested, right, strict=True)]
+
+
+def learned(name: str, few: Sequence[Example], tested: Sequence[Example], how: Mapping[str, Any],
+            inputs: Mapping[str, Artifact], ctx: Ctx) -> list[float]:
+    """1 for each tested row whose label is right after a training on a few others, and 0 for the rest.
+
+    how: settings of a `fit`. inputs: its base, and what it may begin from.
+    """
+    import torch
+
+    from luthier.engine.classification import classify
+    from luthier.engine.models import add_tuned
+
+    folder = ctx.folder / "copies" / name
+    shutil.rmtree(folder, ignore_errors=True)  # of an attempt that was killed
+    folder.mkdir(parents=True)
+    data = write_examples(folder, {"train": few})
+    own = Ctx(**{**ctx.__dict__, "folder": folder / "fit", "rng": ctx.rng.within(name), "log": lambda text: None})
+    fit = {"use": "fit", "tasks": [{"data": "examples.train", "objective": "classify", "head": "linear"}],
+           "over_long": "truncate", "dtype": "float32", **how}
+    tuned = ctx.engine.fit(fit, {**inputs, "examples": data}, own)
+    said = classify(add_tuned(ctx.engine.fresh(inputs["base"], torch.float32), tuned), tuned, tested, own)
+    shutil.rmtree(folder)
+    return [float(p.label == e.label) for e, p in zip(tested, said, strict=True)]
