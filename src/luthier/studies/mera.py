@@ -4,8 +4,8 @@ On frozen MiniLM six adapters learn six tasks of two families, each from a rando
 family, are then learned from 32 rows: from a fresh adapter, from each source of the family (the best on dev stands for them),
 from the mean of all six, plain or aligned by weights or by activations, and from the mean of the three of the family. Sources
 that share their start are the control: there is hardly anything to align. What a start is worth before any tuning is told by
-the nearest mean of the drawn rows. AdapterFusion is not there, and how far aligned neurons still disagree is not measured. The
-sources are given; which rows are drawn is the chance. Settings were set beforehand.
+the nearest mean of the drawn rows. AdapterFusion is not there, and how far aligned neurons still disagree is not measured. With
+each seed sources are trained and rows are drawn anew. Settings were set beforehand.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class MeraStudy(Study, name="mera", seeds=[177]):
         return {f"source@{name}" if shared else name: {
             "use": "fit", "tasks": [{"data": f"examples.{name}", "objective": "classify", "head": "linear"}], "method": METHOD,
             "learning_rate": 1e-3, "length": {"epochs": 6}, "batch_rows": 16, "schedule": "linear:warmup=0.1",
-            "over_long": "truncate", "max_tokens_per_example": 64, "dtype": "float32", "seed": 0,
+            "over_long": "truncate", "max_tokens_per_example": 64, "dtype": "float32",
             "inputs": {"base": "base", "examples": "rows"}} for name in SOURCES}
 
     @staticmethod

@@ -36,14 +36,14 @@ class ModelStockStudy(Study, name="model-stock", seeds=[29]):
         "good as soups of dozens, at home and under shift.",
         "CLIP ViT-B/32 about on par with soups of 48 at 1/24 of the cost; ViT-L/14: 87.8 on ImageNet, 74.9 over five shifts")
     scales: ClassVar[Mapping[str, Scale]] = {
-        "smoke": Scale(1, {"test": 2, "strange": 2, "tensors": 1}, {
+        "smoke": Scale(1, {"test": 2, "strange": 2, "tensors": 1, "within": 1, "between": 1}, {
             "base.model": "pico-encoder", "reviews.train": 4, "reviews.pool": 4, "reviews.strange": 2, "score.splits": 1,
             "probe.length": {"steps": 1},
             **{f"run{n}.{field}": value for n in range(RUNS) for field, value in
                (("length", {"steps": 1}), ("max_tokens_per_example", 16))}},
             arms=("average", "stock", "premises"), about="every line, no evidence"),
-        "default": Scale(1, {"test": 120, "strange": 48, "tensors": 90}),
-        "large": Scale(1, {"test": 500, "strange": 48, "tensors": 90}, {
+        "default": Scale(1, {"test": 120, "strange": 48, **dict.fromkeys(("tensors", "within", "between"), 90)}),
+        "large": Scale(1, {"test": 500, "strange": 48, **dict.fromkeys(("tensors", "within", "between"), 90)}, {
             "reviews.train": 1000, "reviews.pool": 1000, "reviews.strange": 144, "score.splits": RUNS * (RUNS - 1) // 2},
             about="all pairs, with 1000 reviews to learn from"),
     }

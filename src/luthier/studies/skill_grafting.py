@@ -37,8 +37,8 @@ class SkillGraftingStudy(Study, name="skill-grafting", seeds=[59]):
             "base.epochs": 1, "base.vocabulary": 300, "tuned.length": {"steps": 1}, "graft.rule.steps": 1,
             "graft.rule.batches": 1},
             arms=(f"optimised-{MOST}", f"random-{MOST}"), about="every line, no evidence"),
-        "default": Scale(3, {"test": 200, "strange": 48, "tensors": 20}),
-        "large": Scale(5, {"test": 200, "strange": 48, "tensors": 60}, {
+        "default": Scale(3, {"test": 200, "strange": 48, "other-test": 200, "tensors": 20}),
+        "large": Scale(5, {"test": 200, "strange": 48, "other-test": 200, "tensors": 60}, {
             "base.use": "base", "base.inputs": {}, "base.model": "gemma3-270m", "tuned.learning_rate": 5e-5},
             about="Gemma 3 270M in place of the tiny Llama"),
     }
