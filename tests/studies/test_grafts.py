@@ -28,7 +28,8 @@ def given(tmp_path):
 
 
 def graft(folder, at, meta):
-    folder.mkdir()
+    (folder / "licenses").mkdir(parents=True)
+    (folder / "licenses" / "TERMS.txt").write_text("none")
     save_file({f"{n}:at": torch.tensor(places) for n, places in at.items()}
               | {f"{n}:{part}": torch.ones(len(places)) for n, places in at.items() for part in ("values", "was")},
               folder / "delta.safetensors")
@@ -56,7 +57,7 @@ def test_as_many_at_random_are_others_with_another_seed(given, make_ctx):
 
 
 def test_overlaps_are_shares_of_the_first_grafts_entries(given, tmp_path, make_ctx):
-    other = graft(tmp_path / "other", {"model.layers.0.w": [1, 2, 3]}, given["like"].meta)
+    other = graft(tmp_path / "other", {"model.layers.0.w": [1, 2, 3]}, {})
     step, ctx = build("step", {"use": "overlaps"}), make_ctx("overlaps")
     made = step.run({"graft": given["like"], "other": other}, ctx)
     assert {x["id"]: x["value"] for x in read_lines(made.folder / "scores.jsonl")} == {

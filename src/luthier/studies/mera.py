@@ -38,9 +38,9 @@ class MeraStudy(Study, name="mera", seeds=[177]):
             "score.fit": {"method": METHOD, "learning_rate": 1e-3, "length": {"steps": 1}, "batch_rows": 4,
                           "max_tokens_per_example": 16},
             **{f"{source}.length": {"steps": 1} for source in SOURCES}},
-            arms=("fresh", "track"), about="every line, no evidence"),
+            arms=("fresh", "single0"), about="every line, no evidence"),
         "default": Scale(3, {"test": 240}, arms=DEFAULT),
-        "large": Scale(5, {"test": 240}, {"rows.pool": 160, "score.shots": 128}, about="from 128 rows, with the sum, too"),
+        "large": Scale(5, {"test": 240}, {"rows.pool": 140, "score.shots": 128}, about="from 128 rows, with the sum, too"),
     }
 
     def recipe(self) -> dict[str, Any]:
@@ -126,6 +126,8 @@ class MeraStudy(Study, name="mera", seeds=[177]):
             above("all, than a fresh one", "all, aligned and averaged, are a better start than a fresh one", "fresh", "mera",
                   main=False),
             above("all, alignment", "all aligned are a better start than all averaged as they are", "mean", "mera", main=False),
+            above("one source", "the best source of the target's family is a better start than a fresh adapter", "fresh", "single",
+                  main=False),
             above("activations", "aligned by activations they are a better start than by weights", "mera", "mera-acts",
                   main=False),
             above("a shared start", "sources from one start gain from alignment: not expected", "shared-mean", "shared",

@@ -4,9 +4,12 @@ A tiny Llama that has read reviews learns to say whether they are good or bad, w
 change the largest entries are kept (1e-4, 1e-3 and 1e-2 of those of all layers), or what the mask becomes that is optimised
 from there on the training rows: 20 steps of 64 rows at the paper's rate. What it becomes is compared with as many of the largest
 entries, and as many at random, a draw a seed. Grafts of the same question about other reviews, and of another question, say
-what regions share; the union with the latter is compared with one tune on both. Short sentences of other subjects stand for a
+what regions share; the union with the latter is compared with one tune on both. A remark or two alone stand for a
 shift. Tunes are by AdamW alone, which moves more weights than the paper's SGD; no tune of biases and no sparse tune from the
-beginning is an arm. How much of a gain is recovered is read from the table. Settings were set beforehand.
+beginning is an arm. How much of a gain is recovered is read from the table.
+
+Settings were set beforehand. In one look at a seed the shift was remarks about meals and tools: the tune itself was at chance
+there, so that nothing could be said of it, and it was changed.
 """
 
 from __future__ import annotations
@@ -37,7 +40,7 @@ class SkillGraftingStudy(Study, name="skill-grafting", seeds=[59]):
             "base.epochs": 1, "base.vocabulary": 300, "tuned.length": {"steps": 1}, "graft.rule.steps": 1,
             "graft.rule.batches": 1},
             arms=(f"optimised-{MOST}", f"random-{MOST}"), about="every line, no evidence"),
-        "default": Scale(3, {"test": 200, "strange": 48, "other-test": 200, "tensors": 20}),
+        "default": Scale(2, {"test": 200, "strange": 48, "other-test": 200, "tensors": 20}, {"base.epochs": 6}),
         "large": Scale(5, {"test": 200, "strange": 48, "other-test": 200, "tensors": 60}, {
             "base.use": "base", "base.inputs": {}, "base.model": "gemma3-270m", "tuned.learning_rate": 5e-5},
             about="Gemma 3 270M in place of the tiny Llama"),
@@ -51,10 +54,10 @@ class SkillGraftingStudy(Study, name="skill-grafting", seeds=[59]):
     def _steps(*tasks: tuple[str, str]) -> dict[str, Any]:
         """World, base, and a tune by name and subset."""
         return {"rows": {"use": "worded-reviews"},
-                "base": {"use": "pretrained", "epochs": 6, "inputs": {"examples": "rows"}},
+                "base": {"use": "pretrained", "inputs": {"examples": "rows"}},
                 **{name: {"use": "fit", "tasks": [{"data": f"examples.{subset}", "objective": "supervised"}],
                           "method": "full:freeze_bottom=0", "learning_rate": 1e-3, "length": {"epochs": 8}, "batch_rows": 16,
-                          "schedule": "linear:warmup=0.1", "dtype": "float32", "max_tokens_per_example": 128,
+                          "schedule": "linear:warmup=0.1", "dtype": "float32",
                           "inputs": {"base": "base", "examples": "rows"}} for name, subset in tasks}}
 
     def _grafted(self, name: str, tuned: str, subset: str, share: float, optimised: bool = True) -> dict[str, Any]:
@@ -62,7 +65,7 @@ class SkillGraftingStudy(Study, name="skill-grafting", seeds=[59]):
         rule: dict[str, Any] = {"use": "graft", "sparsity": share}
         step = {"use": "merge", "rule": rule, "inputs": {"base": "base", "tuned": tuned}}
         if optimised:
-            rule |= {"steps": 20, "rows": 8, "batches": 8, "max_tokens": 128}
+            rule |= {"steps": 20, "rows": 8, "batches": 8, "max_tokens": 512}
             step |= {"files": {"data": subset}, "inputs": {"base": "base", "tuned": tuned, "examples": "rows"}}
         return {**self._steps((tuned, subset)), name: step}
 
@@ -129,7 +132,7 @@ class SkillGraftingStudy(Study, name="skill-grafting", seeds=[59]):
                   RIGHT, "lower", 0.05, 0.4, 0.03, main=False),
             Claim("calibration", "its calibration error is smaller than the tune's", "tuned", best, UNSURE, "lower", 0.02, 0.3,
                   0.02, paper="40 to 90 % lower", main=False),
-            above("shift", "on short sentences of other subjects it is right more often than the tune", "tuned", best, STRANGE,
+            above("shift", "on a remark or two alone it is right more often than the tune", "tuned", best, STRANGE,
                   paper="better under shift", main=False),
             Claim("overlap", "its region shares more with that of the same question about other reviews than with another "
                   "question's", "shared-other", "shared-alike", SHARED, "higher", 0.05, 0.2, 0.05,

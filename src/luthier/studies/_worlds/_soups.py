@@ -114,7 +114,7 @@ class Asking:
 
         self.model: Model = add_tuned(ctx.engine.fresh(base, torch.float32), tunes[0])
         self.tunes, self.ctx = tunes, ctx
-        self.labels = next(iter(model.labels.values()))
+        self.labels = next(iter(self.model.labels.values()))
 
     def right(self, rows: Sequence[Example]) -> Array:
         """[rows] numbers of the right labels."""

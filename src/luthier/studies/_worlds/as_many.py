@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from luthier.core.artifact import Artifact, seal
+from luthier.core.artifact import Artifact, copy_licenses, seal
 from luthier.core.finding import Finding, receipt
 from luthier.core.step import Ctx, Step
 
@@ -39,6 +39,7 @@ class AsMany(Step, name="as-many"):
             was, values = (t.flatten()[at].contiguous() for t in pairs[name])
             made |= {f"{name}:at": at, f"{name}:values": values, f"{name}:was": was}
         save_file(made, ctx.folder / FILE)
+        copy_licenses([inputs["like"].folder], ctx.folder)
         like = inputs["like"].meta
         return seal("delta", ctx.folder, base=like["base"], template=like["template"], heads={}, labels={})
 

@@ -51,9 +51,9 @@ class ShortReviews(Step, name="short-reviews"):
         return _row(name, review(said, names, rng), good, name)
 
 
-def _sentences() -> list[Example]:
+def _sentences(domains: tuple[str, ...] = AWAY) -> list[Example]:
     found = []
-    for domain in AWAY:
+    for domain in domains:
         for aspect, sides in DOMAINS[domain].items():
             for good, remarks in zip((True, False), sides, strict=True):
                 for count in (1, 2):

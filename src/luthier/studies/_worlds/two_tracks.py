@@ -24,7 +24,7 @@ from luthier.studies._worlds.short_texts import _sentences, dealt
 
 TARGETS = ("sentiment", "topic")
 ABOUT: Mapping[str, tuple[str, ...]] = {"sentiment": ("films", "hotels", "tools"), "topic": ("checks files", "concurrency mail",
-                                                                                           "web numbers")}
+                                                                                           "web quantities")}
 KEPT: Mapping[str, str] = {"sentiment": "meals", "topic": "programs words"}
 SOURCES = tuple(f"{target}{n}" for target in TARGETS for n in range(len(ABOUT[target])))
 
@@ -62,7 +62,7 @@ class TwoTracks(Step, name="two-tracks"):
     def _reviews(self, name: str, domain: str, count: int, names: list[str], draw: Rng) -> list[Example]:
         found = []
         for n in range(count):
-            rng, good = draw("row", name, n), n % 2 == 0
+            rng, good = draw("row", f"{name}/{n}"), n % 2 == 0
             odd = rng.random() < self.mixed
             aspects = [list(DOMAINS[domain])[i] for i in rng.permutation(len(DOMAINS[domain]))[:3]]
             told = review([_remark(domain, a, good != (odd and i == 0), rng) for i, a in enumerate(aspects)], names, rng)

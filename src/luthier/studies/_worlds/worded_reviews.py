@@ -5,7 +5,7 @@
     other   whether a review is about food, cinema, travel or work
 
 Subsets `main`, `alike`, `other` and `both` (main and other in turn) are to be learned; `test` (main), `other-test` and `strange`
-(short sentences about meals and tools, asked as in main; a sentence's cluster is what its first remark says) are for tests.
+(one remark or two of main's domains and nothing else, asked as in main; its cluster is what its first remark says) are for tests.
 `pretrain` has reviews without a question, and the words of all answers in drawn orders. Rows have `options` in their `meta` and
 the number of the right one as label.
 """
@@ -47,7 +47,7 @@ class WordedReviews(Step, name="worded-reviews"):
     def run(self, inputs: Mapping[str, Artifact], ctx: Ctx) -> Artifact:
         """Write texts and rows."""
         draw = Rng(self.seed).within("worded-reviews")
-        names, short = words(draw("names"), 60), list(_sentences())
+        names, short = words(draw("names"), 60), list(_sentences(HOME))
         made: dict[str, list[Example]] = {task: [self._row(f"{task}/{n}", task, n, names, draw) for n in range(self.train)]
                                           for task in ASKED}
         made["both"] = list(chain(*zip(made["main"], made["other"], strict=True)))
