@@ -59,6 +59,8 @@ def test_as_many_at_random_are_others_with_another_seed(given, make_ctx):
 def test_overlaps_are_shares_of_the_first_grafts_entries(given, tmp_path, make_ctx):
     other = graft(tmp_path / "other", {"model.layers.0.w": [1, 2, 3]}, {})
     step, ctx = build("step", {"use": "overlaps"}), make_ctx("overlaps")
-    made = step.run({"graft": given["like"], "other": other}, ctx)
-    assert {x["id"]: x["value"] for x in read_lines(made.folder / "scores.jsonl")} == {
-        "model.layers.0.w": 0.5, "model.layers.1.w": 0.0}
+    made = step.run({"base": given["base"], "graft": given["like"], "other": other}, ctx)
+    found = {(x["id"], x["metric"]): x["value"] for x in read_lines(made.folder / "scores.jsonl")}
+    # one of two entries, where three of six are changed; none of one, where none of four is
+    assert found == {("model.layers.0.w", "overlap"): 0.5, ("model.layers.0.w", "above-chance"): 0.0,
+                     ("model.layers.1.w", "overlap"): 0.0, ("model.layers.1.w", "above-chance"): 0.0}

@@ -18,8 +18,7 @@ from luthier.core.artifact import Artifact, write_examples
 from luthier.core.example import Example, Part, Turn
 from luthier.core.rng import Rng
 from luthier.core.step import Ctx, Step
-from luthier.studies._worlds._names import words
-from luthier.studies._worlds.opinions import DOMAINS, LABELS, _remark, review
+from luthier.studies._worlds.opinions import DOMAINS, LABELS, _remark
 from luthier.studies._worlds.short_texts import _sentences, dealt
 
 TARGETS = ("sentiment", "topic")
@@ -44,12 +43,12 @@ class TwoTracks(Step, name="two-tracks"):
     def run(self, inputs: Mapping[str, Artifact], ctx: Ctx) -> Artifact:
         """Raises UserError for an interpreter with too few docstrings."""
         draw = Rng(self.seed).within("two-tracks")
-        names, there = words(draw("names"), 60), list(_sentences())
+        there = list(_sentences())
         made: dict[str, list[Example]] = {}
         for n, domain in enumerate(ABOUT["sentiment"]):
-            made[f"sentiment{n}"] = self._reviews(f"sentiment{n}", domain, self.rows, names, draw)
+            made[f"sentiment{n}"] = self._reviews(f"sentiment{n}", domain, self.rows, draw)
         for name, count in (("sentiment", self.pool), ("sentiment-test", self.tests)):
-            made[name] = self._reviews(name, KEPT["sentiment"], count, names, draw)
+            made[name] = self._reviews(name, KEPT["sentiment"], count, draw)
         for n, pair in enumerate(ABOUT["topic"]):
             made |= dealt([e for e in there if str(e.label) in pair.split()], {f"topic{n}": self.rows}, draw.within(pair))
         last = [e for e in there if str(e.label) in KEPT["topic"].split()]
@@ -59,13 +58,14 @@ class TwoTracks(Step, name="two-tracks"):
                                       task="text") for e in bare]
         return write_examples(ctx.folder, made)
 
-    def _reviews(self, name: str, domain: str, count: int, names: list[str], draw: Rng) -> list[Example]:
+    def _reviews(self, name: str, domain: str, count: int, draw: Rng) -> list[Example]:
         found = []
         for n in range(count):
             rng, good = draw("row", f"{name}/{n}"), n % 2 == 0
             odd = rng.random() < self.mixed
             aspects = [list(DOMAINS[domain])[i] for i in rng.permutation(len(DOMAINS[domain]))[:3]]
-            told = review([_remark(domain, a, good != (odd and i == 0), rng) for i, a in enumerate(aspects)], names, rng)
+            said = [_remark(domain, a, good != (odd and i == 0), rng) for i, a in enumerate(aspects)]
+            told = " ".join(f"{said[i][0].upper()}{said[i][1:]}." for i in rng.permutation(len(said)))
             found.append(Example(f"{name}/{n}", (Turn("user", (Part(told),)),), task="classify", cluster=f"{name}/{n}",
                                  label=LABELS[good]))
         return found
