@@ -35,13 +35,15 @@ class MeraStudy(Study, name="mera", seeds=[177]):
         "same track, against adapter tuning: MRPC +3.5, MNLI +5.0")
     scales: ClassVar[Mapping[str, Scale]] = {
         "smoke": Scale(1, {"test": 8}, {
-            "base.model": "pico-encoder", "rows.rows": 4, "rows.pool": 8, "rows.tests": 4, "rows.texts": 4, "score.shots": 4, "score.draws": 1,
+            "base.model": "pico-encoder", "rows.rows": 4, "rows.pool": 8, "rows.tests": 4, "rows.texts": 4, "score.shots": 4,
+            "score.draws": 1,
             "score.fit": {"method": METHOD, "learning_rate": 1e-3, "length": {"steps": 1}, "batch_rows": 4,
                           "max_tokens_per_example": 16},
             **{f"{source}.length": {"steps": 1} for source in SOURCES}},
             arms=("fresh", "single0"), about="every line, no evidence"),
         "default": Scale(1, {"test": 200}, arms=DEFAULT),
-        "large": Scale(3, {"test": 200}, {"rows.pool": 140, "score.shots": 128, "score.draws": 5}, about="from 128 rows, with the sum, too"),
+        "large": Scale(3, {"test": 200}, {"rows.pool": 140, "score.shots": 128, "score.draws": 5},
+                       about="from 128 rows, with the sum, too"),
     }
 
     def recipe(self) -> dict[str, Any]:
@@ -69,7 +71,8 @@ class MeraStudy(Study, name="mera", seeds=[177]):
     def _merged(self, rule: str, tracks: bool, shared: bool = False) -> dict[str, Any]:
         """All sources merged into one start, or those of either family into the start of its target."""
         steps = self._sources(shared)
-        groups: dict[str, Sequence[str]] = {t: [n for n in steps if t in n] for t in TARGETS} if tracks else {"all": list(steps)}
+        own_tracks = {t: [n for n in steps if t in n] for t in TARGETS}
+        groups: Mapping[str, Sequence[str]] = own_tracks if tracks else {"all": list(steps)}
         texts = {"files": {"texts": "unlabelled"}} if "activations" in rule else {}
         for name, own in groups.items():
             inputs = {"base": "base", **({"examples": "rows"} if texts else {}), **{n.replace("@", "-"): n for n in own}}
@@ -97,8 +100,8 @@ class MeraStudy(Study, name="mera", seeds=[177]):
             "shared-mean": self._merged("mera:align=none", True, shared=True),
             "shared": self._merged("mera", True, shared=True),
             "sum": self._merged("mera:how=sum", False),
-            "full": self._begun({}, {}, fit={"method": "full", "learning_rate": 1e-4, "length": {"epochs": 10}, "batch_rows": 16,
-                                             "max_tokens_per_example": 48}),
+            "full": self._begun({}, {}, fit={"method": "full", "learning_rate": 1e-4, "length": {"epochs": 10},
+                                             "batch_rows": 16, "max_tokens_per_example": 48}),
         }
 
     def guards(self) -> tuple[Guard, ...]:
@@ -116,8 +119,8 @@ class MeraStudy(Study, name="mera", seeds=[177]):
             return Claim(name, says, left, right, on, "higher", 0.03, 0.35, 0.03, **rest)
 
         return (
-            above("than a fresh one", "adapters of the target's family, aligned and averaged, are a better start than a fresh one",
-                  "fresh", "track", paper="MRPC +3.5, MNLI +5.0"),
+            above("than a fresh one", "adapters of the target's family, aligned and averaged, are a better start than a fresh "
+                  "one", "fresh", "track", paper="MRPC +3.5, MNLI +5.0"),
             above("than the best single one", "they are a better start than the best single one", "single", "track",
                   paper="better than single adapters"),
             above("alignment", "aligned they are a better start than averaged as they are", "track-mean", "track",
@@ -127,14 +130,14 @@ class MeraStudy(Study, name="mera", seeds=[177]):
             above("all, than a fresh one", "all, aligned and averaged, are a better start than a fresh one", "fresh", "mera",
                   main=False),
             above("all, alignment", "all aligned are a better start than all averaged as they are", "mean", "mera", main=False),
-            above("one source", "the best source of the target's family is a better start than a fresh adapter", "fresh", "single",
-                  main=False),
+            above("one source", "the best source of the target's family is a better start than a fresh adapter", "fresh",
+                  "single", main=False),
             above("activations", "aligned by activations they are a better start than by weights", "mera", "mera-acts",
                   main=False),
             above("a shared start", "sources from one start gain from alignment: not expected", "shared-mean", "shared",
                   main=False),
             above("than full tuning", "the family's merged adapter is right more often than full tuning", "full", "track",
                   paper="same track surpasses full tuning", main=False),
-            above("before tuning", "before any tuning more rows are nearest to their own label's mean than with a fresh adapter",
-                  "fresh", "track", BEFORE, main=False),
+            above("before tuning", "before any tuning more rows are nearest to their own label's mean than with a fresh "
+                  "adapter", "fresh", "track", BEFORE, main=False),
             above("before tuning, alignment", "and more than without alignment", "track-mean", "track", BEFORE, main=False))

@@ -84,8 +84,8 @@ class ModelStockStudy(Study, name="model-stock", seeds=[29]):
                   "greedy", "stock", STRANGE, "higher", 0.03, 0.2, paper="about on par with soups of 48", main=False),
             Claim("than the uniform soup", "on short sentences the stock of two is right more often than the mean of six",
                   "uniform", "stock", STRANGE, "higher", 0.03, 0.2, main=False),
-            Claim("than one and the base", "on short sentences the stock of two is right more often than one tune halfway to the "
-                  "base", "wise", "stock", STRANGE, "higher", 0.03, 0.2, main=False),
+            Claim("than one and the base", "on short sentences the stock of two is right more often than one tune halfway to "
+                  "the base", "wise", "stock", STRANGE, "higher", 0.03, 0.2, main=False),
             Claim("better at home", "the stock of two is right more often than the best run", "best", "stock", TEST, "higher",
                   0.01, 0.2, paper="on par with many-model soups", main=False),
             Claim("cost at home", "the stock of two is right less often than their average: not expected", "average", "stock",

@@ -1,11 +1,11 @@
 """Panigrahi et al. 2023: of a fine-tuned model few weights carry the skill, and on the base they suffice.
 
-A tiny Llama that has read reviews learns to say whether they are good or bad, with frozen embeddings and vocabulary head. Of the
-change the largest entries are kept (1e-4, 1e-3 and 1e-2 of those of all layers), or what the mask becomes that is optimised
-from there on the training rows: 20 steps of 64 rows at the paper's rate. What it becomes is compared with as many of the largest
-entries, and as many at random, a draw a seed. Grafts of the same question about other reviews, and of another question, say
-what regions share; the union with the latter is compared with one tune on both. A remark or two alone stand for a
-shift. Tunes are by AdamW alone, which moves more weights than the paper's SGD; no tune of biases and no sparse tune from the
+A tiny Llama that has read reviews learns to say whether they are good or bad, with frozen embeddings and vocabulary head. Of
+the change the largest entries are kept (1e-4, 1e-3 and 1e-2 of those of all layers), or what the mask becomes that is
+optimised from there on the training rows: 20 steps of 64 rows at the paper's rate. What it becomes is compared with as many of
+the largest entries, and as many at random, a draw a seed. Grafts of the same question about other reviews, and of another
+question, say what regions share; the union with the latter is compared with one tune on both. A remark or two alone stand for
+a shift. Tunes are by AdamW alone, which moves more weights than the paper's SGD; no tune of biases and no sparse tune from the
 beginning is an arm. How much of a gain is recovered is read from the table.
 
 Settings were set beforehand. In one look at a seed the shift was remarks about meals and tools: the tune itself was at chance
@@ -31,8 +31,8 @@ class SkillGraftingStudy(Study, name="skill-grafting", seeds=[59]):
 
     paper: ClassVar[Paper] = Paper(
         "Task-Specific Skill Localization in Fine-tuned Language Models", "Panigrahi et al. 2023, arXiv 2302.06600",
-        "About 0.01 % of a tuned model's weights, put on the base, have nearly all of its accuracy, are better calibrated and hold "
-        "better under shift; regions of unlike tasks hardly overlap.",
+        "About 0.01 % of a tuned model's weights, put on the base, have nearly all of its accuracy, are better calibrated and "
+        "hold better under shift; regions of unlike tasks hardly overlap.",
         "RoBERTa-base: more than 95 % of the accuracy from 0.01 % of the weights; ECE 40 to 90 % lower")
     scales: ClassVar[Mapping[str, Scale]] = {
         "smoke": Scale(1, {"test": 4, "strange": 2}, {
@@ -114,22 +114,24 @@ class SkillGraftingStudy(Study, name="skill-grafting", seeds=[59]):
         """What grafts hold and by what they are chosen; calibration, shift, overlap, union."""
         best = f"optimised-{MOST}"
 
-        def above(name: str, says: str, left: str, right: str, on: Measure = RIGHT, smallest: float = 0.05, **rest: Any) -> Claim:
+        def above(name: str, says: str, left: str, right: str, on: Measure = RIGHT, smallest: float = 0.05, **rest: Any
+                  ) -> Claim:
             return Claim(name, says, left, right, on, "higher", smallest, 0.4, 0.03, **rest)
 
         return (
             above("holds the skill", "the graft begun with 1 % of the entries is right more often than the base", "base", best,
                   smallest=0.1, paper="more than 95 % of the accuracy from 0.01 %"),
             above("than any entries", "it is right more often than as many entries at random", f"random-{MOST}", best),
-            above("than the largest", "it is right more often than as many of the largest", f"matched-{MOST}", best, main=False),
+            above("than the largest", "it is right more often than as many of the largest", f"matched-{MOST}", best,
+                  main=False),
             above("0.1 % holds it", "the graft begun with 0.1 % is right more often than the base", "base", "optimised-0.001",
                   smallest=0.1, main=False),
             above("0.01 % holds it", "the graft begun with 0.01 % is right more often than the base", "base",
                   "optimised-0.0001", smallest=0.1, paper="0.01 % suffices", main=False),
             above("the largest hold it", "1 % of the entries, the largest, are right more often than the base", "base",
                   f"largest-{MOST}", smallest=0.1, main=False),
-            Claim("something is lost", "the graft begun with 1 % is right less often than the tune: not expected", "tuned", best,
-                  RIGHT, "lower", 0.05, 0.4, 0.03, main=False),
+            Claim("something is lost", "the graft begun with 1 % is right less often than the tune: not expected", "tuned",
+                  best, RIGHT, "lower", 0.05, 0.4, 0.03, main=False),
             Claim("calibration", "its calibration error is smaller than the tune's", "tuned", best, UNSURE, "lower", 0.02, 0.3,
                   0.02, paper="40 to 90 % lower", main=False),
             above("shift", "on a remark or two alone it is right more often than the tune", "tuned", best, STRANGE,
@@ -137,7 +139,7 @@ class SkillGraftingStudy(Study, name="skill-grafting", seeds=[59]):
             Claim("overlap", "above chance its region shares more with that of the same question about other reviews than with "
                   "another question's", "shared-other", "shared-alike", SHARED, "higher", 0.05, 0.2, 0.05,
                   paper="overlap follows likeness of tasks", main=False),
-            Claim("union, main", "the union of two skills is right less often than one tune on both: not expected", "both", "union",
-                  RIGHT, "lower", 0.05, 0.4, 0.03, main=False),
+            Claim("union, main", "the union of two skills is right less often than one tune on both: not expected", "both",
+                  "union", RIGHT, "lower", 0.05, 0.4, 0.03, main=False),
             above("union, other", "of the other question the union is right more often than the base", "base", "union", OTHER,
                   smallest=0.1, main=False))

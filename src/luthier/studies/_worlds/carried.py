@@ -32,8 +32,9 @@ class Carried(Step, name="carried"):
     arm: str = Field("tuned", description="name of this arm in tables")
     shots: int = Field(32, ge=2, description="rows to learn from, of each target, half of each label")
     draws: int = Field(3, ge=1, description="how often rows are drawn")
-    fit: dict[str, Any] = Field({"method": "adapter:style=pfeiffer,bottleneck=32", "learning_rate": 1e-3, "length": {"epochs": 10},
-                                 "batch_rows": 16, "max_tokens_per_example": 48}, description="how each target is learned")
+    fit: dict[str, Any] = Field({"method": "adapter:style=pfeiffer,bottleneck=32", "learning_rate": 1e-3, "batch_rows": 16,
+                                 "length": {"epochs": 10}, "max_tokens_per_example": 48},
+                                description="how each target is learned")
 
     def run(self, inputs: Mapping[str, Artifact], ctx: Ctx) -> Artifact:
         """Tune and ask, target by target; a finished one is kept."""
@@ -54,7 +55,8 @@ class Carried(Step, name="carried"):
         few = [pool[i] for label in sorted({str(e.label) for e in pool})
                for i in [i for i in order if str(pool[i].label) == label][:self.shots // 2]]
         rest = [e for e in pool if e not in few]
-        begin = {"begin": inputs[n] for n in ("all", target) if n in inputs}
+        start = next((n for n in ("all", target) if n in inputs), "")
+        begin = {"begin": inputs[start]} if start else {}
         right = learned(f"{draw}-{target}", few, [*tests, *rest], self.fit, {"base": inputs["base"], **begin}, ctx)
         before = self._before(few, tests, inputs["base"], begin, ctx)
         found = [("test", "accuracy", e, v) for e, v in zip(tests, right[:len(tests)], strict=True)]

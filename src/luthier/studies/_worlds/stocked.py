@@ -3,9 +3,9 @@
 Division n of the pool goes with a pair of tunes: neighbours in a ring first, then those two apart, and so on, so that six
 divisions of six tunes ask each tune twice and fifteen ask all pairs. `how`:
 
-    best      the one of all tunes that is best on the first half        single    the first of the pair
-    uniform, greedy   soups of all tunes by `model-soup`                  average   the mean of the pair
-    stock     the pair and the base by the rule `model-stock`             wise      the mean of the first of the pair and the base
+    best      the one of all tunes that is best on the first half     uniform, greedy   soups of all tunes by `model-soup`
+    single    the first of the pair                                    average           the mean of the pair
+    stock     the pair and the base by the rule `model-stock`          wise              the mean of single and the base
     premises  only how tunes lie
 
 The base's head is that of the input `probe`, from which all tunes began. Tensors that no tune changed are left out of these,
@@ -171,9 +171,9 @@ def premises(asking: _Stocking, pairs: int) -> Iterator[Line]:
     means = {name: float(np.mean(found)) for name, found in angles.items()}
     middle = float(np.mean(list(means.values())))
     base, *tuned = asking.weights
-    for name, found in angles.items():
+    for name, own in angles.items():
         yield _line(name, "between", name, "degrees", abs(means[name] - middle))
-        yield from (_line(f"{n}/{name}", "within", name, "degrees", abs(a - means[name])) for n, a in enumerate(found))
+        yield from (_line(f"{n}/{name}", "within", name, "degrees", abs(a - means[name])) for n, a in enumerate(own))
         sizes = np.array([float((model[name] - base[name]).norm()) for model in tuned])
         yield from (_line(f"{i}/{name}", "lengths", name, "share", abs(s / sizes.mean() - 1)) for i, s in enumerate(sizes))
 

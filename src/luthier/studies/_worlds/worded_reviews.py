@@ -4,10 +4,10 @@
     alike   whether a review of meals or tools is good or bad
     other   whether a review is about food, cinema, travel or work
 
-Subsets `main`, `alike`, `other` and `both` (main and other in turn) are to be learned; `test` (main), `other-test` and `strange`
-(one remark or two of main's domains and nothing else, asked as in main; its cluster is what its first remark says) are for tests.
-`pretrain` has reviews without a question, and the words of all answers in drawn orders. Rows have `options` in their `meta` and
-the number of the right one as label.
+Subsets `main`, `alike`, `other` and `both` (main and other in turn) are to be learned; `test` (main), `other-test` and
+`strange` (one remark or two of main's domains and nothing else, asked as in main; a row's cluster is what its first remark
+says) are for tests. `pretrain` has reviews without a question, and the words of all answers in drawn orders. Rows have
+`options` in their `meta` and the number of the right one as label.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ class WordedReviews(Step, name="worded-reviews"):
 
     def _row(self, name: str, task: str, n: int, names: list[str], draw: Rng) -> Example:
         good, domain = n % 2 == 0, ASKED[task][2][n // 2 % len(ASKED[task][2])]
-        return worded(name, task, self._told(name, domain, good, names, draw), ABOUT[domain] if task == "other" else LABELS[good],
-                      name)
+        answer = ABOUT[domain] if task == "other" else LABELS[good]
+        return worded(name, task, self._told(name, domain, good, names, draw), answer, name)
 
     def _text(self, n: int, names: list[str], draw: Rng) -> Example:
         rng, every = draw("text", n), (*LABELS, *ABOUT.values())

@@ -48,7 +48,7 @@ class WordedScores(Step, name="worded-scores"):
     def _lines(self, name: str, rows: list[Any], metric: Any, ctx: Ctx) -> list[dict[str, Any]]:
         found = metric.score(rows, [Prediction(e.id) for e in rows], ctx)
         records = []
-        for e, said in zip(rows, found, strict=True):
+        for said in found:
             scores = np.array(said["scores"])
             shares = np.exp(scores - np.logaddexp.reduce(scores))
             records.append({"confidence": float(shares.max()), "right": float(said["value"])})
