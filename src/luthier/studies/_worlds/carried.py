@@ -31,7 +31,7 @@ class Carried(Step, name="carried"):
     trains: ClassVar[bool] = True
     arm: str = Field("tuned", description="name of this arm in tables")
     shots: int = Field(32, ge=2, description="rows to learn from, of each target, half of each label")
-    draws: int = Field(3, ge=1, description="how often rows are drawn")
+    draws: int = Field(2, ge=1, description="how often rows are drawn")
     fit: dict[str, Any] = Field({"method": "adapter:style=pfeiffer,bottleneck=32", "learning_rate": 1e-3, "batch_rows": 16,
                                  "length": {"epochs": 10}, "max_tokens_per_example": 48},
                                 description="how each target is learned")
