@@ -3,6 +3,7 @@
 
 BIN := .venv/bin
 ARGS ?=
+JOBS ?= 2
 DEMO ?= gemma
 
 export HF_HUB_OFFLINE ?= 1
@@ -26,8 +27,8 @@ else
 	$(BIN)/luthier adapt --demo --$(DEMO) --out runs/demo-$(DEMO) $(ARGS)
 endif
 
-test: setup ## every test that is not marked slow
-	$(BIN)/python -m pytest $(ARGS)
+test: setup ## every test that is not marked slow, in JOBS processes (2)
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 verify: setup ## all oracle tests, contract suites and mutants; writes status/; ARGS="--since COMMIT" looks at less
 	$(BIN)/python scripts/verify.py $(ARGS)
