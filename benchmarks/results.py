@@ -19,6 +19,9 @@ TITLES = {
     "train_speed-minilm-classify": "Classifier on MiniLM, 2,000 reviews",
     "train_speed-gemma-top-layers": "Top quarter of the layers, Gemma 3 270M",
     "train_speed-minilm-top-layers": "Top quarter of the layers, MiniLM",
+    "train_speed-minilm-bitfit": "BitFit, MiniLM",
+    "train_speed-minilm-layernorm": "Layer norms, MiniLM",
+    "train_speed-gemma-layernorm": "Layer norms, Gemma 3 270M",
 }
 NAMES = {"luthier": "Luthier", "luthier-full": "Luthier, all layers", "trl": "TRL SFTTrainer",
          "trainer": "PEFT/transformers Trainer", "llamafactory": "LLaMA-Factory",

@@ -123,7 +123,7 @@ def report(workload: workloads.Workload, made: dict[str, Any], runs: dict[str, l
                              "trained) per trained token; rate over the model's own shapes",
             "share_of_bound": ours["tokens_per_second"] / middle["tokens_per_second"] if bounds and "losses" in ours else None,
             "times_fastest_peer": ours["tokens_per_second"] / best if best and "losses" in ours else None,
-            "compared": compared, **({"layers": layers(results)} if workload.method == "top-layers" else {})}
+            "compared": compared, **({"layers": layers(results)} if "luthier-full" in results else {})}
 
 
 def compare(ours: dict[str, Any], other: dict[str, Any], same: bool) -> dict[str, Any]:
@@ -136,7 +136,7 @@ def compare(ours: dict[str, Any], other: dict[str, Any], same: bool) -> dict[str
 
 
 def layers(results: dict[str, Any]) -> dict[str, Any]:
-    """Epochs of training the top layers against a full epoch, as times and as work."""
+    """Epochs of training a part against epochs of training all of it, as times and as work."""
     top, full = results.get("luthier", {}), results.get("luthier-full", {})
     if "error" in top or "error" in full or not top or not full or not top.get("bound"):
         return {}

@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True)
 class Workload:
-    """What is trained, on how much, how. `method`: lora, full or top-layers; `task`: generate or classify."""
+    """What is trained, on how much, how. `method`: lora, full, top-layers, bitfit or layernorm; `task`: generate or classify."""
 
     name: str
     base: str
@@ -50,16 +50,19 @@ class Workload:
         return -(-self.rows // self.batch_rows) * self.epochs
 
 
-_TOP = ("luthier", "luthier-full")
+_FULL = ("luthier", "luthier-full")
 WORKLOADS = {w.name: w for w in (
     Workload("gemma-lora", "gemma3-270m",
              contenders=("luthier", "trl", "trainer", "llamafactory", "llamafactory-packing")),
     Workload("gemma-full", "gemma3-270m", "full", learning_rate=2e-5, contenders=("luthier", "trainer")),
     Workload("minilm-classify", "minilm", "full", "classify", 2000, 16, 128, learning_rate=2e-5, dtype="float32",
              source="reviews", contenders=("luthier", "trainer")),
-    Workload("gemma-top-layers", "gemma3-270m", "top-layers", epochs=3, learning_rate=2e-5, contenders=_TOP),
+    Workload("gemma-top-layers", "gemma3-270m", "top-layers", epochs=3, learning_rate=2e-5, contenders=_FULL),
     Workload("minilm-top-layers", "minilm", "top-layers", "classify", 480, 16, 128, 3, 2e-5, "float32",
-             source="reviews", contenders=_TOP),
+             source="reviews", contenders=_FULL),
+    Workload("gemma-layernorm", "gemma3-270m", "layernorm", epochs=2, contenders=_FULL),
+    *(Workload(f"minilm-{method}", "minilm", method, "classify", 480, 16, 128, 2, 1e-3, "float32", source="reviews",
+               contenders=_FULL) for method in ("bitfit", "layernorm")),
 )}
 
 

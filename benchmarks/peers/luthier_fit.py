@@ -99,6 +99,7 @@ def top_count(layers: Any, share: float) -> int:
 def recipe(asked: workloads.Workload, rows: Path, steps: int | None, **extra: Any) -> Recipe:
     """The workload as a recipe of three steps."""
     methods = {"lora": {"use": "lora", "rank": asked.rank, "alpha": asked.alpha}, "full": "full",
+               **{name: name for name in bound.VECTORS},
                "top-layers": {"use": "bench-top-layers", "share": asked.top_share}}
     labels = {"objective": "classify", "head": "linear:dropout=0"}
     task = {"data": "examples.all", **(labels if asked.task == "classify" else {"objective": "supervised"})}

@@ -109,6 +109,7 @@ def test_work_of_training_by_hand(beside: Any) -> None:
     shapes = bound.Shapes(((2, 3, 1),), (2, 5), adapter_weights=5)
     assert bound.training_flops(shapes, 10, 4, "lora") == 10 * (4 * 6 + 6 * 5) + 4 * 4 * 10
     assert bound.training_flops(shapes, 10, 4, "full") == 10 * 6 * 6 + 4 * 6 * 10
+    assert bound.training_flops(shapes, 10, 4, "bitfit") == 10 * 4 * 6 + 4 * 4 * 10
     first = bound.training_flops(shapes, 10, 4, "top-layers", trained_share=0.5)
     later = bound.training_flops(shapes, 10, 4, "top-layers", trained_share=0.5, kept=True)
     assert (first, later) == (10 * (18 + 6) + 160, 10 * 18 + 160)
