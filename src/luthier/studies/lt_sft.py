@@ -5,7 +5,7 @@ different. It reads 480 further ones of each language (60 + 60 steps for sparse 
 400 English reviews on top of what English has moved (20 + 60 steps, or 60), and is asked about ciphered reviews: base and task
 alone, with what English has moved (`source`), and with what the cipher has moved, for dense differences, dense ones halved, LT-
 SFT at a density of 10 %, the same number of entries chosen by chance, and densities of 3, 30 and 100 %.
-Tokens are pieces of words: of single letters the minute and a half that such a model may read would hold some fifty steps.
+Tokens are pieces of words, not letters: most of a run is reading, and letters would leave it far fewer steps.
 Adapters of MAD-X are no arm: the house does not stack adapters of two trainings. The gate is English: a model that does not
 know the task has nothing to carry over. Settings were written down before the first run.
 """
