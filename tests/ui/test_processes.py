@@ -16,6 +16,7 @@ from luthier.ui.processes import Processes
 STANDIN = """
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell leaves it ignored
+signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 print("began", *sys.argv[1:], flush=True)
 try:
     time.sleep(0 if "quick" in sys.argv else 60)
@@ -54,6 +55,20 @@ def test_a_stop_is_an_interrupt_and_the_same_command_goes_on(processes):
     assert processes.code("a") == 130 and processes.said("a")[-1] == "interrupted"
     processes.resume("a")
     until(lambda: processes.said("a").count("began adapt docs of mine") == 2)
+
+
+def test_a_stop_before_anything_is_loaded_is_said_in_words(tmp_path):
+    """No traceback of an interpreter that has not come to the command yet; interrupts of this thread are as they were."""
+    before, real = signal.pthread_sigmask(signal.SIG_BLOCK, ()), Processes(tmp_path)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell leaves it ignored
+    try:
+        real.start("a", ["adapt", "--demo", "--pico", "--out", str(tmp_path / "a")])
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    real.stop("a")
+    until(lambda: not real.running("a"))
+    assert real.code("a") == 130 and "interrupted" in real.said("a")[-1] and len(real.said("a")) == 2
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
 
 
 def test_the_next_server_finds_what_the_last_one_started(processes, tmp_path):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from typing import NoReturn
@@ -59,6 +60,8 @@ def main(argv: list[str] | None = None) -> int:
 def process() -> NoReturn:
     """The command of this process, and its end."""
     try:
+        if hasattr(signal, "pthread_sigmask"):  # `luthier ui` starts us with interrupts held back
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         code = main()
     except KeyboardInterrupt:  # while its modules were being loaded: nothing has begun
         print("luthier: interrupted.", file=sys.stderr)

@@ -44,8 +44,13 @@ class Processes:
         with self._log(name).open("ab") as log:
             log.write(f"$ {written(arguments)}\n".encode())
             log.flush()
-            child = subprocess.Popen([sys.executable, *COMMAND, *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                                     start_new_session=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+            # A process inherits what its starter's thread holds back: an interrupt waits until the command can say so.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                child = subprocess.Popen([sys.executable, *COMMAND, *arguments], stdin=subprocess.DEVNULL, stdout=log,
+                                         stderr=log, start_new_session=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self._children[name] = child
         try:
             born = psutil.Process(child.pid).create_time()
