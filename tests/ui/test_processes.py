@@ -58,9 +58,12 @@ def test_a_stop_is_an_interrupt_and_the_same_command_goes_on(processes):
 
 
 def test_a_stop_before_anything_is_loaded_is_said_in_words(tmp_path):
-    """No traceback of an interpreter that has not come to the command yet; interrupts of this thread are as they were."""
+    """No traceback of an interpreter that has not come to the command yet, also where a shell's background job started it.
+
+    Interrupts of this thread are as they were.
+    """
     before, real = signal.pthread_sigmask(signal.SIG_BLOCK, ()), Processes(tmp_path)
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell leaves it ignored
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         real.start("a", ["adapt", "--demo", "--pico", "--out", str(tmp_path / "a")])
     finally:

@@ -60,8 +60,7 @@ def main(argv: list[str] | None = None) -> int:
 def process() -> NoReturn:
     """The command of this process, and its end."""
     try:
-        if hasattr(signal, "pthread_sigmask"):  # `luthier ui` starts us with interrupts held back
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        _heed_interrupts()
         code = main()
     except KeyboardInterrupt:  # while its modules were being loaded: nothing has begun
         print("luthier: interrupted.", file=sys.stderr)
@@ -69,6 +68,16 @@ def process() -> NoReturn:
     if "RANK" in os.environ and (distributed := sys.modules.get("luthier.engine.distributed")):
         distributed.leave(code)
     sys.exit(code)
+
+
+def _heed_interrupts() -> None:
+    """Where the starter held interrupts back until we can say them (`luthier ui` does), they come now.
+
+    Also where the starter itself ignores them, as a shell lets its background jobs do: who stops us means it.
+    """
+    if hasattr(signal, "pthread_sigmask") and signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ()):
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def _run(name: str, arguments: list[str]) -> int:
