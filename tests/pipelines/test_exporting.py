@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,6 +19,7 @@ from luthier.core.files import read_lines
 from luthier.core.recipe import Recipe
 from luthier.core.run import Run
 from luthier.engine.executor import execute
+from luthier.engine.models import load_base
 from luthier.pipelines import card, exporting
 from luthier.pipelines.exporting import export
 
@@ -160,3 +165,40 @@ def test_a_wrong_gguf_file_is_found(run, tmp_path, monkeypatch):
     monkeypatch.setattr(gguf_file, "_tensors", unturned)
     with pytest.raises(GateError, match="exported = trained, rounded: distance"):
         export(run, "gguf", out=tmp_path / "out")
+
+
+@pytest.mark.parametrize(("scale", "agrees"), [(1.0, True), (1.5, False)])
+def test_the_distance_of_llamacpp_is_judged_by_its_rounding(pico, monkeypatch, scale, agrees):
+    """A stand-in that rounds to 8 bits what enters each layer, by numpy and row by row; and one whose last norm is wrong."""
+    model = load_base(pico)
+    heard = copy.deepcopy(model.module)
+    norm = heard.get_decoder().norm.weight.data
+    norm.mul_(scale)
+
+    def coarse(module, entering):
+        rows = entering[0].detach().numpy().reshape(-1, 32)
+        step = np.abs(rows).max(1, keepdims=True) / 127
+        near = np.rint(rows / np.where(step > 0, step, 1)) * step
+        return (torch.from_numpy(near.reshape(entering[0].shape).astype("float32")),)
+
+    for layer in heard.modules():
+        if isinstance(layer, torch.nn.Linear):
+            layer.register_forward_pre_hook(coarse)
+
+    class Llama:
+        def __init__(self, path, **_):
+            self.scores = None
+
+        def tokenize(self, text):
+            return model.tokenizer(text.decode())["input_ids"]
+
+        def eval(self, ids):
+            with torch.no_grad():
+                self.scores = heard(torch.tensor([ids])).logits[0].numpy()
+
+        reset = close = lambda self: None
+
+    monkeypatch.setitem(sys.modules, "llama_cpp", SimpleNamespace(Llama=Llama))
+    prompts = [model.tokenizer(p)["input_ids"] for p in exporting.PROMPTS]
+    found = exporting._llamacpp(Path("model.gguf"), prompts, model, exporting._numbers(model, prompts))
+    assert (found.verdict == "agrees") == agrees and found.tolerance > 0 and found.right > 0

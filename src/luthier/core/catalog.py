@@ -113,7 +113,7 @@ def row(slug_or_id: str | int, components: Iterable[Component] = ()) -> dict[str
 
 
 def commands(seed: int, components: Iterable[Component]) -> list[str]:
-    """What to type for each registered component of a seed, its study last; `data.jsonl`, `docs/` and `RUN` are the reader's."""
+    """What to type for each component of a seed, its study last; `data.jsonl`, `docs/` and `RUN` are the reader's own."""
     found = sorted(((kind, name) for kind, name, _, seeds in components if seed in seeds), key=lambda one: one[0] == STUDY)
     return [_ASKED[kind].format(name) if kind in _ASKED else f"luthier schema {kind} {name}" for kind, name in found]
 

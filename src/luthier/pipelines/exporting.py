@@ -11,9 +11,11 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from luthier.core.artifact import Artifact, copy_licenses, seal
 from luthier.core.errors import GateError, UserError
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 FORMS = ("adapter", "model", "gguf")
 EXACT = 1e-5  # of the largest number, in float32
 SHORT = 4.0  # times the distance that rounding to bfloat16 makes on the same prompts
-LLAMACPP = 0.05  # of the logits' length: activations are rounded to 8 bits in every product
+LLAMACPP = 2.0  # times the distance that rounding what enters every product to 8 bits, as llama.cpp does, makes
 GGUF = "model.gguf"
 PROMPTS = ("Question: What is a module?\nAnswer:", "The bridge of a violin stands between", "1, 2, 3, 4,",
            "Passage: Hide glue is warmed in a water bath before each use.\nQuestion: How is it warmed?\nAnswer:")
@@ -176,7 +178,7 @@ def _gguf(trained: Model, prompts: list[list[int]], wanted: list[torch.Tensor], 
 
 
 def _llamacpp(path: Path, prompts: list[list[int]], trained: Model, rounded: list[torch.Tensor]) -> Finding:
-    """llama.cpp reads the same tokens and computes about the same; it rounds activations to 8 bits, too."""
+    """llama.cpp reads the same tokens and computes as far from the rounded weights as its 8-bit activations explain."""
     import torch
 
     name = "export/llama.cpp = trained, rounded"
@@ -192,9 +194,35 @@ def _llamacpp(path: Path, prompts: list[list[int]], trained: Model, rounded: lis
         model.reset()
         model.eval(ids)
         found.append(torch.tensor(model.scores[:len(ids)]))
-    shares = [float((a - b).norm() / b.norm()) for a, b in zip(found, (r[0] for r in rounded), strict=True)]
-    return receipt(name, 0.0, max(shares), LLAMACPP, unit="relative distance of logits",
-                   detail="equal tokens; it rounds activations to 8 bits, too")
+    model.close()
+    with _rounded_activations(trained):
+        explained = _shares([a[0] for a in _numbers(trained, prompts)], rounded)
+    return receipt(name, 0.0, _shares(found, rounded), LLAMACPP * explained, unit="relative distance of logits",
+                   detail=f"equal tokens; rounding activations to 8 bits, as it does, moves {explained:.1e}")
+
+
+def _shares(found: list[torch.Tensor], wanted: list[torch.Tensor]) -> float:
+    """The largest distance of a prompt's logits, as a share of their length."""
+    return max(float((a - b[0]).norm() / b.norm()) for a, b in zip(found, wanted, strict=True))
+
+
+@contextmanager
+def _rounded_activations(model: Model) -> Iterator[None]:
+    """What enters a linear layer is rounded as its q8_0 weights are."""
+    import torch
+
+    from luthier.engine import gguf_file
+
+    def round_(_: Any, entering: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        first, *rest = entering
+        return gguf_file.rounded(first.flatten(0, -2)).view_as(first), *rest
+
+    hooks = [m.register_forward_pre_hook(round_) for m in model.module.modules() if isinstance(m, torch.nn.Linear)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _modelfile(tuned: Artifact) -> str:
