@@ -305,7 +305,7 @@ def test_wrong_messages_are_refused_in_words(pico_encoder, vend, monkeypatch):
             (r"states \[3, \d+\]", {"states": good[0]}), ("states in torch.float16", {"states": good.half()}),
             (r"mask \[2, 4\]", {"states": good, "mask": torch.ones(2, 4, dtype=torch.uint8)}),
             ("not finite", {"states": good / 0}), ("tokens: this model reads", {"states": torch.zeros(1, 2000, width)}),
-            ("tensors ids, states: states and, if any, mask are taken", {"states": good, "ids": good})):
+            ("tensors ids, states: states and, if any, mask are taken", {"states": good, "ids": good + 1})):
         with pytest.raises(UserError, match=said):
             send(**tensors)
     with pytest.raises(UserError, match="no safetensors"):
@@ -315,12 +315,15 @@ def test_wrong_messages_are_refused_in_words(pico_encoder, vend, monkeypatch):
     with pytest.raises(UserError, match="step 3: the vendor's part has made 0 steps"):
         line.states(save({"states": good}), True, 3)
     _, number = send(states=good)
-    with pytest.raises(UserError, match="1 messages still wait for their gradient"):
-        line.step(0, 0.1)
+    with pytest.raises(UserError, match="rate nan: a learning rate is a number"):
+        line.step(0, float("nan"))
     with pytest.raises(UserError, match="number 99: no states wait"):
         line.gradient(save({"gradient": good}), 99)
     with pytest.raises(UserError, match=r"gradient \[2, 2, \d+\]"):
         line.gradient(save({"gradient": good[:, :2]}), number)
+    line.gradient(save({"gradient": good / 0}), send(states=good)[1])
+    with pytest.raises(UserError, match="step 0: the gradient of the vendor's part is no finite number"):
+        line.step(0, 0.1)
     monkeypatch.setattr(vendors, "MOST_WAITING", 1)
     send(states=good)
     with pytest.raises(UserError, match="1 messages wait for their gradient; send"):

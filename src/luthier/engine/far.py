@@ -143,7 +143,7 @@ class Far(nn.Module):
                             "classify; to write, hold both parts in one process.")
         if not self.opened:
             return (states,) if self.as_tuple else states
-        heard = _Away.apply(states, self.stands_for, self)
+        heard = _Away.apply(states, self.stands_for, self, torch.is_grad_enabled())
         return (heard,) if self.as_tuple else heard
 
     def extra_repr(self) -> str:
@@ -155,8 +155,8 @@ class _Away(torch.autograd.Function):
     """States that go up and come back; their gradient goes up. None comes down: nothing below the border is trained."""
 
     @staticmethod
-    def forward(ctx: Any, states: torch.Tensor, stands_for: torch.Tensor, far: Far) -> torch.Tensor:
-        wire, learn = far.border.wire, bool(ctx.needs_input_grad[1])
+    def forward(ctx: Any, states: torch.Tensor, stands_for: torch.Tensor, far: Far, learn: bool) -> torch.Tensor:
+        wire, learn = far.border.wire, learn and stands_for.requires_grad
         answer, ctx.number = far.line.states(wire.packed("down", states=states, **far.border.mask), learn, far.step)
         ctx.far = far
         try:
@@ -171,4 +171,4 @@ class _Away(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
         ctx.far.line.gradient(ctx.far.border.wire.packed("down", gradient=gradients[0]), ctx.number)
-        return None, None, None
+        return None, None, None, None

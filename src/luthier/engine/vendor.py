@@ -104,10 +104,12 @@ class Vendor:
         self.masters.collect()
 
     def step(self, step: int, rate: float) -> None:
-        """Move the trained part. Raises UserError where a gradient is missing or is no number, and for another step."""
+        """Move the trained part; states that nobody wanted a gradient of are forgotten.
+
+        Raises UserError where the gradient is no number, and for another step.
+        """
         self._at(step)
-        if self._waiting:
-            raise UserError(f"step {step}: {len(self._waiting)} messages still wait for their gradient.")
+        self._waiting.clear()
         if not math.isfinite(rate) or rate < 0:
             raise UserError(f"rate {rate}: a learning rate is a number from 0 on.")
         self.hook.on_gradients()
