@@ -123,6 +123,9 @@ def _tune(paths: Sequence[str], recipe: str, objective: str | None, sets: Sequen
     made, found = _with_rows(made, paths, sets)
     _refuse_unlearned(paths[0], found, objective)
     form = FORMATS[found]
+    if form.recipe and recipe == "tune" and objective is None:
+        raise UserError(f"{paths[0]} holds {found} rows, which a model learns by trying them, run after run: luthier tune "
+                        f"{paths[0]} --recipe {form.recipe}")
     if found == "raw-text" and objective in (None, "pretrain"):
         return _read_on(made)
     if found == "preference" and objective != "supervised":
