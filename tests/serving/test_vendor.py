@@ -147,6 +147,7 @@ def hand_loop(base, make_ctx, name, method, model, prepared=None):
 SPEC = {"use": "split-and-privatize", "method": "lora:rank=4", "change": 0.4, "cti": "protect"}
 
 
+@pytest.mark.oracle(seed=2, clause=1, against="training in one process, bit for bit")
 def test_training_over_http_is_training_in_one_process_bit_for_bit(pico_encoder, make_ctx, vend, tmp_path):
     url, _, far_side = vend(pico_encoder, dropout=False)
     models = [load_base(pico_encoder), load_base(pico_encoder)]
@@ -190,8 +191,8 @@ def test_nothing_but_privatised_states_masks_and_gradients_crosses(pico_encoder,
         assert all(t.is_floating_point() for n, t in {**up, **down}.items() if n != "mask")
         header = int.from_bytes(entry["up"][:8], "little") if up else 0
         assert b"__metadata__" not in entry["up"][8:8 + header], "no side channel in the header"
-    # A message is what the bottom makes of the tokens that stand in the place of the text's own (dropout is off where nothing is
-    # learned); beside the rows only five ids in a row are ever asked about, to find the layers.
+    # A message is what the bottom makes of the tokens that stand in the place of the text's own (dropout is off where nothing
+    # is learned); beside the rows only six ids in a row are ever asked about, to find the layers.
     texts = [row["input"].ids for row in encode(build("objective", "classify"), model, examples(8))] + [list(range(5, 11))]
     replaced = [model.border.privatizer.transform(ids) for ids in texts]
     own, instead = ([message(model.border, torch.tensor([ids]), noise=False)[0] for ids in each] for each in (texts, replaced))
@@ -259,6 +260,12 @@ def test_two_processes_train_and_use_one_model(pico_encoder, make_ctx, tmp_path,
 
 
 # --- errors in words --------------------------------------------------------------------------------------------------
+
+def test_an_address_stands_in_a_spec():
+    method = build("method", "split-and-privatize:change=0.3,vendor=http://127.0.0.1:8001,token_variable=VENDOR_TOKEN")
+    assert (method.vendor, method.token_variable, method.artifact) == ("http://127.0.0.1:8001", "VENDOR_TOKEN", "delta")
+    assert build("method", "split-and-privatize").artifact == "adapter"
+
 
 def test_nobody_there_is_said_before_anything_is_trained(pico_encoder, make_ctx):
     with socket.socket() as one:

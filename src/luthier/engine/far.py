@@ -121,8 +121,8 @@ class Far(nn.Module):
                 "dtype": str(next(model.module.parameters()).dtype).removeprefix("torch.")}
         for name, value in mine.items():
             if about.get(name) != value:
-                raise UserError(f"vendor: {name} is {about.get(name)} at {self.line.url}, and {value} here; both sides need the "
-                                "same model, border and format.")
+                raise UserError(f"vendor: {name} is {about.get(name)} at {self.line.url}, and {value} here; both sides need "
+                                "the same model, border and format.")
         if border.labels != "customer":
             raise UserError("vendor: over HTTP the labels stay with the customer; leave out labels: vendor.")
         self.__dict__["border"], self.as_tuple = border, border.stack.answers != "states"

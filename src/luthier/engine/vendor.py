@@ -1,8 +1,8 @@
 """The vendor's side of a split model: it computes and tunes the layers above the border, on states that it is sent.
 
 It holds the whole model and asks it with states of others in the place of its own. Of each message that is learned from, the
-recorded forward waits under a number for its gradient. Steps are counted on both sides: what belongs to another step is refused,
-so that a side that began anew can't go on with the other's half.
+recorded forward waits under a number for its gradient. Steps are counted on both sides: what belongs to another step is
+refused, so that a side that began anew can't go on with the other's half.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ class Vendor:
             return
         assert self.optimizer is not None
         if self.method.artifact != "adapter":
-            raise UserError(f"method '{self.method.info.name}' leaves a {self.method.artifact}; the vendor's part is an adapter, "
-                            "such as lora.")
+            raise UserError(f"method '{self.method.info.name}' leaves a {self.method.artifact}; the vendor's part is an "
+                            "adapter, such as lora.")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.ctx.rng.key("prepare"))
             self.model = upper(self.model, self.layer, self.method, self.ctx)
@@ -94,12 +94,13 @@ class Vendor:
 
     def gradient(self, gradient: torch.Tensor, number: int) -> None:
         """The gradient of states that were sent. Raises UserError for an unknown number or another shape."""
-        answer = self._waiting.pop(number, None)
+        answer = self._waiting.get(number)
         if answer is None:
             raise UserError(f"number {number}: no states wait for a gradient under it.")
         if gradient.shape != answer.shape or gradient.dtype != answer.dtype:
             raise UserError(f"gradient {list(gradient.shape)} ({gradient.dtype}): that of states {list(answer.shape)} "
                             f"({answer.dtype}) is waited for.")
+        del self._waiting[number]
         answer.backward(gradient.to(answer.device))
         self.masters.collect()
 
@@ -109,12 +110,13 @@ class Vendor:
         Raises UserError where the gradient is no number, and for another step.
         """
         self._at(step)
-        self._waiting.clear()
         if not math.isfinite(rate) or rate < 0:
             raise UserError(f"rate {rate}: a learning rate is a number from 0 on.")
+        self._waiting.clear()
         self.hook.on_gradients()
         norm = torch.nn.utils.clip_grad_norm_(self.masters.tensors(), self.clip or math.inf)
         if not bool(torch.isfinite(norm)):
+            self.masters.drop()
             raise UserError(f"step {step}: the gradient of the vendor's part is no finite number; lower the learning rate.")
         for group, ratio in zip(self.torch_optimizer.param_groups, self.ratios, strict=True):
             group["lr"] = ratio * rate
@@ -145,8 +147,8 @@ class Vendor:
         if self.method is None:
             raise UserError("this vendor only answers: its part is trained. Begin another training with another --out.")
         if step != self.steps:
-            raise UserError(f"step {step}: the vendor's part has made {self.steps} steps. Two halves of different trainings don't "
-                            "go together: begin both sides anew.")
+            raise UserError(f"step {step}: the vendor's part has made {self.steps} steps. Two halves of different trainings "
+                            "don't go together: begin both sides anew.")
 
     def _check(self, states: torch.Tensor, mask: torch.Tensor | None) -> None:
         width, dtype = self.about["width"], next(self.model.module.parameters()).dtype

@@ -55,8 +55,8 @@ class PrefixTuningStudy(Study, name="prefix-tuning", seeds=[86]):
             "world": {"use": "records"},
             "tuned": {"use": "fit", "tasks": [{"data": "examples.train"}], "method": "full", "learning_rate": 1e-4,
                       "length": {"epochs": 2}, "batch_rows": 8, "inputs": {"base": "base", "examples": "world"}},
-            "score": {"use": "evaluate", "arm": "tuned", "sets": ["seen", "unseen", "fitted", "dev"], "metrics": ["chrf", "bleu"],
-                      "stops": ["newline"], "decoder": "greedy:max_new_tokens=48",
+            "score": {"use": "evaluate", "arm": "tuned", "sets": ["seen", "unseen", "fitted", "dev"],
+                      "metrics": ["chrf", "bleu"], "stops": ["newline"], "decoder": "greedy:max_new_tokens=48",
                       "inputs": {"base": "base", "tuned": "tuned", "examples": "world"}},
         }}
 

@@ -87,5 +87,5 @@ class RefactorRlStudy(Study, name="refactor-rl", seeds=[143]):
                   paper="compile rate up", main=False),
             Claim("nearer by BLEU", "after PPO answers share more runs of words with the reference", "sft", "ppo", WORDS,
                   "higher", 0.03, 0.25, 0.03, paper="BLEU +11.96 %", main=False),
-            Claim("nearer by CodeBLEU", "after PPO answers are nearer to the reference by words, syntax and values", "sft", "ppo",
-                  CODE, "higher", 0.03, 0.25, 0.03, paper="CodeBLEU +16.45 %", main=False))
+            Claim("nearer by CodeBLEU", "after PPO answers are nearer to the reference by words, syntax and values", "sft",
+                  "ppo", CODE, "higher", 0.03, 0.25, 0.03, paper="CodeBLEU +16.45 %", main=False))

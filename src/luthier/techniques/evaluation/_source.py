@@ -17,7 +17,7 @@ _COMMENT = re.compile(r"#[^\n]*")
 
 
 def code_words(text: str) -> list[str]:
-    """Names, numbers, strings of one line, and single signs; comments are left out. Programs that don't parse have words, too."""
+    """Names, numbers, strings of one line, and single signs, without comments; programs that don't parse have words, too."""
     return _WORD.findall(_COMMENT.sub("", text))
 
 
@@ -67,8 +67,8 @@ def flows(tree: ast.AST) -> Counter[Flow]:
 class _Reader(ast.NodeVisitor):
     """The same by the variables' own names, in the order of the program.
 
-    A name is one variable in the whole program, and a loop's body is read once: what comes round from its end to its beginning is
-    not seen.
+    A name is one variable in the whole program, and a loop's body is read once: what comes round from its end to its beginning
+    is not seen.
     """
 
     def __init__(self) -> None:

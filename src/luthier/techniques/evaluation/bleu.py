@@ -36,8 +36,8 @@ class Bleu(Metric, name="bleu"):
     """BLEU of words, from 0 to 1."""
 
     order: int = Field(4, ge=1, description="longest n-gram of words")
-    words: Literal["13a", "code", "space"] = Field("13a", description="how a text is taken apart: as WMT does, as a program, or "
-                                                                      "at white space")
+    words: Literal["13a", "code", "space"] = Field("13a", description="how a text is taken apart: as WMT does, as a program, "
+                                                                      "or at white space")
 
     def score(self, examples: Sequence[Example], predictions: Sequence[Prediction], ctx: Ctx) -> list[dict[str, Any]]:
         """`value` from 0 to 1 and the counts behind it; None for a question without an answer."""

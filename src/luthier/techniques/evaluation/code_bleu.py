@@ -8,9 +8,10 @@
     Match_ast    subtrees of the reference that the answer has, clipped, / subtrees of the reference; leaves are left out
     Match_df     the same of the flow of values, whose variables are numbered as they occur: names do not count
 
-A reference in which no value flows has no Match_df, and the other weights are scaled up. An answer that does not parse shares no
-subtree and no flow. Of several references, words are matched with all, trees and flows with the nearest. The published scorer
-reads trees and flows with tree-sitter, here Python's own `ast` does: numbers of the two are near, and not the same.
+A reference in which no value flows has no Match_df, and the other weights are scaled up. An answer that does not parse shares
+no subtree and no flow; a row whose reference does not has no value. Of several references, words are matched with all, trees
+and flows with the nearest. The published scorer reads trees and flows with tree-sitter, here Python's own `ast` does: numbers
+of the two are near, and not the same.
 When it helps: programs with one right shape and many right names; tests say more where there are some (`pass-at-k`,
 `refactoring`). Source: Ren et al. 2020, "CodeBLEU: a method for automatic evaluation of code synthesis", arXiv 2009.10297;
 used by Palit & Sharma 2024 (seed 143).
@@ -26,7 +27,6 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from luthier.core.errors import UserError
 from luthier.core.example import Example
 from luthier.core.kinds import Metric, Prediction
 from luthier.core.step import Ctx
@@ -53,15 +53,15 @@ class CodeBleu(Metric, name="code-bleu"):
         return weights
 
     def score(self, examples: Sequence[Example], predictions: Sequence[Prediction], ctx: Ctx) -> list[dict[str, Any]]:
-        """`value` and its four parts; None for a row without a reference. Raises UserError for a reference that is no Python."""
+        """`value` and its four parts; None, and why, for a row without a reference that is Python."""
         found = []
         for e, p in pairs(examples, predictions):
-            wanted = gold_answers(e)
-            trees = [(text, parsed(text)) for text in wanted]
-            if any(tree is None for _, tree in trees):
-                raise UserError(f"code-bleu: the reference of row {e.id} is no Python program. Give one, or measure with bleu.")
-            parts = self.parts(p.text, [(text, tree) for text, tree in trees if tree is not None]) if wanted else {}
-            found.append({"id": e.id, "value": self._weighed(parts) if parts else None, **parts})
+            trees = [(text, tree) for text in gold_answers(e) if (tree := parsed(text))]
+            if trees:
+                parts = self.parts(p.text, trees)
+                found.append({"id": e.id, "value": self._weighed(parts), **parts})
+            else:
+                found.append({"id": e.id, "value": None, "why": "no reference that is a Python program"})
         return found
 
     def details(self, records: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -16,8 +16,9 @@ When it helps: fine-tuning as a service. The list of protected tokens is made of
 beside the adapter, and use of the tuned model draws the very noise of training. Noise is drawn from the seed and the text: who
 knows the seed can try texts out, so that in earnest it is drawn from a secret (`key_variable`).
 
-Both sides sit in this process, or the vendor's in another one (`luthier vendor`) whose address is `vendor`: then nothing of its
-part is here, it is tuned there by the vendor's own method, and what is left here is an empty delta with head and customer's file.
+Both sides sit in this process, or the vendor's in another one (`luthier vendor`) whose address is `vendor`: then nothing of
+its part is here, it is tuned there by the vendor's own method, and what is left here is an empty delta with head and customer's
+file.
 Source: Shen, Liu et al. 2023, arXiv 2312.15603 (seed 2).
 """
 
@@ -25,7 +26,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -37,6 +38,7 @@ from luthier.core.kinds import Default, Hook, Method
 from luthier.core.rng import Rng
 from luthier.core.step import FitCtx
 from luthier.techniques.methods._contributing import by_gradient, by_labels, texts_of
+from luthier.techniques.methods._customer import Customer
 
 if TYPE_CHECKING:
     import torch
@@ -89,8 +91,8 @@ class SplitAndPrivatize(Method, name="split-and-privatize", seeds=[2]):
                 model = upper(model, self.layer, self.method, ctx)
             else:
                 if self.cti != "off" and self.cti_score == "gradient":
-                    raise UserError("cti_score: gradient needs gradients at the embedding, and over HTTP none comes down to the "
-                                    "border. Use log-odds or chi-square.")
+                    raise UserError("cti_score: gradient needs gradients at the embedding, and over HTTP none comes down to "
+                                    "the border. Use log-odds or chi-square.")
                 model.module.requires_grad_(False)
                 model.border = self._border(model)
                 model.packing = (model.module, False)  # noise is of a text: rows of one pack can't be told apart
@@ -193,7 +195,8 @@ class SplitAndPrivatize(Method, name="split-and-privatize", seeds=[2]):
                 protected = torch.zeros(len(table), dtype=torch.bool)
                 protected[torch.tensor(state["protected"], dtype=torch.long)] = True
             high = state["eta"] * self.cti_scale if self.cti == "scale" else float("inf")
-            model.border.privatizer = Privatizer(table, special, state["eta"], Rng(state["seed"], state["scope"]), protected, high)
+            model.border.privatizer = Privatizer(table, special, state["eta"], Rng(state["seed"], state["scope"]),
+                                                   protected, high)
         if model.border.far:
             model.border.far.open()
 
@@ -219,52 +222,6 @@ class SplitAndPrivatize(Method, name="split-and-privatize", seeds=[2]):
         chosen = torch.zeros(len(table), dtype=torch.bool)
         chosen[torch.tensor(order[:count], dtype=torch.long)] = True
         return chosen
-
-
-class Customer(Hook):
-    """What the customer does while the vendor trains: labels that are the vendor's are sent, noise is drawn."""
-
-    def __init__(self, inner: Hook, split: Split, state: dict[str, Any], ctx: FitCtx, each_epoch: bool) -> None:
-        self.inner, self.split, self.state, self.ctx, self.each_epoch = inner, split, state, ctx, each_epoch
-
-    def on_batch(self, batch: Any) -> list[Any]:
-        import torch
-
-        found = []
-        for given in self.inner.on_batch(batch):
-            if self.split.labels == "vendor" and isinstance(given.get("label"), torch.Tensor):
-                given = {**given, "label": self.split.wire.send("down", label=given["label"])["label"]}
-            found.append(given)
-        return found
-
-    def on_loss(self, run: Any, batch: Any, parts: dict[str, Any]) -> dict[str, Any]:
-        return self.inner.on_loss(run, batch, parts)
-
-    def on_gradients(self) -> None:
-        self.inner.on_gradients()
-
-    def on_step(self) -> None:
-        self.inner.on_step()
-        if self.split.far:
-            clock = self.ctx.clock
-            assert clock is not None
-            self.split.far.line.step(self.split.far.step, clock.rate)
-            self.split.far.step = clock.step + 1
-
-    def on_round(self) -> None:
-        self.inner.on_round()
-        if self.each_epoch and self.ctx.clock is not None:
-            self.split.round = self.ctx.clock.epoch
-
-    def state_dict(self) -> dict[str, Any]:
-        far = {"step": self.split.far.step} if self.split.far else {}
-        return {"inner": self.inner.state_dict(), "round": self.split.round, **far}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.inner.load_state_dict(state["inner"])
-        self.split.round = state["round"]
-        if self.split.far:
-            self.split.far.step = state["step"]
 
 
 def _table(model: Model) -> tuple[torch.Tensor, frozenset[int], torch.Tensor]:
