@@ -108,6 +108,8 @@ class Far(nn.Module):
     that the states which come back have a gradient.
     """
 
+    border: Any
+
     def __init__(self, line: Line) -> None:
         super().__init__()
         self.line, self.step, self.opened = line, 0, False
@@ -160,7 +162,7 @@ class _Away(torch.autograd.Function):
         answer, ctx.number = far.line.states(wire.packed("down", states=states, **far.border.mask), learn, far.step)
         ctx.far = far
         try:
-            heard = wire.heard("up", answer)["states"].to(states.device)
+            heard: torch.Tensor = wire.heard("up", answer)["states"].to(states.device)
         except (SafetensorError, KeyError):
             raise LuthierError(f"vendor: {far.line.url} answers with bytes that are no states.") from None
         if heard.shape != states.shape or heard.dtype != states.dtype:

@@ -41,7 +41,8 @@ class Bleu(Metric, name="bleu"):
 
     def score(self, examples: Sequence[Example], predictions: Sequence[Prediction], ctx: Ctx) -> list[dict[str, Any]]:
         """`value` from 0 to 1 and the counts behind it; None for a question without an answer."""
-        split, found = WORDS[self.words], []
+        split = WORDS[self.words]
+        found: list[dict[str, Any]] = []
         for e, p in pairs(examples, predictions):
             references = [split(g) for g in gold_answers(e)]
             if not references:

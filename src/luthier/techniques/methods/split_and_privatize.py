@@ -125,6 +125,7 @@ class SplitAndPrivatize(Method, name="split-and-privatize", seeds=[2]):
         state = {"eta": eta, "seed": ctx.rng.seed, "scope": ctx.rng.within(f"privatize{self._secret(ctx)}").scope,
                  "protected": [] if protected is None else protected.nonzero()[:, 0].tolist()}
         self._draw(model, state)
+        assert model.border is not None
         hook = Hook() if self.vendor else self.method.start(model, ctx)
         return Customer(hook, model.border, state, ctx, self.each_epoch)
 
