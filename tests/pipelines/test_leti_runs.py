@@ -58,6 +58,21 @@ def test_one_command_writes_runs_learns_and_repeats(files, monkeypatch):
     scores = read_lines(run.folder / "steps" / "arm-tuned" / "scores.jsonl")
     assert scores and all(0 <= r["value"] <= 1 for r in scores)
     assert (run.folder / "report.html").exists()
+    evaluates_on_more_problems(run, files)
+
+
+def evaluates_on_more_problems(run, files):
+    """What `luthier evaluate RUN more.jsonl` does: programs are run, and the tuned model is asked for good ones."""
+    more = [{"prompt": f"# g(x) gives x minus {n}\ndef g(x):\n", "tests": [f"assert g(1) == {1 - n}"]} for n in range(6)]
+    (files / "more.jsonl").write_text("".join(json.dumps(r) + "\n" for r in more))
+    made = jobs.evaluate(run, str(files / "more.jsonl"))
+    metrics = {n.name: n.step.metrics[0] for n in made.nodes if n.name.startswith("arm-")}
+    assert (metrics["arm-base"].prefix, metrics["arm-tuned"].prefix) == ("", "<|good|>")
+    short = {"use": "pass-at-k", "n": 1, "decoder": {"use": "sample", "max_new_tokens": 3}}
+    made = made.edit(**{"arm-base.metrics": [short], "arm-tuned.metrics": [{**short, "prefix": "<|good|>"}]})
+    done = jobs.run(made, files / "evaluated", exact=True, with_card=False)
+    for arm in ("arm-base", "arm-tuned"):
+        assert len(read_lines(done.folder / "steps" / arm / "scores.jsonl")) == 6
 
 
 def _examples(folder, subset):
