@@ -31,6 +31,7 @@ from luthier.engine.vendor import Vendor
 from luthier.serving.limits import Limits
 from luthier.serving.server import made
 from luthier.serving.vendor import application
+from luthier.techniques.methods.split_and_privatize import FILE
 from tests.contracts.workbench import encode, examples, make_loop, short_fit, training_data
 
 LIMITS = Limits(max_bytes=4_000_000)
@@ -202,6 +203,20 @@ def test_nothing_but_privatised_states_masks_and_gradients_crosses(pico_encoder,
         for states, mask in zip(payload["states"], payload["mask"], strict=True):
             sent = states[mask.bool()]
             assert any(torch.equal(sent, one) for one in instead) and not any(torch.equal(sent, one) for one in own)
+
+
+@pytest.mark.parametrize("architecture, layer", [("encoder", 1), ("decoder", 0), ("decoder", 1)])
+def test_fit_trains_over_http_with_layers_below_and_without_a_head(bases, architecture, layer, make_ctx, vend):
+    base = bases[architecture]
+    url, _, one = vend(base, layer)
+    inputs = {"base": base, "examples": training_data(make_ctx("examples"))}
+    method = {"use": "split-and-privatize", "change": 0.4, "layer": layer, "vendor": url}
+    fit = short_fit(architecture, method=method, length={"epochs": 8}, batch_rows=8)
+    ctx = make_ctx("fit", inputs)
+    made = fit.run(inputs, ctx)
+    assert [f.name for f in fit.receipts(inputs, made, ctx) if f.verdict == "differs"] == []
+    losses = [json.loads(line)["loss"] for line in (made.folder / "curve.jsonl").read_text().splitlines()]
+    assert losses[-1] < losses[0] and one.steps == 8 and (made.folder / FILE).exists()
 
 
 def test_before_the_noise_is_in_place_nothing_is_sent(pico_encoder, make_ctx, vend):
