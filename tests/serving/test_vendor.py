@@ -232,9 +232,7 @@ def test_two_processes_train_and_use_one_model(pico_encoder, make_ctx, tmp_path,
     secret, out = tmp_path / "token", tmp_path / "vendor"
     secret.write_text(TOKEN)
     monkeypatch.setenv("VENDOR_TOKEN", TOKEN)
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
+    port = _port()
     url = f"http://127.0.0.1:{port}"
 
     @contextlib.contextmanager
@@ -283,9 +281,7 @@ def test_an_address_stands_in_a_spec():
 
 
 def test_nobody_there_is_said_before_anything_is_trained(pico_encoder, make_ctx):
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{one.getsockname()[1]}"
+    url = f"http://127.0.0.1:{_port()}"
     method = build("method", {**SPEC, "vendor": url})
     with pytest.raises(LuthierError, match=r"nothing answers at http.*refused.*luthier vendor MODEL"):
         method.prepare(load_base(pico_encoder), FitCtx(**make_ctx("x").__dict__))
@@ -376,3 +372,35 @@ def test_writing_token_by_token_over_http_is_refused(pico, vend):
     model = far_split(pico, url)
     with pytest.raises(UserError, match="nothing is written token by token"), torch.no_grad():
         model.module(input_ids=torch.tensor([[4, 9, 77]]), use_cache=True)
+
+
+def _port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("options, said", [
+    (["--host", "0.0.0.0"], "other machines could ask without a token"),
+    (["--layer", "2"], "split at layer 2: pico-encoder has 2 layers; legal: 0 to 1"),
+    (["--method", "full"], "method 'full' leaves a model; the vendor's part is an adapter"),
+    (["--token-file", "nowhere"], "--token-file nowhere: No such file")])
+def test_the_command_refuses_in_words(tmp_path, capsys, options, said):
+    from luthier.cli.main import main
+
+    assert main(["vendor", "pico-encoder", "--out", str(tmp_path / "out"), "--port", str(_port()), *options]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_part_of_another_border_is_refused(pico_encoder, tmp_path, make_ctx, capsys):
+    from luthier.cli.main import main
+
+    one = Vendor(load_base(pico_encoder), 0, FitCtx(**make_ctx("vendor").__dict__), build("method", "lora:rank=4"),
+                 build("optimizer", "adamw"))
+    one.keep(tmp_path / "out" / "part")
+    with pytest.raises(UserError, match="nothing was trained here"):
+        one.keep(tmp_path / "again")
+    assert main(["vendor", "pico-encoder", "--out", str(tmp_path / "out"), "--port", str(_port()), "--layer", "1"]) == 2
+    assert "--layer 1: the part in" in capsys.readouterr().err
