@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from luthier.engine.far import Far
     from luthier.engine.models import Model
 
+Payload = bytes  # by another name: a wire counts `bytes`
 CHUNK = 1 << 26  # numbers of a table of distances at once
 
 
@@ -50,19 +51,19 @@ class Wire:
         """Named tensors as the other side reads them from bytes."""
         return {name: t.to(tensors[name].device) for name, t in load(self.packed(direction, **tensors)).items()}
 
-    def packed(self, direction: str, **tensors: torch.Tensor) -> bytes:
+    def packed(self, direction: str, **tensors: torch.Tensor) -> Payload:
         """The bytes of a message that leaves."""
         payload = save({name: t.detach().contiguous().cpu() for name, t in tensors.items()})
         self._note(direction, payload, tensors)
         return payload
 
-    def heard(self, direction: str, payload: bytes) -> dict[str, torch.Tensor]:
+    def heard(self, direction: str, payload: Payload) -> dict[str, torch.Tensor]:
         """The tensors of a message that came."""
         tensors = load(payload)
         self._note(direction, payload, tensors)
         return tensors
 
-    def _note(self, direction: str, payload: bytes, tensors: Mapping[str, torch.Tensor]) -> None:
+    def _note(self, direction: str, payload: Payload, tensors: Mapping[str, torch.Tensor]) -> None:
         self.count, self.bytes = self.count + 1, self.bytes + len(payload)
         if len(self.messages) < self.most:
             self.messages.append({"direction": direction, "bytes": len(payload), "tensors": {

@@ -42,11 +42,12 @@ class RefactorRlStudy(Study, name="refactor-rl", seeds=[143]):
 
     def recipe(self) -> dict[str, Any]:
         """Functions, a model of them, a training from there, and the points of its answers."""
-        scored = {step: {"use": "evaluate", "arm": "tuned", "sets": ["test"], "metrics": [f"refactoring:rewards=[{reward}]"],
+        beside = {"score": ["bleu:words=code", "code-bleu"]}
+        scored = {step: {"use": "evaluate", "arm": "tuned", "sets": ["test"],
+                         "metrics": [f"refactoring:rewards=[{reward}]", *beside.get(step, ())],
                          "decoder": {"use": "sample", "temperature": 0.7, "top_p": 0.95, "max_new_tokens": 90},
                          "inputs": {"base": "base", "tuned": "tuned", "examples": "world"}}
                   for step, reward in POINTS.items()}
-        scored["score"]["metrics"] += ["bleu:words=code", "code-bleu"]
         return {"name": "refactor-rl", "seed": 0, "steps": {
             "world": {"use": "inlined-functions"},
             "base": {"use": "pretrained", "vocabulary": 400, "epochs": 8, "inputs": {"examples": "world"}},
