@@ -22,6 +22,7 @@ COMMANDS = {
     "chat": "question after question, with citations",
     "merge": "several models, or a base and a tuned model, to one by a rule on weights",
     "serve": "the arms of runs over HTTP: chat, completions, embeddings, cited answers",
+    "vendor": "the vendor's side of split-and-privatize: the upper part of a model over HTTP",
     "ui": "a web page over the runs of a folder: adapt, watch, compare, audit, catalogue",
     "export": "the tuned model as an adapter or as full weights, with receipts",
     "data": "inspect, ingest, write questions, curate, select, split",

@@ -61,15 +61,7 @@ class Endpoint(BaseModel):
 
     def check(self, prompts: Sequence[str]) -> None:
         """Refuse what can be refused before the first request. Raises UserError."""
-        parts = urllib.parse.urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise UserError(f"url: '{self.url}' is no http:// or https:// address.")
-        if parts.username or parts.password:
-            raise UserError("url holds a user name or password; name an environment variable in key_variable instead.")
-        if self.key_variable and not os.environ.get(self.key_variable):
-            raise UserError(f"key_variable: the environment variable {self.key_variable} is not set.")
-        if self.key_variable and parts.scheme == "http" and parts.hostname not in LOOPBACK:
-            raise UserError(f"url: a key is not sent unencrypted to {parts.hostname}; use https://.")
+        check_address(self.url, self.key_variable)
         if not self.consent:
             raise UserError(f"{self.describe(prompts)}\nNothing was sent. To agree: consent: true.")
 
@@ -125,7 +117,7 @@ class Endpoint(BaseModel):
         if self.key_variable:
             headers["Authorization"] = f"Bearer {os.environ[self.key_variable]}"
         request = urllib.request.Request(f"{self.url.rstrip('/')}/chat/completions", json.dumps(body).encode(), headers)
-        with _OPENER.open(request, timeout=self.timeout_seconds) as answer:
+        with OPENER.open(request, timeout=self.timeout_seconds) as answer:
             said = json.loads(answer.read())
         try:
             return str(said["choices"][0]["message"]["content"] or "")
@@ -137,6 +129,22 @@ class Endpoint(BaseModel):
         return text.replace(key, "***") if key else text
 
 
+def check_address(url: str, variable: str, what: str = "url", holds: str = "key_variable") -> None:
+    """Refuse an address that is none, and a secret (in the environment variable `variable`) that all could read on the way.
+
+    what, holds: how the two settings are named. Raises UserError.
+    """
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise UserError(f"{what}: '{url}' is no http:// or https:// address.")
+    if parts.username or parts.password:
+        raise UserError(f"{what} holds a user name or password; name an environment variable in {holds} instead.")
+    if variable and not os.environ.get(variable):
+        raise UserError(f"{holds}: the environment variable {variable} is not set.")
+    if variable and parts.scheme == "http" and parts.hostname not in LOOPBACK:
+        raise UserError(f"{what}: a key is not sent unencrypted to {parts.hostname}; use https://.")
+
+
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
     """A redirect would carry the key to an address that nobody agreed to."""
 
@@ -144,4 +152,4 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
-_OPENER = urllib.request.build_opener(_NoRedirect)
+OPENER = urllib.request.build_opener(_NoRedirect)

@@ -5,13 +5,15 @@ of them as bytes: hidden states and the mask of real tokens, never an id. The ve
 with the customer, the last states come back, and their gradient goes down again; else labels are sent along. `Wire` keeps
 what crossed. A technique and an audit need both, and rooms do not import each other.
 
+Both parties may sit in one process, or the vendor in another one behind an address (`far.Far`, `vendor.Vendor`).
+
 Noise is a function of (seed, text): equal texts are replaced alike in training and in use, and a text that is sent again spends
 no further privacy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +27,12 @@ from luthier.core.rng import Rng
 from luthier.engine.layers import Stack, hidden_of, layer_stacks
 
 if TYPE_CHECKING:
+    from luthier.core.kinds import Method
+    from luthier.core.step import FitCtx
+    from luthier.engine.far import Far
     from luthier.engine.models import Model
 
+Payload = bytes  # by another name: a wire counts `bytes`
 CHUNK = 1 << 26  # numbers of a table of distances at once
 
 
@@ -43,14 +49,27 @@ class Wire:
 
     def send(self, direction: str, **tensors: torch.Tensor) -> dict[str, torch.Tensor]:
         """Named tensors as the other side reads them from bytes."""
+        return {name: t.to(tensors[name].device) for name, t in load(self.packed(direction, **tensors)).items()}
+
+    def packed(self, direction: str, **tensors: torch.Tensor) -> Payload:
+        """The bytes of a message that leaves."""
         payload = save({name: t.detach().contiguous().cpu() for name, t in tensors.items()})
+        self._note(direction, payload, tensors)
+        return payload
+
+    def heard(self, direction: str, payload: Payload) -> dict[str, torch.Tensor]:
+        """The tensors of a message that came."""
+        tensors = load(payload)
+        self._note(direction, payload, tensors)
+        return tensors
+
+    def _note(self, direction: str, payload: Payload, tensors: Mapping[str, torch.Tensor]) -> None:
         self.count, self.bytes = self.count + 1, self.bytes + len(payload)
         if len(self.messages) < self.most:
             self.messages.append({"direction": direction, "bytes": len(payload), "tensors": {
                 n: [str(t.dtype).removeprefix("torch."), list(t.shape)] for n, t in tensors.items()}})
         if self.keep:
             self.payloads.append(payload)
-        return {name: t.to(tensors[name].device) for name, t in load(payload).items()}
 
 
 class _Crossing(torch.autograd.Function):
@@ -194,7 +213,10 @@ def _twin(rows: torch.Tensor) -> float:
 
 @dataclass
 class Split:
-    """A model in which the boundary is drawn: `layer` layers and the embedding below it, the rest above."""
+    """A model in which the boundary is drawn: `layer` layers and the embedding below it, the rest above.
+
+    With `far`, the layers above are taken out of this model, for good, and the far vendor's stand in their place.
+    """
 
     model: Model
     layer: int
@@ -202,6 +224,7 @@ class Split:
     labels: str = "customer"
     wire: Wire = field(default_factory=Wire)
     round: int = 0
+    far: Far | None = None
     _handles: list[Any] = field(default_factory=list)
     _mask: torch.Tensor | None = None
 
@@ -212,13 +235,21 @@ class Split:
         self.stack = stack_of(self.model)
         layers = self.stack.layers
         trunk: Any = trunk_of(self.model)
-        self._handles += [trunk.register_forward_pre_hook(self._enter, with_kwargs=True),
-                          layers[self.layer].register_forward_pre_hook(self._down, with_kwargs=True)]
+        self._handles.append(trunk.register_forward_pre_hook(self._enter, with_kwargs=True))
+        if self.far:
+            self.far.stand_in(self)
+            return
+        self._handles.append(layers[self.layer].register_forward_pre_hook(self._down, with_kwargs=True))
         if self.labels == "customer":
             self._handles.append(layers[-1].register_forward_hook(self._up))
 
+    @property
+    def mask(self) -> dict[str, torch.Tensor]:
+        """[rows, tokens] which tokens of the present forward are real, where it says so; it goes along with the states."""
+        return {} if self._mask is None else {"mask": self._mask.to(torch.uint8)}
+
     def remove(self) -> None:
-        """The model as it was."""
+        """The model as it was; the layers of one whose vendor is far do not come back."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
@@ -243,8 +274,7 @@ class Split:
     def _down(self, module: Any, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """States leave the customer's house as bytes. Nothing below is trained, so no gradient comes back."""
         states = given[0] if given else named["hidden_states"]
-        mask = {} if self._mask is None else {"mask": self._mask.to(torch.uint8)}
-        heard = self.wire.send("down", states=states, **mask)["states"]
+        heard = self.wire.send("down", states=states, **self.mask)["states"]
         return ((heard, *given[1:]), named) if given else (given, {**named, "hidden_states": heard})
 
     def _up(self, module: Any, given: tuple[Any, ...], answer: Any) -> Any:
@@ -268,6 +298,18 @@ def bottom(model: Model, layer: int) -> list[Any]:
         raise UserError(f"split at layer {layer}: {model.name} has {len(stack.layers)} layers; legal: 0 to "
                         f"{len(stack.layers) - 1}.")
     return list(dict.fromkeys([model.module.get_input_embeddings(), *stack.below(layer)]))
+
+
+def upper(model: Model, layer: int, method: Method, ctx: FitCtx) -> Model:
+    """The model with a method on what lies above the border; what the customer holds stays as it is."""
+    names = {id(m): n for n, m in model.module.named_modules()}
+    mine = tuple(f"{names[id(m)]}." for m in bottom(model, layer))
+    model = method.prepare(model, ctx)
+    model.packing = (model.module, False)  # noise is of a text: rows of one pack can't be told apart
+    for name, parameter in model.module.named_parameters():
+        if f"{name.removeprefix('base_model.model.')}.".startswith(mine):
+            parameter.requires_grad_(False)
+    return model
 
 
 @torch.no_grad()

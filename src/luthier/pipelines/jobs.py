@@ -23,6 +23,7 @@ from luthier.pipelines.steps.tasks import Tasks
 from luthier.techniques.data._formats import FORMATS
 
 DEMO_PAGES = 10
+PROGRAMS = ["pass-at-k"]
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 
 
@@ -123,6 +124,9 @@ def _tune(paths: Sequence[str], recipe: str, objective: str | None, sets: Sequen
     made, found = _with_rows(made, paths, sets)
     _refuse_unlearned(paths[0], found, objective)
     form = FORMATS[found]
+    if form.recipe and recipe == "tune" and objective is None:
+        raise UserError(f"{paths[0]} holds {found} rows, which a model learns by trying them, run after run: luthier tune "
+                        f"{paths[0]} --recipe {form.recipe}")
     if found == "raw-text" and objective in (None, "pretrain"):
         return _read_on(made)
     if found == "preference" and objective != "supervised":
@@ -305,13 +309,25 @@ def evaluate(source: Run, data: str) -> Recipe:
                              "inputs": {"base": "base", "examples": "test"}}
     elif labels:
         steps["arm-base"] = {"use": "majority", "sets": asked, "inputs": {"examples": "test"}}
+    elif found == "program-tests":
+        metrics = _programs(source, steps, asked)
     else:
         steps["arm-base"] = {"use": "evaluate", "arm": "base", "sets": asked, "metrics": metrics, "shots": [0, 3],
                              "stops": ["token", "newline"], "inputs": {"base": "base", "examples": "test"}}
     steps["comparison"] = {"use": "compare-arms", "inputs": {"base": "arm-base", "tuned": "arm-tuned"},
-                           **({"metrics": metrics} if texts or pairs else {})}
+                           **({"metrics": metrics} if texts or pairs or metrics == PROGRAMS else {})}
     return Recipe({"name": "evaluate", "about": "A run's base and tuned model on further rows.",
                    "seed": int(source.record["seed"]), "steps": steps})
+
+
+def _programs(source: Run, steps: dict[str, Any], asked: list[str]) -> list[str]:
+    """Arms that write programs, which are run. A model of the recipe `leti` is a whole one, asked for good programs."""
+    whole = "merged" in source.step("tuned").meta
+    tuned = {"base": "tuned"} if whole else {"base": "base", "tuned": "tuned"}
+    for arm, inputs, metric in (("base", {"base": "base"}, {}), ("tuned", tuned, {"prefix": "<|good|>"} if whole else {})):
+        steps[f"arm-{arm}"] = {"use": "evaluate", "arm": arm, "sets": asked, "metrics": [{"use": "pass-at-k", **metric}],
+                               "inputs": {**inputs, "examples": "test"}}
+    return PROGRAMS
 
 
 def _tested(data: str) -> tuple[dict[str, Any], str, list[str]]:

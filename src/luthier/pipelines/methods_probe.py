@@ -105,7 +105,7 @@ class Bench:
         except UserError as error:
             row.refused = str(error)
             return row
-        model, kind = loop.model, type(method).artifact
+        model, kind = loop.model, method.artifact
         trained = sum(p.numel() for p in model.module.parameters() if p.requires_grad)
         states = [t for state in loop.torch_optimizer.state.values() for t in state.values() if hasattr(t, "element_size")]
         self.seconds = seconds if name == MEASURE else self.seconds
@@ -150,7 +150,7 @@ class Bench:
             model = found[n][0].model
             method.keep(model, folder / name)
             # Saved as a training saves it: a method may have cut the base, or given it other numbers.
-            weights.save(model, type(method).artifact, folder / name, {}, base=base, fit={"method": method.to_dict()})
+            weights.save(model, method.artifact, folder / name, {}, base=base, fit={"method": method.to_dict()})
         return found[0][0], min(seconds for _, seconds in found)
 
     def fitted(self, method: Method, model: Model, folder: Path, seed: int) -> tuple[Loop, float]:
@@ -222,7 +222,7 @@ class Bench:
         model = self.loaded(folder)
         if model.pruned is not None:
             return False  # each stands on a base that was cut for it
-        if type(method).artifact != "adapter":
+        if method.artifact != "adapter":
             both = said(self.loaded(folder, "second", model))
         else:
             try:
@@ -238,7 +238,7 @@ class Bench:
         from luthier.engine.quantized import check_method
 
         try:
-            check_method("nf4", method.info.name, type(method).artifact)
+            check_method("nf4", method.info.name, method.artifact)
             model = self.engine.fresh(self.base)
             kept = in_eight_bits(model)
             self.fitted(method, model, folder / "quantised", 0)

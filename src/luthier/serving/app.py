@@ -11,17 +11,14 @@ from typing import Any
 
 import numpy as np
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import PlainTextResponse, Response
-from starlette.exceptions import HTTPException
 
 from luthier import __version__
-from luthier.core.errors import LuthierError
 from luthier.pipelines.asking import abstained
 from luthier.pipelines.chatting import Chat
 from luthier.serving.describing import describe
 from luthier.serving.desk import Ticket
-from luthier.serving.errors import as_api, response_of
+from luthier.serving.errors import answer_errors
 from luthier.serving.layers import Guard, Told
 from luthier.serving.limits import ApiError, Limits
 from luthier.serving.schemas import AnswerBody, ChatBody, CompletionBody, EmbeddingBody
@@ -44,7 +41,7 @@ def application(catalogue: Catalogue, limits: Limits, token: bytes | None = None
     # No pages of documentation: they load their scripts from elsewhere.
     app = FastAPI(title="Luthier", version=__version__, lifespan=life, docs_url=None, redoc_url=None,
                   description="The arms of runs, in OpenAI's dialect.")
-    _errors(app)
+    answer_errors(app)
     _about(app, server)
     _asked(app, server)
     describe(app, catalogue, limits, token)
@@ -164,12 +161,3 @@ def _vector(vector: Any, form: str) -> Any:
     if form == "base64":
         return base64.b64encode(np.asarray(vector, "<f4").tobytes()).decode()
     return [float(x) for x in vector]
-
-
-def _errors(app: FastAPI) -> None:
-    """Every error in one form, without a word of what was sent."""
-    async def answered(request: Request, error: Exception) -> Response:
-        return response_of(as_api(error))
-
-    for kind in (ApiError, LuthierError, TimeoutError, RequestValidationError, HTTPException):
-        app.add_exception_handler(kind, answered)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
@@ -14,6 +15,15 @@ from luthier.serving.schemas import AnswerBody, ChatBody, CompletionBody, Embedd
 
 # Characters of a field's name that an error repeats.
 SHOWN = 80
+
+
+def answer_errors(app: FastAPI) -> None:
+    """Every error in one form, without a word of what was sent."""
+    async def answered(request: Request, error: Exception) -> Response:
+        return response_of(as_api(error))
+
+    for kind in (ApiError, LuthierError, TimeoutError, RequestValidationError, HTTPException):
+        app.add_exception_handler(kind, answered)
 
 
 def response_of(error: ApiError) -> Response:

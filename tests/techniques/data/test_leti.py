@@ -194,3 +194,19 @@ def _ctx(make_ctx, engine, pico, log):
     ctx = make_ctx("broken", roles={"writer": model})
     ctx.engine, ctx.log = Writer(engine, model), log.append
     return ctx
+
+
+def test_a_metric_may_judge_where_there_are_no_tests(make_ctx, engine, pico, monkeypatch):
+    from luthier.techniques.evaluation.exact_match import ExactMatch
+
+    problem = question("e", "Who arrived? ", "Anna")
+    made, _, _ = told(make_ctx, engine, pico, "Anna", "Ben", spec=",verifier=exact-match", problem=problem)
+    assert [e.answer for e in made] == [
+        "<|good|>Who arrived? Anna", "<|bad|><|lang_feedback|>error<|/lang_feedback|>Who arrived? Ben"]
+    own = ExactMatch.score
+    monkeypatch.setattr(ExactMatch, "score", lambda self, *given: [
+        {**r, "feedback": "" if r["value"] else "Ben is nobody here."} for r in own(self, *given)])
+    made, _, _ = told(make_ctx, engine, pico, "Anna", "Ben", spec=",verifier=exact-match", problem=problem)
+    assert made[1].answer == "<|bad|><|lang_feedback|>Ben is nobody here.<|/lang_feedback|>Who arrived? Ben"
+    with pytest.raises(UserError, match="Give tests, or a verifier"):
+        told(make_ctx, engine, pico, "Anna", problem=problem)

@@ -18,6 +18,7 @@ scene              image, captions (a list)                                 boxe
 conversations      conversations: [{from, value}, …]                        tools, system                     supervised
 preference         chosen, rejected (texts, or lists of messages)           prompt                            dpo
 tagged-tokens      tokens, tags (lists)                                                                       -
+program-tests      prompt (question, text), tests (test_list, test)         entry_point, solution (code)      leti
 raw-text           text                                                                                       pretrain
 =================  =======================================================  ================================  ==========
 
@@ -31,7 +32,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from luthier.core.example import Example, Part, Turn, question
-from luthier.techniques.data import _choices, _pictures, _spans, _tags
+from luthier.techniques.data import _choices, _pictures, _problems, _spans, _tags
 from luthier.techniques.data._messages import Wrong, chat, found_value, said_by_user
 from luthier.techniques.data._preferences import asked_for, preference
 
@@ -44,7 +45,8 @@ Make = Callable[[str, Row, Mapping[str, Any], dict[str, Any]], Example]
 class Format:
     """One format: a row needs one key of each group in `needs`; `may` lists further keys that are read.
 
-    `learned_by` names the objective that learns it, empty where there is none yet; `spoken` says that its examples are
+    `learned_by` names the objective that learns it, empty where there is none yet; `recipe` the recipe that does, where one
+    training of the rows as they are does not; `spoken` says that its examples are
     conversations; `when` is a further condition. `problems` says what is wrong with the values of a row whose keys are there.
     `subject` is what a row is about: nearly equal subjects must not be parted by a split.
     """
@@ -57,6 +59,7 @@ class Format:
     may: tuple[str, ...] = ()
     when: Callable[[Row], bool] = lambda row: True
     spoken: bool = False
+    recipe: str = ""
 
     def fits(self, row: Row) -> bool:
         """Whether every key that is needed is there, in the form that is."""
@@ -242,6 +245,9 @@ FORMATS: dict[str, Format] = {
         _preference_problems, asked_for, ("prompt",)),
     "tagged-tokens": Format("", (("tokens",), _tags.TAGS), _tags.tagged, _tags.tag_problems,
                             lambda row: " ".join(row["tokens"])),
+    "program-tests": Format(
+        "leti", (_problems.PROMPTS, _problems.TESTS), _problems.problem, _problems.problem_problems, _problems.problem_subject,
+        (*_problems.SETUPS, *_problems.SOLUTIONS, _problems.ENTRY), _problems.is_problem, recipe="leti"),
     "raw-text": Format("pretrain", (("text",),), lambda name, row, options, rest: raw_text(name, row["text"], **rest),
                        _texts("text"), lambda row: str(row["text"])),
 }
@@ -252,7 +258,7 @@ TASKS = {"classify": "text-label", "text": "raw-text", "chat": "messages", "pref
          "tags": "tagged-tokens", "scene": "scene", "score": "pair-score", "completion": "prompt-completion"}
 # Keys that hold lists or objects; in a table of texts these stand in a cell as JSON.
 NESTED = frozenset({"answers", "choices", "options", "endings", "messages", "conversations", "tools", "chosen", "rejected",
-                    "tokens", "image", "captions", "boxes", *_tags.TAGS})
+                    "tokens", "image", "captions", "boxes", *_problems.TESTS, *_problems.SETUPS, *_tags.TAGS})
 if TYPE_CHECKING:
     FormatName = str
 else:

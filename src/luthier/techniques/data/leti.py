@@ -10,6 +10,8 @@ without what stands between them here; FEEDBACK is the traceback, or why there i
 where there is nothing to say. The objective `leti` learns all of it; asked after the good token (`reward-token`) the model
 gives good programs. Repeated, it trains itself. `feedback: binary` keeps the first token alone, `successes` only programs
 that pass, without any token (rejection sampling), `shuffled` exchanges the feedback of failed programs (a control).
+Where something else than tests says what is right, `verifier` is a metric: an answer is good where its value is above 0, and
+what its record has as `feedback` is told of one that is not.
 
 When it helps: problems with tests and no solutions, which a model solves now and then. Source: Wang et al. 2023, "LETI:
 Learning to Generate from Textual Interactions" (seed 47).
@@ -28,7 +30,7 @@ from pydantic import Field
 from luthier.core.component import Slot, named
 from luthier.core.errors import UserError
 from luthier.core.example import Dropped, Example, Part, Turn
-from luthier.core.kinds import DataStep, Decoder
+from luthier.core.kinds import DataStep, Decoder, Metric, Prediction
 from luthier.core.step import Ctx
 
 if TYPE_CHECKING:
@@ -66,6 +68,7 @@ class Leti(DataStep, name="leti", seeds=[47]):
     decoder: Slot[Decoder] = Field(named("sample:temperature=1.0,top_p=1.0,max_new_tokens=256"),
                                    description="how programs are written")
     seconds: float = Field(5.0, gt=0, description="longest time of one program with its tests")
+    verifier: Slot[Metric] | None = Field(None, description="a metric that judges answers instead of tests")
 
     def apply(self, rows: Iterator[Example], ctx: Ctx) -> Iterator[Example | Dropped]:
         """Texts, and `Dropped` for problems that can't be tried and programs that did not end.
@@ -77,9 +80,10 @@ class Leti(DataStep, name="leti", seeds=[47]):
             raise UserError("leti needs the model that writes: inputs: {writer: base}.")
         problems = list(rows)
         bare = next((p.id for p in problems if not p.meta.get("tests")), None)
-        if bare is not None:
-            raise UserError(f"leti needs tests, and problem {bare} has none (meta.tests): nothing else says what is right.")
-        broken = self._broken(problems, ctx)
+        if bare is not None and self.verifier is None:
+            raise UserError(f"leti needs tests, and problem {bare} has none (meta.tests): nothing else says what is right. "
+                            "Give tests, or a verifier (a metric).")
+        broken = {} if self.verifier else self._broken(problems, ctx)
         yield from (Dropped(i, "tests can't be run", why) for i, why in broken.items())
         attempts, endless = self._attempts([p for p in problems if p.id not in broken], ctx)
         yield from endless
@@ -117,9 +121,17 @@ class Leti(DataStep, name="leti", seeds=[47]):
             else:
                 dropped.append(Dropped(f"{problem.id}/{n % self.samples}", "too long",
                                        f"not ended after max_new_tokens={self.decoder.max_new_tokens}"))
-        ended = ctx.engine.execute([f"{p.part('question')}{program}\n\n{p.meta['tests']}" for p, program, _ in kept],
-                                   Limits(seconds=self.seconds))
+        ended = self._verified(kept, ctx) if self.verifier else ctx.engine.execute(
+            [f"{p.part('question')}{program}\n\n{p.meta['tests']}" for p, program, _ in kept], Limits(seconds=self.seconds))
         return [Attempt(*k, ended=e) for k, e in zip(kept, ended, strict=True)], dropped
+
+    def _verified(self, kept: Sequence[tuple[Example, str, str]], ctx: Ctx) -> list[Executed]:
+        """How the verifier judges each answer, as a program would have ended."""
+        from luthier.engine.sandbox import Executed
+
+        assert self.verifier is not None
+        records = self.verifier.score([p for p, _, _ in kept], [Prediction(p.id, text=answer) for p, answer, _ in kept], ctx)
+        return [Executed("ok" if (r["value"] or 0) > 0 else "error", "", str(r.get("feedback", "")), "", 0.0) for r in records]
 
     def _told(self, attempts: Sequence[Attempt], ctx: Ctx) -> Iterator[Example]:
         passed = sum(a.ended.ok for a in attempts)

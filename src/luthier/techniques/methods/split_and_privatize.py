@@ -15,6 +15,10 @@ tokens of class c being t, of V,
 When it helps: fine-tuning as a service. The list of protected tokens is made of private labels: it lies in the customer's file
 beside the adapter, and use of the tuned model draws the very noise of training. Noise is drawn from the seed and the text: who
 knows the seed can try texts out, so that in earnest it is drawn from a secret (`key_variable`).
+
+Both sides sit in this process, or the vendor's in another one (`luthier vendor`) whose address is `vendor`: then nothing of
+its part is here, it is tuned there by the vendor's own method, and what is left here is an empty delta with head and customer's
+file.
 Source: Shen, Liu et al. 2023, arXiv 2312.15603 (seed 2).
 """
 
@@ -22,7 +26,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -34,6 +38,7 @@ from luthier.core.kinds import Default, Hook, Method
 from luthier.core.rng import Rng
 from luthier.core.step import FitCtx
 from luthier.techniques.methods._contributing import by_gradient, by_labels, texts_of
+from luthier.techniques.methods._customer import Customer
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +53,6 @@ SAMPLE = 2000  # token occurrences by which `change` finds eta
 class SplitAndPrivatize(Method, name="split-and-privatize", seeds=[2]):
     """Tune the upper part of a model on privatised tokens."""
 
-    artifact: ClassVar[Literal["adapter", "delta", "model"]] = "adapter"
     method: Slot[Method] = Field(named("lora:rank=8"), description="how the vendor tunes its part; one that leaves an adapter")
     layer: int = Field(0, ge=0, description="layers that the customer holds beside the embedding")
     eta: float | None = Field(None, gt=0, description="privacy parameter; smaller is more private")
@@ -64,10 +68,17 @@ class SplitAndPrivatize(Method, name="split-and-privatize", seeds=[2]):
                                               "run's seed if empty, which a vendor may know")
     each_epoch: bool = Field(False, description="draw anew in each epoch, which spends the privacy budget as often")
     labels: Literal["customer", "vendor"] = Field("customer", description="who holds them, and with them head and loss")
+    vendor: str = Field("", description="address of a vendor in another process, http:// or https://; in this process if empty")
+    token_variable: str = Field("", description="environment variable with the token that the vendor asks for; none if empty")
+
+    @property
+    def artifact(self) -> Literal["adapter", "delta", "model"]:  # type: ignore[override]
+        """An adapter; where the vendor keeps it nothing of the model moves here, and an empty delta says so."""
+        return "delta" if self.vendor else "adapter"
 
     def prepare(self, model: Model, ctx: FitCtx) -> Model:
         """Raises UserError for a layer that there is not, eta and change together, or a method that leaves no adapter."""
-        from luthier.engine.splitting import bottom
+        from luthier.engine.splitting import upper
 
         if self.eta is not None and self.change is not None:
             raise UserError("split-and-privatize: eta and change are both given; change finds an eta. Set one to null.")
@@ -76,16 +87,17 @@ class SplitAndPrivatize(Method, name="split-and-privatize", seeds=[2]):
             raise UserError(f"split-and-privatize: method '{name}' leaves a {kind}; the vendor's "
                             "part is an adapter, such as lora.")
         try:
-            below = bottom(model, self.layer)
+            if not self.vendor:
+                model = upper(model, self.layer, self.method, ctx)
+            else:
+                if self.cti != "off" and self.cti_score == "gradient":
+                    raise UserError("cti_score: gradient needs gradients at the embedding, and over HTTP none comes down to "
+                                    "the border. Use log-odds or chi-square.")
+                model.module.requires_grad_(False)
+                model.border = self._border(model)
+                model.packing = (model.module, False)  # noise is of a text: rows of one pack can't be told apart
         except UserError as error:
             raise UserError(f"split-and-privatize: {error}") from None
-        names = {id(m): n for n, m in model.module.named_modules()}
-        mine = tuple(f"{names[id(m)]}." for m in below)
-        model = self.method.prepare(model, ctx)
-        model.packing = (model.module, False)  # noise is of a text: rows of one pack can't be told apart
-        for name, parameter in model.module.named_parameters():
-            if f"{name.removeprefix('base_model.model.')}.".startswith(mine):
-                parameter.requires_grad_(False)
         head = model.module.get_output_embeddings() if hasattr(model.module, "get_output_embeddings") else None
         if ctx is not None and head is not None and head.weight is model.module.get_input_embeddings().weight:
             ctx.log("split-and-privatize: the vocabulary head shares the embedding table: the vendor holds it too, and anybody "
@@ -112,8 +124,9 @@ class SplitAndPrivatize(Method, name="split-and-privatize", seeds=[2]):
                     f"nearest other token (median); {count} token types protected")
         state = {"eta": eta, "seed": ctx.rng.seed, "scope": ctx.rng.within(f"privatize{self._secret(ctx)}").scope,
                  "protected": [] if protected is None else protected.nonzero()[:, 0].tolist()}
-        model.border = self._split(model, state)
-        hook = self.method.start(model, ctx)
+        self._draw(model, state)
+        assert model.border is not None
+        hook = Hook() if self.vendor else self.method.start(model, ctx)
         return Customer(hook, model.border, state, ctx, self.each_epoch)
 
     def finish(self, model: Model, hook: Hook) -> None:
@@ -122,7 +135,11 @@ class SplitAndPrivatize(Method, name="split-and-privatize", seeds=[2]):
         wire = hook.split.wire
         kinds = sorted({f"{m['direction']}: {n} ({t[0]})" for m in wire.messages for n, t in m["tensors"].items()})
         hook.ctx.log(f"split-and-privatize: {wire.count} messages, {wire.bytes / 1e6:.1f} MB: {', '.join(kinds)}")
-        self.method.finish(model, hook.inner)
+        if hook.split.far:
+            hook.split.far.line.end()
+            hook.split.far.requires_grad_(False)
+        else:
+            self.method.finish(model, hook.inner)
 
     def keep(self, model: Model, folder: Path) -> None:
         """The customer's file: eta, the generator's name, protected tokens."""
@@ -135,13 +152,14 @@ class SplitAndPrivatize(Method, name="split-and-privatize", seeds=[2]):
             "protected": known.protected.nonzero()[:, 0].tolist() if known and known.protected is not None else []})
 
     def attach(self, model: Model, folder: Path) -> None:
-        model.border = self._split(model, read_json(folder / FILE))
+        self._draw(model, read_json(folder / FILE))
 
     def loadable(self) -> None:
-        self.method.loadable()
+        if not self.vendor:
+            self.method.loadable()
 
     def parameter_groups(self, model: Model) -> list[dict[str, Any]]:
-        return self.method.parameter_groups(model)
+        return super().parameter_groups(model) if self.vendor else self.method.parameter_groups(model)
 
     def defaults(self, model: Model, rows: int) -> dict[str, Default]:
         return self.method.defaults(model, rows)
@@ -156,14 +174,21 @@ class SplitAndPrivatize(Method, name="split-and-privatize", seeds=[2]):
             raise UserError(f"split-and-privatize: key_variable: {self.key_variable} is not set; it holds the secret.")
         return f"/{digest(secret)}"
 
-    def _split(self, model: Model, state: dict[str, Any]) -> Split:
-        """The border, with the customer's noise where there is any."""
+    def _border(self, model: Model) -> Split:
+        from luthier.engine.far import Far, Line
+        from luthier.engine.splitting import Split
+
+        far = Far(Line(self.vendor, self.token_variable)) if self.vendor else None
+        return Split(model, self.layer, None, self.labels, far=far)
+
+    def _draw(self, model: Model, state: dict[str, Any]) -> None:
+        """Put the customer's noise, where there is any, at the border; from then on a far vendor is sent to."""
         import torch
 
-        from luthier.engine.splitting import Privatizer, Split
+        from luthier.engine.splitting import Privatizer
 
         model.packing = (model.module, False)
-        privatizer = None
+        model.border = model.border or self._border(model)
         if state["eta"] is not None:
             table, special, _ = _table(model)
             protected = None
@@ -171,8 +196,10 @@ class SplitAndPrivatize(Method, name="split-and-privatize", seeds=[2]):
                 protected = torch.zeros(len(table), dtype=torch.bool)
                 protected[torch.tensor(state["protected"], dtype=torch.long)] = True
             high = state["eta"] * self.cti_scale if self.cti == "scale" else float("inf")
-            privatizer = Privatizer(table, special, state["eta"], Rng(state["seed"], state["scope"]), protected, high)
-        return Split(model, self.layer, privatizer, self.labels)
+            model.border.privatizer = Privatizer(table, special, state["eta"], Rng(state["seed"], state["scope"]),
+                                                   protected, high)
+        if model.border.far:
+            model.border.far.open()
 
     def _protected(self, model: Model, ctx: FitCtx, table: torch.Tensor, special: frozenset[int]) -> torch.Tensor | None:
         """[vocabulary] the token types that the task needs most; as many drawn ones for cti: random."""
@@ -196,44 +223,6 @@ class SplitAndPrivatize(Method, name="split-and-privatize", seeds=[2]):
         chosen = torch.zeros(len(table), dtype=torch.bool)
         chosen[torch.tensor(order[:count], dtype=torch.long)] = True
         return chosen
-
-
-class Customer(Hook):
-    """What the customer does while the vendor trains: labels that are the vendor's are sent, noise is drawn."""
-
-    def __init__(self, inner: Hook, split: Split, state: dict[str, Any], ctx: FitCtx, each_epoch: bool) -> None:
-        self.inner, self.split, self.state, self.ctx, self.each_epoch = inner, split, state, ctx, each_epoch
-
-    def on_batch(self, batch: Any) -> list[Any]:
-        import torch
-
-        found = []
-        for given in self.inner.on_batch(batch):
-            if self.split.labels == "vendor" and isinstance(given.get("label"), torch.Tensor):
-                given = {**given, "label": self.split.wire.send("down", label=given["label"])["label"]}
-            found.append(given)
-        return found
-
-    def on_loss(self, run: Any, batch: Any, parts: dict[str, Any]) -> dict[str, Any]:
-        return self.inner.on_loss(run, batch, parts)
-
-    def on_gradients(self) -> None:
-        self.inner.on_gradients()
-
-    def on_step(self) -> None:
-        self.inner.on_step()
-
-    def on_round(self) -> None:
-        self.inner.on_round()
-        if self.each_epoch and self.ctx.clock is not None:
-            self.split.round = self.ctx.clock.epoch
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"inner": self.inner.state_dict(), "round": self.split.round}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.inner.load_state_dict(state["inner"])
-        self.split.round = state["round"]
 
 
 def _table(model: Model) -> tuple[torch.Tensor, frozenset[int], torch.Tensor]:
