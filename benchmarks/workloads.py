@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True)
 class Workload:
-    """What is trained, on how much, how. `method`: lora, full, top-layers, bitfit or layernorm; `task`: generate or classify."""
+    """What is trained, on how much, how. `method`: lora, full, top-layers or one of `bound.VECTORS`."""
 
     name: str
     base: str
