@@ -43,7 +43,7 @@ def looking(monkeypatch, make_ctx, engine, pico):
     return measure
 
 
-@pytest.mark.oracle(seed=39, clause="change by component", against="sums by hand")
+@pytest.mark.oracle(clause="change by component", against="sums by hand")
 def test_both_measures_by_hand_and_that_they_order_components_differently(looking):
     (found,), folder = looking("component-change")
     rows = {r["name"]: r for r in read_lines(folder / "components.jsonl")}
@@ -66,7 +66,7 @@ def test_both_measures_by_hand_and_that_they_order_components_differently(lookin
     assert other.extra["most_change"] == "embeddings.word.weight" and other.extra["most_relative"] == "encoder.layer.*." + BIAS
 
 
-@pytest.mark.oracle(seed=153, clause="change of each bias", against="sums by hand")
+@pytest.mark.oracle(clause="change of each bias", against="sums by hand")
 def test_bias_terms_by_hand(looking):
     dense = "encoder.layer.0.output.dense.bias"
     (found,), folder = looking("bias-change", {**BEFORE, dense: [1.0] * 4}, {**AFTER, dense: [1.0, 0.5, 1.0, 1.5]})
@@ -122,7 +122,7 @@ def looked(runs, engine, make_ctx):
     return look
 
 
-@pytest.mark.oracle(seed=153, clause="change of each bias", against="the files of base and delta")
+@pytest.mark.oracle(clause="change of each bias", against="the files of base and delta")
 def test_biases_that_a_delta_names_are_those_that_moved(runs, looked):
     (found,), rows = looked("biases", "bias-change")
     run = Run.open(runs["biases"])

@@ -38,7 +38,7 @@ def planted(*parts: tuple[float, int, int]) -> torch.Tensor:
     return torch.tensor(sum(c * np.outer(U[:, a], V[:, b]) for c, a, b in parts), dtype=torch.float32)
 
 
-@pytest.mark.oracle(seed=114, clause="amplification", against="closed form: planted directions of the base")
+@pytest.mark.oracle(clause="amplification", against="closed form: planted directions of the base")
 @pytest.mark.parametrize("number", [0, 5, 30])
 def test_a_planted_direction_is_amplified_by_its_size_over_the_singular_value(number):
     found = amplified("a", planted((2.0, number, number)), BASE, 16)
@@ -48,7 +48,7 @@ def test_a_planted_direction_is_amplified_by_its_size_over_the_singular_value(nu
     assert found["along_random"] == pytest.approx(math.sqrt((VALUES**2).sum()) / SIZE, rel=1e-4)
 
 
-@pytest.mark.oracle(seed=114, clause="amplification", against="closed form: planted directions of the base")
+@pytest.mark.oracle(clause="amplification", against="closed form: planted directions of the base")
 def test_two_planted_directions_and_one_that_the_base_does_not_have():
     # U^T W V is diagonal with s_3 and s_8; ||ΔW|| = (9 + 1)^½.
     found = amplified("a", planted((3.0, 3, 3), (1.0, 8, 8)), BASE, 16)
@@ -62,7 +62,7 @@ def test_two_planted_directions_and_one_that_the_base_does_not_have():
     assert amplified("a", planted((1.0, 2, 7)), BASE, 16)["amplification"] is None
 
 
-@pytest.mark.oracle(seed=114, clause="amplification", against="numpy's decomposition of random matrices")
+@pytest.mark.oracle(clause="amplification", against="numpy's decomposition of random matrices")
 def test_norms_along_directions_by_numpy():
     draw = np.random.default_rng(2)
     base, delta = draw.standard_normal((30, 50)), draw.standard_normal((30, 3)) @ draw.standard_normal((3, 50))
@@ -107,7 +107,7 @@ def test_random_directions_share_what_chance_gives():
             assert mean[i - 1][j - 1] == pytest.approx(wanted, abs=0.016), (i, j)
 
 
-@pytest.mark.oracle(seed=114, clause="similarity of two updates", against="closed form: planes at a known angle, and numpy")
+@pytest.mark.oracle(clause="similarity of two updates", against="closed form: planes at a known angle, and numpy")
 def test_similarity_of_planes_at_a_known_angle():
     angle, axes = 0.4, torch.eye(SIZE)
     turned = torch.stack([math.cos(angle) * axes[0] + math.sin(angle) * axes[5], axes[1], axes[7]])
@@ -174,7 +174,7 @@ def factors_of(run: Path) -> dict[str, np.ndarray]:
     return {k.removeprefix("base_model.model.").removesuffix(".weight"): t.numpy() for k, t in state.items()}
 
 
-@pytest.mark.oracle(seed=114, clause="similarity of two updates", against="numpy, on the adapters' own files")
+@pytest.mark.oracle(clause="similarity of two updates", against="numpy, on the adapters' own files")
 @pytest.mark.parametrize("of", ["A", "B"])
 def test_two_adapters_by_their_own_factors(runs, looked, of):
     (amplification, similarity), matrices, pairs = looked("r2", "r4", of=of)
