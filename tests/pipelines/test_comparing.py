@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from luthier.core.errors import UserError
-from luthier.core.recipe import load_recipe
+from luthier.core.recipe import Recipe, load_recipe
 from luthier.pipelines import jobs
 from luthier.pipelines.comparing import plan
 from luthier.pipelines.overrides import override
@@ -78,6 +78,19 @@ def test_a_regularizer_is_compared_with_none(rows):
     assert found["none"] == () and len(found["dummy-memory"]) == 1
 
 
+def test_a_manifest_of_tasks_is_refused_and_a_recipe_that_tests_what_comes_of_it_is_not(tmp_path):
+    (tmp_path / "tasks.yaml").write_text("- {name: topics, type: cls, train: topics.jsonl}\n")
+    with pytest.raises(UserError, match="tasks.yaml is a manifest of tasks: .* luthier reproduce muppet draws it"):
+        plan(str(tmp_path / "tasks.yaml"), parts={"method": ["full", "lora"]}, sets=["n_tasks=[0,2,8,24]"])
+    text = load_recipe("muppet").text
+    text["steps"]["score"] = {"use": "evaluate", "arm": "body", "sets": ["topics"], "metrics": ["accuracy"],
+                              "inputs": {"base": "base", "tuned": "tuned", "examples": "tasks"}}
+    (tmp_path / "mine.yaml").write_text(Recipe(text).to_yaml())
+    made = plan(str(tmp_path / "tasks.yaml"), parts={"method": ["full", "lora"], "recipe": [str(tmp_path / "mine.yaml")]},
+                learning_rate="default")
+    assert list(made.grid.arms) == ["full", "lora"]
+
+
 @pytest.mark.parametrize("said, why", [
     ({"parts": {"method": []}}, "Repeat one of --method"),
     ({"parts": {"method": ["lora"]}}, "--method lora alone has nothing to be compared with"),
@@ -93,6 +106,8 @@ def test_a_regularizer_is_compared_with_none(rows):
     ({"learning_rate": "sweep", "sets": ["tuned.learning_rate=0.1"]}, "The training has a learning rate"),
     ({"learning_rate": "sweep", "sets": ["tuned.streams={}"]}, "A sweep judges learning rates on dev"),
     ({"parts": {"metric": ["f1x"]}}, "There is no metric"),
+    ({"parts": {"method": [], "recipe": ["muppet"]}, "sets": ["tuned.n_tasks=[0, 2]"]}, "--recipe muppet reads a manifest of "
+     "tasks.*answers nothing that could be compared. A curve over numbers of tasks is a body for each"),
 ])
 def test_what_can_not_be_compared_is_refused(rows, said, why):
     with pytest.raises(UserError, match=why):

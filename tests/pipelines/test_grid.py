@@ -83,6 +83,8 @@ def test_an_arm_may_be_a_recipe_and_an_empty_edit_is_the_recipe_itself():
     ({"a/b": {}}, [0], "'a/b' can't name an arm"), ({"x@y": {}}, [0], "such as x-y"),
     ({"a": {"tuned.method": "lora"}, "b": {}}, [0], "The arms 'a' and 'b' are the same"),
     ({"a": {"tuned.mehtod": "lora"}}, [0], "Did you mean 'method'?"),
+    ({"a": {"tuned.seed": 5}}, [0, 1], r"tuned.seed = 5 \(arm 'a'\).* its seeds \(0, 1 here\).*Leave tuned.seed out"),
+    ({"a": {}, "b": {"arm-tuned.seed": 3}}, [0], r"arm-tuned.seed = 3 \(arm 'b'\)"),
 ])
 def test_what_is_no_grid_is_refused(arms, seeds, said):
     with pytest.raises(UserError, match=said):

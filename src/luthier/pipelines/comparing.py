@@ -20,7 +20,7 @@ from typing import Any
 from luthier.core.errors import UserError, nearest
 from luthier.core.files import Journal, read_lines, write_atomic, write_json, write_lines
 from luthier.core.finding import Finding
-from luthier.core.recipe import Recipe
+from luthier.core.recipe import Recipe, load_recipe
 from luthier.core.rng import Rng
 from luthier.core.run import Run
 from luthier.core.step import FitCtx
@@ -29,11 +29,12 @@ from luthier.engine.executor import check_executor
 from luthier.engine.steps.base import Base
 from luthier.engine.steps.fit import Fit
 from luthier.pipelines import jobs, verdicts
-from luthier.pipelines.grid import Cell, Cost, Grid, Results, results, slug
+from luthier.pipelines.grid import Cell, Cost, Grid, Results, evaluations, results, slug
 from luthier.pipelines.overrides import override
 from luthier.pipelines.report.plots import thinned
 from luthier.pipelines.steps.compare_arms import CompareArms
 from luthier.pipelines.steps.sweep import FEWEST
+from luthier.pipelines.steps.tasks import Tasks
 
 # What may vary: each value of one of these is an arm.
 VARIES = ("method", "objective", "regularizer", "optimizer", "decoder", "recipe")
@@ -65,8 +66,10 @@ def plan(data: str | Sequence[str], *, parts: Mapping[str, Sequence[str]], base:
     learning_rate: `sweep` or `sweep:TRIALS`, `default`, or a number.
 
     Raises:
-        UserError: fewer than two arms, two kinds that vary, arms that are the same, or whatever `tune` refuses.
+        UserError: a manifest of tasks, fewer than two arms, two kinds that vary, arms that are the same, or whatever `tune`
+            refuses.
     """
+    _refuse_manifests([data] if isinstance(data, str) else data, parts.get("recipe", ()))
     if seeds < 1:
         raise UserError(f"--seeds {seeds}: at least 1 is needed; from {statistics.FEWEST_SEEDS} on the verdicts are about "
                         "methods, not about single models.")
@@ -85,6 +88,20 @@ def plan(data: str | Sequence[str], *, parts: Mapping[str, Sequence[str]], base:
     judge = next((n.step for n in first.nodes if isinstance(n.step, CompareArms)), CompareArms())
     asked = {"data": [data] if isinstance(data, str) else list(data), "learning_rate": learning_rate}
     return Comparison(grid, labels, kind, _metrics(grid, judge.metrics), judge.level, judge.margin, asked)
+
+
+def _refuse_manifests(paths: Sequence[str], recipes: Sequence[str]) -> None:
+    """A manifest of tasks leaves a body, whose worth only another tuning tells; a recipe may have that, too."""
+    made = {name: load_recipe(name) for name in recipes}
+    tasks = [name for name, recipe in made.items() if any(isinstance(n.step, Tasks) for n in recipe.nodes)]
+    manifest = next((p for p in paths if Path(p).suffix in (".yaml", ".yml")), None)
+    if not (manifest or tasks) or any(evaluations(made[name]) for name in tasks):
+        return
+    what = f"{manifest} is a manifest of tasks" if manifest else f"--recipe {tasks[0]} reads a manifest of tasks"
+    raise UserError(f"{what}: what is trained on it is a body, which answers nothing that could be compared. A curve over "
+                    "numbers of tasks is a body for each, tuned on your target: luthier tune tasks.yaml --recipe muppet --set "
+                    "tuned.n_tasks=8 --out body8, then luthier tune target.jsonl --base body8/steps/body/weights. luthier "
+                    "reproduce muppet draws it on tasks of its own.")
 
 
 def _varying(parts: Mapping[str, Sequence[str]]) -> str:

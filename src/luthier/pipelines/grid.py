@@ -44,7 +44,7 @@ class Grid:
     """Arms x seeds of one base recipe. A step `compare-arms` is left out: a grid is compared from its results.
 
     Raises:
-        UserError: no arm, no seed, one twice, or a name that is none.
+        UserError: no arm, no seed, one twice, a name that is none, or a training with a seed of its own.
     """
 
     base: Recipe
@@ -62,6 +62,11 @@ class Grid:
             raise UserError(f"Seed {twice[0]} is given twice. Name each seed once.")
         said: dict[str, str] = {}
         for name, variant in self.variants.items():
+            own = next((n for n in variant.nodes if n.seed is not None and n.name in self.trained(name)), None)
+            if own is not None:
+                raise UserError(f"{own.name}.seed = {own.seed} (arm '{name}'): a grid gives each training, and what reads "
+                                f"it, its seeds ({', '.join(map(str, self.seeds))} here), and under one seed steps of other "
+                                f"names draw by themselves. Leave {own.name}.seed out.")
             same = said.setdefault(variant.identity, name)
             if same != name:
                 raise UserError(f"The arms '{same}' and '{name}' are the same: they would give equal numbers. Give each arm "

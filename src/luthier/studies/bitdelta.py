@@ -11,7 +11,7 @@ one-word answers.
 
 Nothing is said of divergence from the tuned model, of memory or of speed. At the large scale Gemma 3 270M is taught the facts;
 most of its bytes are embeddings, so that ten times less holds for its layers alone. Settings were written down before the
-first run.
+first run. Version 2 asks the same of texts that no imported package changes.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ RULES: Mapping[str, Mapping[str, Any]] = {
     "random-signs": {"rule": "bitdelta:signs=random"}}
 
 
-class BitDeltaStudy(Study, name="bitdelta", seeds=[136]):
+class BitDeltaStudy(Study, name="bitdelta", seeds=[136], version=2):
     """Is a full tune worth one bit a weight?"""
 
     world: ClassVar[str] = "tiny models on Python's own documentation and on a synthetic world"

@@ -9,6 +9,7 @@ Premises are looked at first: lengths of changes are guarded, and angles are com
 cosine of two changes is |m - W_0|² / |d|² is not: with the mean of the six as m it holds by algebra but for (1 - cosine) / 6.
 What can fail is that the stock lies nearer than the average to the mean of the four others. A row or a tensor is the unit, the
 six runs are given. Periodic stocks, which go on from what was merged, are not there. Settings were set beforehand.
+Version 2 leaves out seeds of runs that nothing read; what is run is the same.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ HOWS = ("best", "single", "average", "stock", "wise", "uniform", "greedy", "prem
 RUNS = 6
 
 
-class ModelStockStudy(Study, name="model-stock", seeds=[29]):
+class ModelStockStudy(Study, name="model-stock", seeds=[29], version=2):
     """Are two tunes and their base as good as a soup of many?"""
 
     world: ClassVar[str] = "real model (MiniLM) on invented reviews"
@@ -50,7 +51,7 @@ class ModelStockStudy(Study, name="model-stock", seeds=[29]):
 
     def recipe(self) -> dict[str, Any]:
         """Reviews, a linear probe, six runs from it, and what is made of them."""
-        runs = {f"run{n}": tune(n, 5e-5, 4, 0.0) for n in range(RUNS)}
+        runs = {f"run{n}": tune(5e-5, 4, 0.0) for n in range(RUNS)}
         return {"name": "model-stock", "seed": 0, "steps": {
             "base": {"use": "base", "model": "minilm"},
             "reviews": {"use": "short-reviews"},

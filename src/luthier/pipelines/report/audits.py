@@ -26,7 +26,7 @@ def audits(facts: Facts) -> Html | None:
     looked = [f for f in found if f.verdict != "not applicable"]
     rows = [_row(f) for f in looked]
     absent = [el("li", el("b", _title(f)), f": {f.detail}") for f in found if f.verdict == "not applicable"]
-    drawn = [plot(f) for f in looked if f.extra.get("plot")]
+    drawn = [draw(f) for f in looked for key, draw in (("plot", plot), ("heat", heat), ("bars", bars)) if f.extra.get(key)]
     missing = el("div", el("p", "Not measured:"), el("ul", *absent), class_="quiet") if absent else None
     note = el("p", "fail: the limit is passed and the interval lies on one side of no change; pass: the whole interval lies "
                    "within the limit; everything else is undecided.", class_="quiet")
@@ -69,6 +69,36 @@ def plot(finding: Finding) -> Html:
                  aria_label=about["title"])
     names = " and ".join(f"{name} ({'filled' if n else 'hollow'} marks)" for n, name in enumerate(series))
     return el("figure", drawing, el("figcaption", f"{about['title']}. Across: {about['x']}; up: {about['y']}. {names}."))
+
+
+def heat(finding: Finding) -> Html:
+    """The squares that a finding carries: `extra["heat"]` = {title, x, y, cells: [[0 to 1, …], …]}, row 1 at the top."""
+    about: Mapping[str, Any] = finding.extra["heat"]
+    cells: Sequence[Sequence[float]] = about["cells"]
+    wide, tall = 100 / len(cells[0]), 100 / len(cells)
+    squares = [el("rect", el("title", f"{i + 1}, {j + 1}: {value:.3g}"), x=f"{j * wide:.3f}%", y=f"{i * tall:.3f}%",
+                  width=f"{wide:.3f}%", height=f"{tall:.3f}%", class_="bar", fill_opacity=f"{value:.3f}",
+                  data_value=repr(value))
+               for i, row in enumerate(cells) for j, value in enumerate(row)]
+    drawing = el("svg", *squares, class_="curve", height=HEIGHT, role="img", aria_label=about["title"])
+    return el("figure", drawing, el("figcaption", f"{about['title']}: nothing is 0, full colour 1. Across: {about['x']}, 1 to "
+                                                  f"{len(cells[0])}; down: {about['y']}, 1 to {len(cells)}."))
+
+
+def bars(finding: Finding) -> Html:
+    """The bars that a finding carries: `extra["bars"]` = {title, head: [name, value, …], rows: [[name, value, …], …]}."""
+    about: Mapping[str, Any] = finding.extra["bars"]
+    most = [max((r[n] or 0.0 for r in about["rows"]), default=0.0) or 1.0 for n in range(1, len(about["head"]))]
+
+    def shown(value: float | None, largest: float) -> Html:
+        if value is None:
+            return el("span", ABSENT)
+        bar = el("svg", el("rect", width=f"{100 * value / largest:.3f}%", height="100%", class_="bar"), width="6em",
+                 height="0.7em", aria_hidden="true")
+        return el("span", el("data", f"{value:.3g}", value=repr(value)), " ", bar)
+
+    rows = [[name, *(shown(v, top) for v, top in zip(values, most, strict=True))] for name, *values in about["rows"]]
+    return table(about["title"], about["head"], "t" + "n" * len(most), rows)
 
 
 def _axes(across: Scale, down: Scale) -> list[Html]:

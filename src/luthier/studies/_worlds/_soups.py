@@ -29,19 +29,19 @@ Line = dict[str, Any]
 HIGHER = ("accuracy", "agreement")  # what answers are counted by
 
 
-def tune(number: int, rate: float, epochs: int, decay: float, probed: bool = True) -> dict[str, Any]:
-    """One run on the reviews of a study, whose seed is its number, from the head of the step `probe` where `probed`."""
+def tune(rate: float, epochs: int, decay: float, probed: bool = True) -> dict[str, Any]:
+    """One run on the reviews of a study, from the head of the step `probe` where `probed`; it draws under its step's name."""
     start = {"regularizers": ["probed-head:of=probe"], "inputs": {"base": "base", "examples": "reviews", "probe": "probe"}} \
         if probed else {"inputs": {"base": "base", "examples": "reviews"}}
     return {"use": "fit", "tasks": [{"data": "examples.train", "objective": "classify", "head": "linear"}], "method": "full",
             "learning_rate": rate, "length": {"epochs": epochs}, "schedule": "linear:warmup=0.1", "batch_rows": 16,
             "optimizer": f"adamw:weight_decay={decay:g}", "over_long": "truncate", "max_tokens_per_example": 96,
-            "dtype": "float32", "seed": number, **start}
+            "dtype": "float32", **start}
 
 
 def probe() -> dict[str, Any]:
     """A linear probe of the reviews, from which runs begin."""
-    return {**tune(0, 1e-2, 20, 0.0, probed=False), "method": "layer-freezing:train_last=0"}
+    return {**tune(1e-2, 20, 0.0, probed=False), "method": "layer-freezing:train_last=0"}
 
 
 class Divided(Step):

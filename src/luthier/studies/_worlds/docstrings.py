@@ -5,16 +5,14 @@ Every text is the docstring of one function, class or method, with its name abov
     pretrain, source   general modules (strings, numbers, files): to learn from, and kept out
     train, dev, target modules of networks, mail, markup and tests: to learn from, to choose by, and kept out
 
-A text's cluster is its module. Versions of Python differ in a few texts.
+A text's cluster is its module. Versions of Python differ in a few texts; what else a process has imported does not matter
+(`_library.py`).
 """
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import warnings
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -23,6 +21,7 @@ from luthier.core.errors import UserError
 from luthier.core.example import Example, Part, Turn
 from luthier.core.rng import Rng
 from luthier.core.step import Ctx, Step
+from luthier.studies._worlds._library import said
 
 GENERAL = (
     "argparse", "array", "ast", "base64", "bisect", "calendar", "cmath", "code", "codecs", "collections", "configparser",
@@ -40,7 +39,7 @@ NEW = (
 SHORTEST, LONGEST = 60, 600  # characters of a text
 
 
-class Docstrings(Step, name="docstrings"):
+class Docstrings(Step, name="docstrings", version=2):
     """Texts of Python's library, in two domains."""
 
     output: ClassVar[str] = "examples"
@@ -55,7 +54,7 @@ class Docstrings(Step, name="docstrings"):
         """Draw the texts.
 
         Raises:
-            UserError: an interpreter without docstrings (-OO), or fewer texts than asked for.
+            UserError: this Python was built without docstrings, or has fewer texts than asked for.
         """
         draw = Rng(self.seed).within("docstrings")
         seen: set[str] = set()
@@ -63,8 +62,8 @@ class Docstrings(Step, name="docstrings"):
         wanted = {"general": (general, self.test_rows + 1), "other": (new, self.train_rows + self.dev_rows + self.test_rows)}
         for name, (texts, count) in wanted.items():
             if len(texts) < count:
-                raise UserError(f"docstrings: {len(texts)} texts of the {name} modules are here, and {count} are wanted. Run "
-                                "Python without -OO, or ask for fewer rows.")
+                raise UserError(f"docstrings: {len(texts)} texts of the {name} modules are here, and {count} are wanted. Ask "
+                                "for fewer rows, or use a Python that was built with its docstrings.")
         general = [general[i] for i in draw("general").permutation(len(general))]
         new = [new[i] for i in draw("new").permutation(len(new))]
         ends = (self.train_rows, self.train_rows + self.dev_rows)
@@ -74,28 +73,18 @@ class Docstrings(Step, name="docstrings"):
 
 
 def _texts(modules: tuple[str, ...], seen: set[str]) -> Iterator[Example]:
-    """One text each of the public functions, classes and methods; those that were seen are passed over."""
-    for name in modules:
-        module = importlib.import_module(name)
-        for path, thing in _things(module):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of what is there for old programs
-                doc = getattr(thing, "__doc__", None)
-            said = inspect.cleandoc(doc) if isinstance(doc, str) else ""
-            if len(said) < SHORTEST or said in seen:
-                continue
-            seen.add(said)
-            text = f"{name}.{path}\n\n{said[:LONGEST].rpartition(' ')[0] if len(said) > LONGEST else said}"
-            yield Example(f"{name}.{path}", (Turn("assistant", (Part(text),), target=True),), task="text", cluster=name)
+    """One text each of the public functions, classes and methods; those that were seen are passed over.
 
-
-def _things(module: Any) -> Iterator[tuple[str, Any]]:
-    """Public members of a module that are its own, and those of its classes, in the order of their names."""
-    for name, thing in sorted(vars(module).items()):
-        own, here = ((m or "").partition(".")[0].lstrip("_") for m in (getattr(thing, "__module__", ""), module.__name__))
-        if name.startswith("_") or not callable(thing) or (own and own != here):
+    Raises:
+        UserError: this Python lacks a module.
+    """
+    try:
+        found = said(modules)
+    except RuntimeError as error:
+        raise UserError(f"Python's own library can't be read: {error}. Install the whole of it.") from None
+    for module, member, doc in found:
+        if len(doc) < SHORTEST or doc in seen:
             continue
-        yield name, thing
-        if inspect.isclass(thing):
-            yield from ((f"{name}.{part}", inner) for part, inner in sorted(vars(thing).items())
-                        if not part.startswith("_") and callable(inner))
+        seen.add(doc)
+        text = f"{module}.{member}\n\n{doc[:LONGEST].rpartition(' ')[0] if len(doc) > LONGEST else doc}"
+        yield Example(f"{module}.{member}", (Turn("assistant", (Part(text),), target=True),), task="text", cluster=module)

@@ -39,7 +39,7 @@ TOPICS: Mapping[str, tuple[str, ...]] = {
 FEWEST, MOST = 5, 20  # words of a sentence
 
 
-class ShortTexts(Step, name="short-texts"):
+class ShortTexts(Step, name="short-texts", version=2):
     """Short texts with labels to learn from, to choose by and to test on."""
 
     output: ClassVar[str] = "examples"
@@ -52,7 +52,7 @@ class ShortTexts(Step, name="short-texts"):
     seed: int = Field(0, ge=0, description="which rows; a study's training seeds leave them as they are")
 
     def run(self, inputs: Mapping[str, Artifact], ctx: Ctx) -> Artifact:
-        """Raises UserError for an interpreter with too few docstrings."""
+        """Raises UserError for a Python with too few docstrings."""
         draw, wanted = Rng(self.seed).within("short-texts"), {"test": self.tests, "dev": self.dev, "train": self.train}
         if self.problem == "sentiment":
             made = {subset: [self._review(f"{subset}/{n}", n, draw) for n in range(count)]
@@ -60,8 +60,8 @@ class ShortTexts(Step, name="short-texts"):
             return write_examples(ctx.folder, made, labels=sorted(LABELS))
         there = list(_sentences())
         if len(there) < sum(wanted.values()):
-            raise UserError(f"short-texts: {len(there)} sentences are here, and {sum(wanted.values())} are wanted. Run Python "
-                            "without -OO, or ask for fewer rows.")
+            raise UserError(f"short-texts: {len(there)} sentences are here, and {sum(wanted.values())} are wanted. Ask for "
+                            "fewer rows, or use a Python that was built with its docstrings.")
         return write_examples(ctx.folder, dealt(there, wanted, draw), labels=sorted(TOPICS))
 
     def _review(self, name: str, n: int, draw: Rng) -> Example:

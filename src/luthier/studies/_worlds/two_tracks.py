@@ -28,7 +28,7 @@ KEPT: Mapping[str, str] = {"sentiment": "meals", "topic": "programs words"}
 SOURCES = tuple(f"{target}{n}" for target in TARGETS for n in range(len(ABOUT[target])))
 
 
-class TwoTracks(Step, name="two-tracks"):
+class TwoTracks(Step, name="two-tracks", version=2):
     """Rows of six sources, and two targets with their tests."""
 
     output: ClassVar[str] = "examples"
@@ -41,7 +41,7 @@ class TwoTracks(Step, name="two-tracks"):
     seed: int = Field(0, ge=0, description="which rows; a study's training seeds leave them as they are")
 
     def run(self, inputs: Mapping[str, Artifact], ctx: Ctx) -> Artifact:
-        """Raises UserError for an interpreter with too few docstrings."""
+        """Raises UserError for a Python with too few docstrings."""
         draw = Rng(self.seed).within("two-tracks")
         there = list(_sentences())
         made: dict[str, list[Example]] = {}

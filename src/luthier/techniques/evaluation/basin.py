@@ -20,16 +20,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from luthier.core.artifact import MODEL_KINDS, RECORD, Artifact, open_artifact
+from luthier.core.artifact import Artifact
 from luthier.core.errors import UserError
 from luthier.core.example import Example, Part, Turn, question
 from luthier.core.files import json_lines, write_lines
 from luthier.core.finding import Finding, audited
 from luthier.core.identity import hash_file
 from luthier.core.kinds import Audit
-from luthier.core.run import Run
 from luthier.core.step import Ctx
 from luthier.engine.subjects import Subject, parted
+from luthier.techniques.evaluation._tunes import loaded, tensors_of, tune_in
 
 if TYPE_CHECKING:
     import torch
@@ -54,20 +54,20 @@ class Basin(Audit, name="basin", seeds=[44]):
 
     def check(self) -> None:
         """Refuse a second model or rows that can't be used."""
-        tune_in(self.other)
+        tune_in("basin", self.other)
         if self.data:
             rows_of(self.data)
 
     def content(self) -> dict[str, Any]:
         """The second model and the rows."""
         rows = {"data": hash_file(Path(self.data).expanduser())} if self.data else {}
-        return {"other": tune_in(self.other).identity, **rows}
+        return {"other": tune_in("basin", self.other).identity, **rows}
 
     def measure(self, ctx: Ctx, subject: Subject) -> list[Finding]:
         """`audit/basin`; one line a place in `curve.jsonl`."""
         from luthier.engine.statistics import paired
 
-        other, base = tune_in(self.other), subject.base
+        other, base = tune_in("basin", self.other), subject.base
         if subject.tuned is None or base is None:
             raise UserError("basin compares two tunes of one base: luthier audit RUN --audit basin:other=RUN2.")
         if (subject.tuned.meta.get("labels") or {}) != (other.meta.get("labels") or {}):
@@ -117,19 +117,6 @@ class Basin(Audit, name="basin", seeds=[44]):
         return [-_mean(row) for row in score_tokens(model, [parted(render.whole(e)) for e in rows])], []
 
 
-def tune_in(place: str) -> Artifact:
-    """The tuned artifact of a run or of a folder. Raises UserError where there is none."""
-    folder = Path(place).expanduser()
-    if place and (folder / "run.json").exists() and Run.open(folder).has("tuned"):
-        return Run.open(folder).step("tuned")
-    if place and (folder / RECORD).exists():
-        found = open_artifact(folder)
-        if found.kind in MODEL_KINDS and "base" in found.meta:
-            return found
-    raise UserError(f"basin: other = {place!r} is neither a run with a tuned model nor the folder of one. Name the second "
-                    "tune: --audit basin:other=RUN2.")
-
-
 def rows_of(path: str) -> list[Example]:
     """Labelled texts or questions with answers. Raises UserError for lines of another form."""
     folder, problems, found = Path(path).expanduser(), [], []  # type: ignore[var-annotated]
@@ -148,26 +135,6 @@ def rows_of(path: str) -> list[Example]:
     if problems or not found:
         raise UserError(f"{path}: {len(problems)} lines can't be used ({'; '.join(problems[:3]) or 'there are none'}).")
     return found
-
-
-def loaded(ctx: Ctx, base: Artifact, tuned: Artifact | None) -> Model:
-    """A model of one's own in float32, an adapter merged."""
-    import torch
-
-    from luthier.engine.models import add_tuned
-
-    rests = tuned is None or "base" in tuned.meta
-    model = ctx.engine.fresh(base if rests else tuned, torch.float32)  # type: ignore[arg-type]
-    model = add_tuned(model, tuned) if tuned is not None and rests else model
-    if hasattr(model.module, "merge_and_unload"):
-        model.module = model.module.merge_and_unload()
-    return model
-
-
-def tensors_of(model: Model) -> dict[str, torch.Tensor]:
-    """Weights of model and heads by name, as they stand in it."""
-    heads = {f"heads/{task}.{n}": p for task, head in model.heads.items() for n, p in head.named_parameters()}
-    return {**{n: p.detach() for n, p in model.module.named_parameters()}, **{n: p.detach() for n, p in heads.items()}}
 
 
 def between(place: Mapping[str, torch.Tensor], first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor],
