@@ -18,6 +18,7 @@ from tests.contracts.workbench import class_of, example_of, shipped
 
 # Modules that hold several components on purpose: the parts of one idea.
 FAMILIES = {
+    "luthier.techniques.evaluation.component_change": {"bias-change", "component-change"},
     "luthier.engine.steps.repeat": {"repeat", "given"},
     "luthier.pipelines.steps.existing": {"existing", "test-rows"},
 }

@@ -26,7 +26,7 @@ SETS = ("known", "unseen", "unanswerable", "dev")
 # What is measured, by what it is about: groups and metrics in the order in which they are read.
 GROUPS = {
     "Answers": ("f1", "exact-match", "accuracy", "multiple-choice", "preference-accuracy", "bits-per-byte", "perplexity",
-                "rouge-l", "similarity", "recall-em", "token-recall", "judge", "rquge", "chrf", "lines",
+                "rouge-l", "similarity", "recall-em", "token-recall", "judge", "rquge", "chrf", "bleu", "code-bleu", "lines",
                 "gate-accuracy", "label-match", "relative-score", "pass-at-k", "refactoring",
                 "diversity"),
     "Finding passages": ("recall", "ndcg", "mrr"),
@@ -69,6 +69,8 @@ _METRIC_WORDS = {
     "multiple-choice": "share of right choices",
     "bits-per-byte": "bits per byte",
     "chrf": "chrF",
+    "bleu": "BLEU",
+    "code-bleu": "CodeBLEU",
     "label-match": "share of right labels",
     "relative-score": "score relative to the reference",
     "pass-at-k": "share of problems solved",
