@@ -73,6 +73,15 @@ def test_independent_nets_have_a_barrier_and_tunes_of_one_start_hardly_any(looke
     assert abs(near.difference) < 0.01 and near.verdict == "pass" and near.extra["degrees"] < 60
 
 
+@pytest.mark.oracle(seed=44, clause=6, against="the chord between the ends by hand")
+def test_the_barrier_stands_on_the_chord_between_the_ends(looked):
+    found, curve = looked("far")
+    for row in curve:
+        chord = (1 - row["t"]) * curve[0]["loss"] + row["t"] * curve[-1]["loss"]
+        assert row["straight"] == pytest.approx(chord) and row["barrier"] == pytest.approx(row["loss"] - chord, abs=1e-6)
+    assert found.difference == pytest.approx(max(row["barrier"] for row in curve), abs=1e-6)
+
+
 def test_a_model_and_itself_have_no_barrier(looked):
     same, curve = looked("a")
     assert same.interval == (0.0, 0.0) and same.difference == pytest.approx(0, abs=1e-6) and same.verdict == "pass"
