@@ -30,6 +30,10 @@ Executor = Annotated[str, typer.Option("--executor", metavar="WHERE", help="wher
                                        "processes[:N], independent ones at the same time; ray:ADDRESS, on a cluster "
                                        "(ray:local starts one)")]
 Terms = Annotated[str | None, typer.Option("--accept-terms", metavar="NAME", help="accept a model's terms once (gemma)")]
+Host = Annotated[str, typer.Option("--host", help="address to listen at; any but this machine's needs --token-file")]
+Port = Annotated[int, typer.Option("--port", min=1, max=65535, help="port to listen at")]
+TokenFile = Annotated[Path | None, typer.Option("--token-file", metavar="FILE", help="file with the token that requests must "
+                                                "bring (Authorization: Bearer; the page asks for it)")]
 Sets = Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="set a value of the recipe, such as "
                                                                                   "tuned.length='{epochs: 2}'")]
 Spec = list[str] | None

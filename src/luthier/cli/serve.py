@@ -17,11 +17,7 @@ ENGINES = ("luthier", "llamacpp")
 
 def command(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="folders of runs", show_default=False)],
-    host: Annotated[str, typer.Option("--host", help="address to listen at; any but this machine's needs --token-file")]
-    = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="port to listen at")] = 8000,
-    token_file: Annotated[Path | None, typer.Option("--token-file", metavar="FILE", help="file with the token that requests "
-                                                    "must bring (Authorization: Bearer)")] = None,
+    host: shared.Host = "127.0.0.1", port: shared.Port = 8000, token_file: shared.TokenFile = None,
     queue: Annotated[int, typer.Option("--queue", min=0, help="answers that may wait; more get 429")] = 64,
     seconds: Annotated[float, typer.Option("--seconds", min=1, help="longest time of a request")] = 120.0,
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="most new tokens of an answer")] = 1024,

@@ -7,14 +7,12 @@ from typing import Annotated
 
 import typer
 
+from luthier.cli import _shared as shared
+
 
 def command(
     runs: Annotated[Path, typer.Argument(metavar="[RUNS_DIR]", help="folder of the runs", show_default="runs")] = Path("runs"),
-    host: Annotated[str, typer.Option("--host", help="address to listen at; any but this machine's needs --token-file")]
-    = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="port to listen at")] = 7860,
-    token_file: Annotated[Path | None, typer.Option("--token-file", metavar="FILE", help="file with the token that the page "
-                                                    "asks for")] = None,
+    host: shared.Host = "127.0.0.1", port: shared.Port = 7860, token_file: shared.TokenFile = None,
     max_mb: Annotated[int, typer.Option("--max-mb", min=1, help="largest file that may be dropped, in 1 000 000 bytes; five "
                                         "times as much at once")] = 200,
 ) -> None:

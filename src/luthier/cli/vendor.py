@@ -20,11 +20,7 @@ def command(
     optimizer: Annotated[str, typer.Option("--optimizer", metavar=shared.SPEC, help="how gradients move weights")] = "adamw",
     clip: Annotated[float, typer.Option("--clip", min=0, help="norm above which the part's gradient is scaled down; 0 = never")]
     = 1.0,
-    host: Annotated[str, typer.Option("--host", help="address to listen at; any but this machine's needs --token-file")]
-    = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="port to listen at")] = 8001,
-    token_file: Annotated[Path | None, typer.Option("--token-file", metavar="FILE", help="file with the token that requests "
-                                                    "must bring (Authorization: Bearer)")] = None,
+    host: shared.Host = "127.0.0.1", port: shared.Port = 8001, token_file: shared.TokenFile = None,
     max_bytes: Annotated[int, typer.Option("--max-bytes", min=1024, help="largest message")] = 64_000_000,
     seed: shared.Seed = None, accept_terms: shared.Terms = None,
 ) -> None:

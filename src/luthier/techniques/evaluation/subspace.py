@@ -89,8 +89,8 @@ class Subspace(Audit, name="subspace", seeds=[114]):
             told += f"; in {len(rows) - len(there)} more the base has nothing there"
         middle = median(there)
         return weighed("audit/subspace/amplification", middle, self.max_amplification, unit="times", evidence=MATRICES,
-                        title="amplification of the base's own part (median)", detail=told, matrices=len(rows),
-                        rank=median(r["rank"] for r in rows))
+                       title="amplification of the base's own part (median)", detail=told, matrices=len(rows),
+                       rank=median(r["rank"] for r in rows))
 
     def _similarity(self, ctx: Ctx, subject: Subject, deltas: Mapping[str, Any], bases: Mapping[str, Any]) -> Finding:
         assert subject.tuned is not None and subject.base is not None
@@ -121,12 +121,12 @@ class Subspace(Audit, name="subspace", seeds=[114]):
         whole, luck = (sum(r[key][-1][-1] for r in rows) / len(rows) for key in ("phi", "chance"))
         what = "the change" if of == "change" else f"LoRA's {of}"
         return weighed("audit/subspace/similarity", whole, self.max_similarity, evidence=PAIRS,
-                        title=f"subspace shared with another tune, of {what}",
-                        detail=f"{len(rows)} matrices; the first direction {mean[0][0]:.3f}, by chance {chance[0][0]:.3f}; all "
-                               f"{sides[0]} and {sides[1]} of each {whole:.3f}, by chance {luck:.3f}",
-                        matrices=len(rows), of=of, first=mean[0][0], chance=luck,
-                        heat={"title": "phi(i, j), mean over matrices", "x": "directions of the other tune", "y":
-                              "directions of this one", "cells": [[round(v, 4) for v in row] for row in mean]})
+                       title=f"subspace shared with another tune, of {what}",
+                       detail=f"{len(rows)} matrices; the first direction {mean[0][0]:.3f}, by chance {chance[0][0]:.3f}; all "
+                              f"{sides[0]} and {sides[1]} of each {whole:.3f}, by chance {luck:.3f}",
+                       matrices=len(rows), of=of, first=mean[0][0], chance=luck,
+                       heat={"title": "phi(i, j), mean over matrices", "x": "directions of the other tune", "y":
+                             "directions of this one", "cells": [[round(v, 4) for v in row] for row in mean]})
 
 
 def directions(matrix: torch.Tensor, k: int, of: str = "A") -> torch.Tensor:
