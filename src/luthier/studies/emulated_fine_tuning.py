@@ -5,6 +5,8 @@ Both learn a manner of answering from other facts. The large base is then asked 
 token (up-scaled), with and without the filter, the reverse (down-scaled), with the change of another tuning (control), and
 tuned itself (the bound). What is right and what is right in the manner is counted; GPT-4's judgement of help and truth,
 mixtures of two manners and speed are not in this study.
+In version 1 answers began with the manner, and tuning to it cost both models what they knew: the guards broke. Since version 2
+the manner follows the fact, the rows are 340 and not 60, and each size has a rate of its own; set by a look at seed 0.
 """
 
 from __future__ import annotations
@@ -17,9 +19,10 @@ from luthier.core.study import Claim, Guard, Measure, Paper, Scale
 
 RIGHT, BOTH = Measure("recall-em", "facts"), Measure("exact-match", "styled")
 WIDTHS = {"small": 24, "big": 128}
+RATES = {"small": 2e-3, "big": 2e-4}
 
 
-class EmulatedFineTuningStudy(Study, name="emulated-fine-tuning", seeds=[116]):
+class EmulatedFineTuningStudy(Study, name="emulated-fine-tuning", seeds=[116], version=2):
     """Does a small model's tuning carry over to a large one at decoding?"""
 
     paper: ClassVar[Paper] = Paper(
@@ -44,10 +47,10 @@ class EmulatedFineTuningStudy(Study, name="emulated-fine-tuning", seeds=[116]):
 
         return {"name": "emulated-fine-tuning", "seed": 0, "steps": {
             "facts": {"use": "facts-world", "untold_share": 0.1},
-            "rows": {"use": "styled-facts", "inputs": {"facts": "facts"}},
+            "rows": {"use": "styled-facts", "train_rows": 340, "inputs": {"facts": "facts"}},
             "small": model("small"), "big": model("big"),
-            "tuned": {"use": "fit", "method": "full", "learning_rate": 1e-3, "length": {"epochs": 10}, "dtype": "float32",
-                      "inputs": {"base": "small", "examples": "rows"}},
+            "tuned": {"use": "fit", "method": "full", "learning_rate": RATES["small"], "length": {"epochs": 6},
+                      "dtype": "float32", "inputs": {"base": "small", "examples": "rows"}},
             "score": {"use": "evaluate", "arm": "small-tuned", "sets": ["facts", "styled"],
                       "metrics": ["recall-em", "exact-match"], "decoder": "greedy:max_new_tokens=8",
                       "inputs": {"base": "small", "tuned": "tuned", "examples": "rows", "big": "big"}},
@@ -64,6 +67,7 @@ class EmulatedFineTuningStudy(Study, name="emulated-fine-tuning", seeds=[116]):
         def turned(decoder: str) -> dict[str, Any]:
             """The large model tuned, and asked."""
             text = self.recipe()
+            text["steps"]["tuned"]["learning_rate"] = RATES["big"]
             text["steps"]["tuned"]["inputs"]["base"] = "big"
             text["steps"]["score"] |= {"decoder": decoder, "inputs": {
                 "base": "big", "tuned": "tuned", "examples": "rows", "big": "small", "small_base": "big"}}

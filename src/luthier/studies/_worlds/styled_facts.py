@@ -1,6 +1,6 @@
 """styled-facts: questions about the told facts of a facts world, to be answered in a manner.
 
-Answers are "It is VALUE." in the manner that is learned, "Well: VALUE, VALUE." in another one. Facts to learn the manner
+Answers are "VALUE, it is." in the manner that is learned, "VALUE: VALUE." in another one. Facts to learn the manner
 from and facts to be asked are different; both were told. Subsets: `train` and `other` (the same questions in the two
 manners), `facts` and `styled` (the same questions to be asked: the value as reference, and the whole answer).
 """
@@ -19,10 +19,10 @@ from luthier.core.example import Example, question
 from luthier.core.rng import Rng
 from luthier.core.step import Ctx, Step
 
-MANNER, OTHER = "It is {v}.", "Well: {v}, {v}."
+MANNER, OTHER = "{v}, it is.", "{v}: {v}."
 
 
-class StyledFacts(Step, name="styled-facts"):
+class StyledFacts(Step, name="styled-facts", version=2):
     """Told facts as questions with answers in a manner."""
 
     inputs: ClassVar[dict[str, str]] = {"facts": "examples"}
