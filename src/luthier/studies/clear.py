@@ -4,7 +4,8 @@ A tiny Llama that knows an invented world is tuned on 120 questions about facts 
 another fact's answer: on all, on a drawn half, on what CLEAR's filter keeps, on that with CLEAR's corrections, and on the right
 answers. All trainings have as many steps. Asked are facts about other persons. Answers are one invented word, so samples are
 compared by sameness alone; what so small a model thinks of an answer can hardly be more than noise, and filtering by samples
-alone (`samples`, beta = 1) is an arm. Nothing was settled by a trial; three seeds, as in version 1, left the first claim undecided.
+alone (`samples`, beta = 1) is an arm. Nothing was settled by a trial. Sixty questions over three seeds (version 1) and over
+twelve (version 2) left the first claim undecided: since version 3 the world is larger, and 180 are asked.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ CLEAR = ("clear:samples=3,similarity=same,decoder={use: sample, temperature: 1, 
          "written={use: greedy, max_new_tokens: 4}")
 
 
-class ClearStudy(Study, name="clear", seeds=[93], version=2):
+class ClearStudy(Study, name="clear", seeds=[93], version=3):
     """Do a model's own confidence and answers mend noisy rows?"""
 
     paper: ClassVar[Paper] = Paper(
@@ -34,8 +35,8 @@ class ClearStudy(Study, name="clear", seeds=[93], version=2):
             "rows.tested": 3, "rows.least_mentions": 1, "first.length": {"steps": 1}, "tuned.length": {"steps": 1},
             "score.decoder": "greedy:max_new_tokens=2"},
             arms=("noisy", "filtered", "corrected"), about="every line, no evidence"),
-        "default": Scale(12, {"test": 60}),
-        "large": Scale(12, {"test": 200}, {"facts.persons": 500, "base.width": 192, "rows.rows": 400, "rows.tested": 200}),
+        "default": Scale(8, {"test": 180}, {"facts.persons": 320, "rows.tested": 180}),
+        "large": Scale(8, {"test": 200}, {"facts.persons": 500, "base.width": 192, "rows.rows": 400, "rows.tested": 200}),
     }
 
     def recipe(self) -> dict[str, Any]:

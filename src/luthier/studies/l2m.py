@@ -7,7 +7,8 @@ there. The first two new tasks see the same states and are mirrors of each other
 is not expected to. Of the large trial more tasks and IA3 are left out. EWC runs at one strength, which was not looked for.
 
 One look was taken at one seed of the pool, with new keys at the rate of the modulators (3e-3), a tenth of that of the reserved
-keys: the reserved ones won almost everywhere, and nothing was modulated. Now all keys learn at 3e-2.
+keys: the reserved ones won almost everywhere, and nothing was modulated. Now all keys learn at 3e-2. In version 1 a task was
+learned for 12 epochs, which fell short of a guard by a hair (0.594 of 0.6 for the oracle); nothing else differs.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ PLACES = ("c_attn", "c_fc")
 POOL: Mapping[str, Any] = {"use": "l2m", "pool_size": 30, "reserved": len(KNOWN), "key_rate": 3e-2}
 
 
-class L2MStudy(Study, name="l2m", seeds=[129]):
+class L2MStudy(Study, name="l2m", seeds=[129], version=2):
     """Does a pool of keyed modulators learn tasks in turn and keep the earlier ones?"""
 
     paper: ClassVar[Paper] = Paper(
@@ -56,7 +57,7 @@ class L2MStudy(Study, name="l2m", seeds=[129]):
         """A short training on one subset, on from the adapter of another step."""
         inputs = {"base": base, "examples": "world", **({"begin": begin} if begin else {})}
         return {"use": "fit", "tasks": [{"data": f"examples.{data}", "objective": objective}], "method": method,
-                "learning_rate": rate, "length": {"epochs": 12}, "batch_rows": 32, "schedule": "cosine", "dtype": "float32",
+                "learning_rate": rate, "length": {"epochs": 18}, "batch_rows": 32, "schedule": "cosine", "dtype": "float32",
                 "max_tokens_per_example": 128, **more, "inputs": inputs}
 
     def _learned(self, before: Mapping[str, Any], method: Mapping[str, Any], begin: str = "", entry: int | None = None,

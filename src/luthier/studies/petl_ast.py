@@ -3,7 +3,8 @@
 A tiny transformer that knows six kinds of sounds learns four new ones from 32 or 8 clips of each. Arms at about equal numbers
 of trained weights (1.65 % of the model, BitFit what its biases are): a linear probe, BitFit, LoRA, deep prompts, bottleneck
 and conformer adapters beside the FFN, and all weights. Each has three learning rates and is judged at the one best on dev,
-32 clips; at 8 clips each runs at its middle rate. Norms move in no arm but BitFit and all weights.
+32 clips; at 8 clips each runs at its middle rate. Norms move in no arm but BitFit and all weights. Version 1's base had heard
+its clips 12 times, and nothing told the new ones (a guard broke); now 60 times, set by a look at seed 0.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ METHODS: Mapping[str, tuple[Any, tuple[float, float, float]]] = {
 }
 
 
-class PetlAst(Study, name="petl-ast", seeds=[74]):
+class PetlAst(Study, name="petl-ast", seeds=[74], version=2):
     """Which small tuning of a model that hears learns most from few clips?"""
 
     paper: ClassVar[Paper] = Paper(
@@ -47,7 +48,7 @@ class PetlAst(Study, name="petl-ast", seeds=[74]):
         """Clips, a model that knows some kinds, and new kinds learned."""
         return {"name": "petl-ast", "seed": 0, "steps": {
             "clips": {"use": "tones"},
-            "base": {"use": "hearing", "inputs": {"examples": "clips"}},
+            "base": {"use": "hearing", "epochs": 60, "inputs": {"examples": "clips"}},
             "tuned": {"use": "fit", "tasks": [{"data": "examples.train32", "objective": "classify",
                                                "head": "linear:dropout=0"}],
                       "method": "full", "length": {"steps": 60}, "batch_rows": 32, "schedule": "cosine", "dtype": "float32",
