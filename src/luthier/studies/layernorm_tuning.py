@@ -1,7 +1,7 @@
 """ValizadehAslani & Liang 2024: the norms alone, or a tenth of their entries, are about as good as all weights.
 
-MiniLM learns the sentiment of 300 invented reviews, and of which of five topics of Python's help 300 sentences are, in 60 steps
-of 8: with all weights, biases, norms, a tenth of the norms' entries (those of the largest Fisher information, or drawn ones)
+MiniLM learns the sentiment of 300 invented reviews, and of which of five topics of Python's help 300 sentences are, in 160
+steps of 8: with all weights, biases, norms, a tenth of the norms' entries (those of the largest Fisher information, or drawn ones)
 and the head alone. Each has two rates and stands for itself at the one that is better on dev, task by task: at one rate for all
 norms would look bad for the wrong reason. A tenth of the norms is chosen by a first half of the steps and trained in the other,
 so it has half of the updates. Which component full tuning moves most is not asked here.
@@ -44,11 +44,11 @@ class LayerNormTuningStudy(Study, name="layernorm-tuning", seeds=[39]):
         "of their entries that Fisher information picks.",
         "BERT-large on GLUE: 0.03 % of the weights; no score is remembered")
     scales: ClassVar[Mapping[str, Scale]] = tuned_scales(
-        2, ("norms-0.003", "fisher-0.003", "head-topic-0.003"), least=2, tuned__length={"steps": 300})
+        2, ("norms-0.003", "fisher-0.003", "head-topic-0.003"), least=2, tuned__length={"steps": 600})
 
     def recipe(self) -> dict[str, Any]:
-        """Reviews, and 60 steps of 8."""
-        return tuned_recipe("layernorm-tuning", 300, 60)
+        """Reviews, and 160 steps of 8."""
+        return tuned_recipe("layernorm-tuning", 300, 160)
 
     def arms(self) -> dict[str, dict[str, Any]]:
         """Methods x learning rates, on both tasks."""
