@@ -1,9 +1,9 @@
 """Ben Zaken et al. 2021: biases alone are about as good as all weights where data are few; any entries are not.
 
-MiniLM learns the sentiment of 500 and of 100 invented reviews in 160 steps of 8, each way at the better of two rates on dev: all
-weights, all biases, the biases of queries and of the first layer of the FFN, the head alone, and as many entries of the encoder
-as there are biases, drawn uniformly. The last two are the controls that matter: what a head or any entries do as well says
-nothing of biases. With 100 reviews the subset and the drawn entries are left out. A bit less than a point, which the paper
+MiniLM learns the sentiment of 500 and of 100 invented reviews in 160 steps of 8, each way at the better of two rates on dev:
+all weights, all biases, the biases of queries and of the first layer of the FFN, the head alone, and as many entries of the
+encoder as there are biases, drawn uniformly. The last two are the controls that matter: what a head or any entries do as well
+says nothing of biases. With 100 reviews the subset and the drawn entries are left out. A bit less than a point, which the paper
 speaks of, can't be seen with 300 tested reviews.
 """
 

@@ -1,7 +1,7 @@
 """ValizadehAslani & Liang 2024: the norms alone, or a tenth of their entries, are about as good as all weights.
 
 MiniLM learns the sentiment of 300 invented reviews, and of which of five topics of Python's help 300 sentences are, in 160
-steps of 8: with all weights, biases, norms, a tenth of the norms' entries (those of the largest Fisher information, or drawn ones)
+steps of 8: with all weights, biases, norms, a tenth of the norms' entries (of the largest Fisher information, or drawn)
 and the head alone. Each has two rates and stands for itself at the one that is better on dev, task by task: at one rate for all
 norms would look bad for the wrong reason. A tenth of the norms is chosen by a first half of the steps and trained in the other,
 so it has half of the updates. Which component full tuning moves most is not asked here.
