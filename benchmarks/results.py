@@ -71,6 +71,8 @@ def page(found: dict[str, Any]) -> str:
     parts += memory(found["memory"]) if "memory" in found else [NOT_MEASURED.format("memory.py")]
     parts += ["## The plan against what happened"]
     parts += plans(found["plan_accuracy"]) if "plan_accuracy" in found else [NOT_MEASURED.format("plan_accuracy.py")]
+    parts += ["## A full tune in one bit a weight"]
+    parts += packed(found["bitdelta-gemma"]) if "bitdelta-gemma" in found else [NOT_MEASURED.format("bitdelta.py")]
     return "\n\n".join(parts)
 
 
@@ -238,6 +240,15 @@ def plans(result: dict[str, Any]) -> list[str]:
             for w in result["workloads"]]
     return [where(result), table(["training", "format", "planned MB", "measured MB", "planned / measured", "planned s",
                                   "measured s", "planned / measured"], rows)]
+
+
+def packed(result: dict[str, Any]) -> list[str]:
+    """Bits per byte of the base, the tune and its packings, and how much smaller those are."""
+    rows = [[name, f"{value:.4f}", f"{100 * result['above_tuned'][name]:+.2f} %" if name in result["above_tuned"] else "–"]
+            for name, value in result["bits_per_byte"].items()]
+    return [where(result), table(["Gemma 3 270M", "bits per byte of texts kept out", "against the tune"], rows),
+            f"The matrices of its layers take {result['packed_bytes'] / 1e6:.1f} MB as signs and scales and "
+            f"{result['bfloat16_bytes'] / 1e6:.1f} MB in bfloat16: {result['times_smaller']:.1f} times less."]
 
 
 # --- text --------------------------------------------------------------------------------------------------------
