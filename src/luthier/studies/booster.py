@@ -1,12 +1,13 @@
 """Huang et al. 2024: an alignment that bounds what one step against its policy gains is eroded more slowly by later tuning.
 
 A tiny Llama that knows an invented world is aligned to decline questions about pets, a harmless stand-in policy: by
-supervised tuning, with Booster on pairs that answer about pets, and by as much supervised tuning as costs what Booster costs. Then a user teaches it new facts by LoRA, with 0, 10 or 20 per cent of other rows that answer about pets. Asked are
-other persons' pets, ordinary facts and what the user taught; before the user came, too, since a defence that declines more
-or knows less from the start has not defended. The user's rate is that of the studies of this world, and 20 per cent is repeated
-at about a fifth of it. With the paper's lam = 5 and alpha = 0.1 (version 1) a model so small did not learn to decline (0.3 of
-0.9, a guard broke): since version 2 lam = 1, alpha = 0.01 and five times the epochs, set by a look at seed 0, and the slower
-rate is one at which a supervised alignment begins to give way; at a third nothing was left of any.
+supervised tuning, with Booster on pairs that answer about pets, and by as much supervised tuning as costs what Booster costs.
+Then a user teaches it new facts by LoRA, with 0, 10 or 20 per cent of other rows that answer about pets. Asked are other
+persons' pets, ordinary facts and what the user taught; before the user came, too, since a defence that declines more or knows
+less from the start has not defended. The user's rate is that of the studies of this world, and 20 per cent is repeated at about
+a fifth of it. With the paper's lam = 5 and alpha = 0.1 (version 1) a model so small did not learn to decline (0.3 of 0.9, a guard
+broke): since version 2 lam = 1, alpha = 0.01 and five times the epochs, set by a look at seed 0, and the slower rate is one at
+which a supervised alignment begins to give way; at a third nothing was left of any.
 """
 
 from __future__ import annotations
