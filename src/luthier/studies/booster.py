@@ -5,8 +5,8 @@ supervised tuning, with Booster on pairs that answer about pets, and by as much 
 Then a user teaches it new facts by LoRA, with 0, 10 or 20 per cent of other rows that answer about pets. Asked are other
 persons' pets, ordinary facts and what the user taught; before the user came, too, since a defence that declines more or knows
 less from the start has not defended. The user's rate is that of the studies of this world, and 20 per cent is repeated at about
-a fifth of it. With the paper's lam = 5 and alpha = 0.1 (version 1) a model so small did not learn to decline (0.3 of 0.9, a guard
-broke): since version 2 lam = 1, alpha = 0.01 and five times the epochs, set by a look at seed 0, and the slower rate is one at
+a fifth of it. With the paper's lam = 5 and alpha = 0.1 (version 1) so small a model did not learn to decline (0.3 of 0.9: a
+guard): since version 2 lam = 1, alpha = 0.01 and five times the epochs, set by a look at seed 0, and the slower rate is one at
 which a supervised alignment begins to give way; at a third nothing was left of any.
 """
 
