@@ -37,16 +37,26 @@ def rotations(angles: torch.Tensor) -> torch.Tensor:
     return torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], -2)
 
 
+@cache
+def _places(width: int) -> tuple[int, ...]:
+    """Where each index stands behind one another: the second of each pair, sweep by sweep, and the index that is left."""
+    ended = [i for _, right in sweeps(width) for i in right] + [0]
+    return tuple(sorted(range(width), key=ended.__getitem__))
+
+
 def transposed(x: torch.Tensor, blocks: torch.Tensor) -> torch.Tensor:
-    """R' x for x [.., width], with R = P_1 P_2 ..., the product of all sweeps of `blocks` [width - 1, 2, 2]; never built."""
-    at = 0
-    for left, right in sweeps(x.shape[-1]):
-        m = blocks[at:at + len(left)]
+    """R' x for x [.., width], with R = P_1 P_2 ..., the product of all sweeps of `blocks` [width - 1, 2, 2]; never built.
+
+    A sweep ends the second of each pair, so that what is turned halves: two passes over x in all, not one a sweep.
+    """
+    ended, at, width = [], 0, x.shape[-1]
+    for left, _ in sweeps(width):
+        m, pairs = blocks[at:at + len(left)], 2 * len(left)
         at += len(left)
-        i, j = (torch.tensor(side, device=x.device) for side in (left, right))
-        a, b = x.index_select(-1, i), x.index_select(-1, j)
-        x = x.index_copy(-1, i, m[:, 0, 0] * a + m[:, 1, 0] * b).index_copy(-1, j, m[:, 0, 1] * a + m[:, 1, 1] * b)
-    return x
+        a, b = x[..., 0:pairs:2], x[..., 1:pairs:2]
+        ended.append(m[:, 0, 1] * a + m[:, 1, 1] * b)
+        x = torch.cat([m[:, 0, 0] * a + m[:, 1, 0] * b, x[..., pairs:]], -1)
+    return torch.cat([*ended, x], -1).index_select(-1, torch.tensor(_places(width), device=x.device))
 
 
 @dataclass
