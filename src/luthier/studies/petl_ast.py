@@ -3,9 +3,9 @@
 A tiny transformer that knows six kinds of sounds learns four new ones from 32 or 8 clips of each. Arms at about equal numbers
 of trained weights (1.65 % of the model, BitFit what its biases are): a linear probe, BitFit, LoRA, deep prompts, bottleneck
 and conformer adapters beside the FFN, and all weights. Each has three learning rates and is judged at the one best on dev,
-32 clips; at 8 clips each runs at its middle rate. Norms move in no arm but BitFit and all weights. Version 1's base had heard
-its clips 12 times, and nothing told the new ones (a guard broke); now 60 times, set by a look at seed 0. Three seeds (version 2)
-saw the conformer ahead of prompts by more than a tenth and could not tell it from chance: now six.
+32 clips; at 8 clips each runs at its middle rate. Norms move in no arm but BitFit and all weights. In version 1 the base had
+heard its clips 12 times, and nothing told the new ones (a guard broke); now 60 times, set by a look at seed 0. Three seeds
+(version 2) saw the conformer ahead of prompts by more than a tenth and could not tell it from chance: now six.
 """
 
 from __future__ import annotations
