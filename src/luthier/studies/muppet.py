@@ -3,7 +3,8 @@
 A tiny BERT reads sentences of Python's help and invented reviews. Then it is pre-finetuned for equally many steps on 0, 2, 8
 or 24 tasks about the help, and tuned on 64 labels of each of three questions about the reviews, which no task asks. At 24
 tasks also: losses without scaling, steps of one task each, and no R3F. The body is tiny, its tasks are by rule and of few
-rows, and targets share no subject with them: that a step is to be seen at all is open. What is visible is stated before. Three seeds (version 1) decided nothing: now six.
+rows, and targets share no subject with them: that a step is to be seen at all is open. What is visible is stated before. Three
+seeds (version 1) decided nothing: now six.
 """
 
 from __future__ import annotations
