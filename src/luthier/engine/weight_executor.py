@@ -1,14 +1,16 @@
 """The weight executor: runs a weight rule over models of any size, one group of tensors after the other.
 
-It owns what rules never see: files, shards, types and the order of work. In memory are one group of every model and what the
-rule makes of it. A shard is written beside its name and renamed when it is whole; the journal keeps which ones are, so that a
-merge that was killed loses at most the shard it was writing.
+It owns what rules never see: files, shards, types and the order of work. In memory are one group of every model, what the
+rule makes of it, and what it made of the group before, which is being written meanwhile. A shard is written beside its name and
+renamed when it is whole; the journal keeps which ones are, so that a merge that was killed loses at most the shard it was
+writing.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -116,13 +118,18 @@ class WeightExecutor:
 
     def _write(self, name: str, groups: Sequence[Group], specs: Mapping[str, Spec], stats: Any) -> dict[str, Any]:
         work, facts = self.folder / f"{name}.part", {}
-        with TensorFile(work, specs) as file:
+        with TensorFile(work, specs) as file, ThreadPoolExecutor(1) as writer:
+            written: Future[None] | None = None
             for group in groups:
                 tensors = tensors_of(group, self.models)
-                for made, tensor in self._made(group, tensors, specs, stats).items():
-                    file.put(made, tensor)
+                made = self._made(group, tensors, specs, stats)
+                if written:
+                    written.result()
+                written = writer.submit(_put, file, made)  # while the next group is read and computed
                 if group[0] not in self.copied and (said := self.rule.facts(group, tensors, stats)):
                     facts[group[0]] = said
+            if written:
+                written.result()
         os.replace(work, self.folder / name)
         return facts
 
@@ -155,6 +162,11 @@ class WeightExecutor:
             wrong += [n for n, t in again.items() if not torch.equal(t, written.read(n))]
         told = f"{count} of {len(self.groups)} groups computed again" + (f"; {wrong[0]} differs" if wrong else "")
         return [*found, receipt("merge/written = computed", 0, len(wrong), unit="tensors", detail=told)]
+
+
+def _put(file: TensorFile, made: Mapping[str, torch.Tensor]) -> None:
+    for name, tensor in made.items():
+        file.put(name, tensor)
 
 
 def finite(tensor: torch.Tensor) -> bool:

@@ -35,12 +35,14 @@ class Linear(WeightRule, name="linear"):
     def apply(self, group: Sequence[str], tensors: Sequence[Mapping[str, torch.Tensor]], stats: Any
               ) -> dict[str, torch.Tensor]:
         """In float32."""
+        import torch
+
         numbers = each(self.weights, len(tensors), 1.0)
         total = sum(numbers) if self.normalize else 1.0
         made = {}
         for name in group:
-            mixed = tensors[0][name].float().mul(numbers[0] / total)
+            mixed = tensors[0][name].to(torch.float32, copy=True).mul_(numbers[0] / total)
             for number, model in zip(numbers[1:], tensors[1:], strict=True):
-                mixed.add_(model[name].float(), alpha=number / total)
+                mixed.add_(model[name], alpha=number / total)
             made[name] = mixed
         return made
