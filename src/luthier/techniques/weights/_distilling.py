@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 CHECK_EVERY = 10
 HELD_OUT = 5  # every fifth piece
+HELD_MOST = 64  # of them, spread over the text, tell which step is kept
 
 
 def distilled(rule: BitDelta, ctx: Ctx, scales: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], tuple[float, float]]:
@@ -29,6 +30,7 @@ def distilled(rule: BitDelta, ctx: Ctx, scales: dict[str, torch.Tensor]) -> tupl
     tuned, base = ctx.roles["model"], ctx.roles["base"]
     pieces = _pieces(tuned, Path(rule.distill).expanduser(), rule.tokens)
     held, learned = pieces[::HELD_OUT], [piece for i, piece in enumerate(pieces) if i % HELD_OUT]
+    held = held[::math.ceil(len(held) / HELD_MOST)]
     teacher, student = merged_weights(tuned), merged_weights(base)
     if lost := [n for n in scales if n not in teacher or n not in student]:
         raise UserError(f"bitdelta: the loaded model has no {lost[0]}: its scales can't be trained. Leave out distill.")
@@ -37,19 +39,20 @@ def distilled(rule: BitDelta, ctx: Ctx, scales: dict[str, torch.Tensor]) -> tupl
     signs = {n: _signs(rule.packed(n, teacher[n] - student[n], ctx.rng)[0], fixed[n].shape) for n in scales}
     logs = {n: torch.zeros(rule.bits, requires_grad=True) for n in scales}
 
-    def asked(ids: torch.Tensor) -> torch.Tensor:
+    def packed() -> dict[str, torch.Tensor]:
         weights = {n: fixed[n] + ((scales[n] * logs[n].exp()) @ signs[n]).reshape(fixed[n].shape) for n in scales}
-        return _said(torch.func.functional_call(base.module, {**fixed, **weights}, (), _inputs(base, ids)))
+        return {**fixed, **weights}
 
-    def distance(batch: list[torch.Tensor]) -> torch.Tensor:
+    def distance(weights: dict[str, torch.Tensor], batch: list[torch.Tensor]) -> torch.Tensor:
         ids = torch.stack(batch)
         with torch.no_grad():
             wanted = _said(tuned.module(**_inputs(tuned, ids)))
-        return (asked(ids) - wanted).square().mean()
+        return (_said(torch.func.functional_call(base.module, weights, (), _inputs(base, ids))) - wanted).square().mean()
 
     def on_held() -> float:
         with torch.no_grad():
-            return float(sum(float(distance([p])) for p in held) / len(held))
+            weights = packed()
+            return float(sum(float(distance(weights, [p])) for p in held) / len(held))
 
     optimizer = torch.optim.Adam(logs.values(), lr=rule.learning_rate)
     first = best = on_held()
@@ -59,7 +62,7 @@ def distilled(rule: BitDelta, ctx: Ctx, scales: dict[str, torch.Tensor]) -> tupl
             group["lr"] = rule.learning_rate * 0.5 * (1 + math.cos(math.pi * step / rule.steps))
         drawn = ctx.rng("bitdelta", step).choice(len(learned), size=min(rule.rows, len(learned)), replace=False)
         optimizer.zero_grad()
-        distance([learned[i] for i in drawn]).backward()  # type: ignore[no-untyped-call]
+        distance(packed(), [learned[i] for i in drawn]).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         if (step + 1) % CHECK_EVERY == 0 or step + 1 == rule.steps:
             if (now := on_held()) < best:

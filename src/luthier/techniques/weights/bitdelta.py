@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 ZEROS = 0.05  # share of unchanged weights from which on +a would move too many that stood still
 
 
-class BitDelta(WeightRule, name="bitdelta", seeds=[136]):
+class BitDelta(WeightRule, name="bitdelta", seeds=[136], version=2):
     """A full tune as signs and scales on its base."""
 
     takes_base: ClassVar[bool] = True
