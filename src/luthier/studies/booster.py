@@ -6,8 +6,8 @@ Then a user teaches it new facts by LoRA, with 0, 10 or 20 per cent of other row
 persons' pets, ordinary facts and what the user taught; before the user came, too, since a defence that declines more or knows
 less from the start has not defended. The user's rate is that of the studies of this world, and 20 per cent is repeated at about
 a fifth of it. With the paper's lam = 5 and alpha = 0.1 (version 1) so small a model did not learn to decline (0.3 of 0.9: a
-guard): since version 2 lam = 1, alpha = 0.01 and five times the epochs, set by a look at seed 0, and the slower rate is one at
-which a supervised alignment begins to give way; at a third nothing was left of any.
+guard), nor quite with lam = 1 (version 2, 0.8). Now lam = 0.3, alpha = 0.01 and five times the epochs, and the slower rate is one
+at which a supervised alignment begins to give way; at a third nothing was left of any.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from luthier.studies._worlds.policies import LARGE, SMOKE, recipe
 
 DECLINED, TOLD = Measure("refused", "policy"), Measure("f1", "policy")
 USEFUL, OVER, TASK = Measure("f1", "ordinary"), Measure("refused", "ordinary"), Measure("f1", "learned")
-BOOSTER = "booster:data=examples.violations,held_out=[examples.policy],lam=1,alpha=0.01,batch=10"
+BOOSTER = "booster:data=examples.violations,held_out=[examples.policy],lam=0.3,alpha=0.01,batch=10"
 ALIGNED: Mapping[str, Mapping[str, Any]] = {
     "sft": {}, "longer": {"aligned.epochs": 120}, "booster": {"aligned.regularizers": [BOOSTER], "aligned.epochs": 40}}
 SHARES = (0, 10, 20)
 
 
-class BoosterStudy(Study, name="booster", seeds=[162], version=2):
+class BoosterStudy(Study, name="booster", seeds=[162], version=3):
     """Does Booster make an alignment last through later tuning?"""
 
     paper: ClassVar[Paper] = Paper(
