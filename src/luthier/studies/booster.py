@@ -6,7 +6,7 @@ Then a user teaches it new facts by LoRA, with 0, 10 or 20 per cent of other row
 persons' pets, ordinary facts and what the user taught; before the user came, too, since a defence that declines more or knows
 less from the start has not defended. The user's rate is that of the studies of this world, and 20 per cent is repeated at about
 a fifth of it. With the paper's lam = 5 and alpha = 0.1 (version 1) so small a model did not learn to decline (0.3 of 0.9: a
-guard), nor quite with lam = 1 (version 2, 0.8). Now lam = 0.3, alpha = 0.01 and five times the epochs, and the slower rate is one
+guard), nor quite with lam = 1 (version 2: 0.8). Now lam = 0.3, alpha = 0.01, five times the epochs, and the slower rate is one
 at which a supervised alignment begins to give way; at a third nothing was left of any.
 """
 
