@@ -113,6 +113,7 @@ def test_answers_of_the_rule_writer_follow_from_the_boxes_and_are_what_is_learne
         for row in VisualInstructions().apply(iter([scene]), make_ctx("writer")):
             if isinstance(row, Dropped):
                 continue
+            assert all(turn.target == (turn.role == "assistant") for turn in row.turns)  # said by the row, not by who renders
             tokens = render.tokens(row)
             learned = model.tokenizer.decode([i for i, t in zip(tokens.ids, tokens.targets, strict=True) if t])
             pairs = [(a.text, b.text) for a, b in zip(row.turns[::2], row.turns[1::2], strict=True)]
