@@ -19,8 +19,9 @@ from luthier.core.recipe import Recipe
 from luthier.engine.executor import execute
 from luthier.engine.workshop import Engine
 
-KEPT = {"bit": {"rule": "bitdelta"},
-        "distilled": {"rule": "bitdelta:steps=40,rows=2,tokens=64", "files": {"distill": "train"}}}
+KEPT: dict[str, dict[str, Any]] = {
+    "bit": {"rule": "bitdelta"},
+    "distilled": {"rule": "bitdelta:steps=40,rows=2,tokens=64", "files": {"distill": "train"}}}
 
 
 def recipe(steps: int) -> Recipe:
