@@ -73,6 +73,8 @@ def page(found: dict[str, Any]) -> str:
     parts += plans(found["plan_accuracy"]) if "plan_accuracy" in found else [NOT_MEASURED.format("plan_accuracy.py")]
     parts += ["## A full tune in one bit a weight"]
     parts += packed(found["bitdelta-gemma"]) if "bitdelta-gemma" in found else [NOT_MEASURED.format("bitdelta.py")]
+    parts += ["## What cutting gradients and cutting the base save"]
+    parts += saved(found["savings"]) if "savings" in found else [NOT_MEASURED.format("savings.py")]
     return "\n\n".join(parts)
 
 
@@ -249,6 +251,16 @@ def packed(result: dict[str, Any]) -> list[str]:
     return [where(result), table(["Gemma 3 270M", "bits per byte of texts kept out", "against the tune"], rows),
             f"The matrices of its layers take {result['packed_bytes'] / 1e6:.1f} MB as signs and scales and "
             f"{result['bfloat16_bytes'] / 1e6:.1f} MB in bfloat16: {result['times_smaller']:.1f} times less."]
+
+
+def saved(result: dict[str, Any]) -> list[str]:
+    """Work and time of each method as shares of what it is a cut of."""
+    rows = [[name, f"{arm['flops'] / 1e12:.2f}", f"{arm['seconds']:.1f}", f"{1e3 * arm['later_step_seconds']:.0f}",
+             *(f"{result['shares'][name][key]:.2f}" if name in result["shares"] else ""
+               for key in ("flops", "seconds", "later_step_seconds"))] for name, arm in result["arms"].items()]
+    head = ["", "TFLOP", "seconds", "ms a step, later half", "share of the FLOPs", "of the seconds", "of a later step"]
+    return [where(result), f"{result['base']}, {result['steps']} steps of 16 reviews; GreenTrainer against full tuning, "
+            "Light-PEFT against LoRA; FLOPs by torch's counter, search and estimation included.", table(head, rows)]
 
 
 # --- text --------------------------------------------------------------------------------------------------------

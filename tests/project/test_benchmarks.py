@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = ROOT / "benchmarks"
 SCRIPTS = ("train_speed", "generate_speed", "memory", "scaling", "results", "ingest_speed", "plan_accuracy", "search_speed",
-           "serve_load", "serve_speed", "bitdelta")
+           "serve_load", "serve_speed", "bitdelta", "savings")
 
 
 @pytest.fixture

@@ -50,7 +50,7 @@ class LetiStudy(Study, name="leti", seeds=[47]):
         whole = {"use": "whole-model", "inputs": {"base": "base", "tuned": "tuned"}}
         return {"name": "leti", "seed": 0, "steps": {
             "world": {"use": "small-programs"},
-            "base": {"use": "pretrained", "vocabulary": 400, "epochs": 6, "inputs": {"examples": "world"}},
+            "base": {"use": "pretrained", "vocabulary": 400, "epochs": 10, "batch_rows": 8, "inputs": {"examples": "world"}},
             "trained": {"use": "repeat", "times": 3, "carry": {"base": "whole"}, "result": "whole",
                         "steps": {"told": told, "tuned": tuned, "whole": whole},
                         "inputs": {"world": "world", "base": "base"}},

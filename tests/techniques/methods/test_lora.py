@@ -164,12 +164,21 @@ def test_the_saved_adapter_loads_in_plain_peft(tuned, pico):
 
 @pytest.mark.parametrize("spec, said", [
     ("lora:target=[nothing]", "no linear layer is called nothing. This model has: .*q_proj"),
+    ("lora:target=[q_proj, nothing]", "no linear layer is called nothing. This model has: .*q_proj"),
+    ("lora:target=[proj]", "no linear layer is called proj"),
     ("lora:rank=65", "rank = 65 is above 32, the smallest side"),
     ("lora:rank=0", "rank = 0"),
 ])
 def test_what_can_not_be_is_refused(spec, said, pico):
     with pytest.raises(UserError, match=said):
         fresh(pico, spec)
+
+
+def test_a_target_is_the_end_of_a_path_in_one_layer_or_in_all(pico):
+    layers = load_base(pico).module.config.num_hidden_layers
+    count = {target: len(trained(fresh(pico, f"lora:target=[{target}],rank=2"))) // 2
+             for target in ("up_proj", "mlp.up_proj", "layers.1.mlp.up_proj", "1.mlp.up_proj")}
+    assert layers > 1 and list(count.values()) == [layers, layers, 1, 1]
 
 
 def test_dropout_is_for_training_only(pico):

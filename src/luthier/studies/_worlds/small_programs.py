@@ -5,9 +5,10 @@ A problem is a comment and the head of a function, such as
     # f(x) gives x times 3 plus 7
     def f(x):
 
-and its solution one line. Subsets: `pretrain` (programs of known problems, a share of them wrong, as they are written; and
-transcripts, a program and below it the last line of its traceback), `train` and `test` (problems with `meta["tests"]` and
-the solution as answer, of other numbers than those known), `gold` (the solved problems of `train` as texts).
+and its solution one line, with the line break before it: a prompt that ends in one would be cut inside a token. Subsets:
+`pretrain` (programs of known problems, a share of them wrong, as they are written; and transcripts, a program and below it the
+last line of its traceback), `train` and `test` (problems with `meta["tests"]` and the solution as answer, of other numbers than
+those known), `gold` (the solved problems of `train` as texts).
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ LISTS = (("the sum of x plus {n}", "sum(x) + {n}"), ("the largest of x times {n}
 VALUES = ((1, 2, 5), (-3, 0, 4), (7, 7, 1))
 
 
-class SmallPrograms(Step, name="small-programs"):
+class SmallPrograms(Step, name="small-programs", version=2):
     """Problems with tests, and programs of which some are wrong."""
 
     output: ClassVar[str] = "examples"
@@ -61,13 +62,13 @@ class SmallPrograms(Step, name="small-programs"):
         if rng.random() >= self.wrong_share:
             return head + body
         expression, said = WRONG[int(rng.integers(len(WRONG)))]
-        return f"{head}    return {expression}" + (f"\n# {said}" if rng.random() < 0.5 else "")
+        return f"{head}\n    return {expression}" + (f"\n# {said}" if rng.random() < 0.5 else "")
 
 
 def _linear(a: int, b: int) -> tuple[str, str, str]:
     """(Head, body, tests) of a linear function."""
     tests = "\n".join(f"assert f({x}) == {a * x + b}" for x in (0, 1, -2))
-    return f"# f(x) gives x times {a} plus {b}\ndef f(x):\n", f"    return x * {a} + {b}", tests
+    return f"# f(x) gives x times {a} plus {b}\ndef f(x):", f"\n    return x * {a} + {b}", tests
 
 
 def _listed(n: int, kind: int) -> tuple[str, str, str]:
@@ -75,7 +76,7 @@ def _listed(n: int, kind: int) -> tuple[str, str, str]:
     asked, solution = LISTS[kind]
     right = (lambda x: sum(x) + n, lambda x: max(x) * n, lambda x: len(x) + n, lambda x: x[0] - n)[kind]
     tests = "\n".join(f"assert f({list(x)}) == {right(x)}" for x in VALUES)
-    return f"# f(x) gives {asked.format(n=n)}\ndef f(x):\n", f"    return {solution.format(n=n)}", tests
+    return f"# f(x) gives {asked.format(n=n)}\ndef f(x):", f"\n    return {solution.format(n=n)}", tests
 
 
 def _problem(name: str, problem: tuple[str, str, str]) -> Example:

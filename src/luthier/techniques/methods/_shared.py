@@ -37,17 +37,21 @@ ATTENTION_QV = ("q_proj", "v_proj", "query", "value", "q", "v")
 def targeted(method: str, model: Model, target: str | tuple[str, ...]) -> dict[str, tuple[int, int]]:
     """(inputs, outputs) of the linear layers that `all-linear`, `attention-qv`, or names of layers mean.
 
+    A name is the end of a layer's path, as long as it takes: `up_proj` in all layers, `layers.3.mlp.up_proj` in one.
+
     Raises:
         UserError: no layer is called so; names `method` and the layers there are.
     """
     names = linear_names(model)
     if target == "all-linear":
         return dict(sorted(names.items()))
-    wanted = ATTENTION_QV if target == "attention-qv" else ((target,) if isinstance(target, str) else target)
-    found = {n: names[n] for n in sorted(names) if n in wanted or n.rsplit(".", 1)[-1] in wanted}
-    if not found:
+    given = (target,) if isinstance(target, str) else target
+    wanted = ATTENTION_QV if target == "attention-qv" else given
+    found = {n: names[n] for n in sorted(names) if any(f".{n}".endswith(f".{w}") for w in wanted)}
+    missing = [w for w in wanted if not any(f".{n}".endswith(f".{w}") for n in found)]
+    if not found or (missing and wanted is given):
         short = sorted({n.rsplit(".", 1)[-1] for n in names})
-        raise UserError(f"{method}: no linear layer is called {', '.join(wanted)}. This model has: {', '.join(short)}.")
+        raise UserError(f"{method}: no linear layer is called {', '.join(missing)}. This model has: {', '.join(short)}.")
     return found
 
 
