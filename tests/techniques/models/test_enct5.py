@@ -14,7 +14,7 @@ from luthier.core.kinds import DroppedRow
 from luthier.core.rng import Rng
 from luthier.engine.batches import collate
 from luthier.engine.classification import classify, word_places
-from luthier.engine.forward import Forward
+from luthier.engine.forward import Forward, answered
 from luthier.engine.models import add_tuned, load_base
 from luthier.engine.rendering import renderer
 from luthier.engine.steps.fit import Fit
@@ -65,6 +65,18 @@ def test_with_all_layers_and_the_pad_query_it_is_t5s_first_step(base):
         one.load_state_dict({n: w for n, w in module.state_dict().items() if n in one.state_dict()})
     assert torch.allclose(found, wanted, atol=1e-5)
     assert not torch.allclose(one(states, batch.mask), wanted, atol=1e-3), "one layer less is another model"
+
+
+def test_a_base_in_bfloat16_is_heard_in_float32(base):
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        model = load_base(base, dtype)
+        module = head(model)
+        _, _, output = states_of(model, ["module class object", "yield"])
+        with torch.no_grad():
+            found.append(answered(module, output))
+        assert {p.dtype for p in module.parameters()} == {torch.float32}
+    assert torch.allclose(*found, atol=0.05) and not torch.equal(*found)
 
 
 @pytest.mark.oracle(seed=135, clause=1, against="transformers' encoder")

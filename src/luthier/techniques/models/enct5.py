@@ -80,7 +80,7 @@ class EncT5(Head, name="enct5", seeds=[135]):
             # Below an adapter, the layer that it sits on.
             held = {name.replace(".base_layer.", "."): weight for name, weight in decoder.state_dict().items()}
             stack.load_state_dict({name: held[name] for name in own})
-        return stack.to(next(decoder.parameters()).dtype).train(decoder.training).requires_grad_(True)
+        return stack.float().train(decoder.training).requires_grad_(True)  # like any head, whatever format the base has
 
     def predict(self, outputs: torch.Tensor) -> torch.Tensor:
         if self.problem == "multi":
