@@ -4,8 +4,9 @@ A tiny Llama that knows an invented world is tuned on 120 questions about facts 
 another fact's answer: on all, on a drawn half, on what CLEAR's filter keeps, on that with CLEAR's corrections, and on the right
 answers. All trainings have as many steps. Asked are facts about other persons. Answers are one invented word, so samples are
 compared by sameness alone; what so small a model thinks of an answer can hardly be more than noise, and filtering by samples
-alone (`samples`, beta = 1) is an arm. Nothing was settled by a trial. Sixty questions over three seeds (version 1) and over
-twelve (version 2) left the first claim undecided: since version 3 the world is larger, and 180 are asked.
+alone (`samples`, beta = 1) is an arm. Sixty questions left the first claim undecided, over three seeds (version 1) and over
+twelve (version 2). Version 3 has more persons, of whom 110 facts are asked, and a rate that ends at 0, so that seeds agree;
+rate and length were set after a look at two seeds, since at 0.001 in 60 steps wrong answers cost nothing.
 """
 
 from __future__ import annotations
@@ -35,14 +36,14 @@ class ClearStudy(Study, name="clear", seeds=[93], version=3):
             "rows.tested": 3, "rows.least_mentions": 1, "first.length": {"steps": 1}, "tuned.length": {"steps": 1},
             "score.decoder": "greedy:max_new_tokens=2"},
             arms=("noisy", "filtered", "corrected"), about="every line, no evidence"),
-        "default": Scale(8, {"test": 180}, {"facts.persons": 320, "rows.tested": 180}),
+        "default": Scale(8, {"test": 110}, {"facts.persons": 200, "rows.tested": 110}),
         "large": Scale(8, {"test": 200}, {"facts.persons": 500, "base.width": 192, "rows.rows": 400, "rows.tested": 200}),
     }
 
     def recipe(self) -> dict[str, Any]:
         """A base that knows facts, noisy rows, what the filter keeps of them, a training and a test."""
-        fit = {"use": "fit", "tasks": [{"data": "examples.train"}], "method": "lora:rank=8", "schedule": "constant",
-               "dtype": "float32", "learning_rate": 1e-3, "batch_rows": 12, "length": {"steps": 60}}
+        fit = {"use": "fit", "tasks": [{"data": "examples.train"}], "method": "lora:rank=8", "schedule": "cosine",
+               "dtype": "float32", "learning_rate": 4e-3, "batch_rows": 12, "length": {"steps": 120}}
         return {"name": "clear", "seed": 0, "steps": {
             "facts": {"use": "facts-world"},
             "base": {"use": "pretrained", "inputs": {"examples": "facts"}},
