@@ -25,6 +25,7 @@ from luthier.engine.executor import execute
 from luthier.engine.models import add_tuned
 from luthier.pipelines.merging import merge
 from luthier.techniques.weights._souping import learn
+from tests.recorded import far, recorded, wave
 from tests.techniques.weights._recorded import merged
 
 WORDS = {"dry": ("sand", "dust", "chalk", "straw"), "wet": ("rain", "pond", "moss", "river")}
@@ -78,6 +79,20 @@ def adapters(tmp_path_factory) -> tuple[Path, list[Path]]:
 def logits(model: Any) -> torch.Tensor:
     with torch.no_grad():
         return model(torch.tensor([[5, 9, 14, 7, 11]])).logits
+
+
+@pytest.mark.oracle(clause="averages of LoRA factors and of what they do", against="AdapterHub's adapters 1.3.0")
+@pytest.mark.parametrize("record", recorded("adapters_hub")["averages"], ids=lambda r: r["rule"])
+def test_averages_of_loras_are_adapterhub_s(record):
+    """Factors as they are; of the nearest LoRA the product, whose roots it puts on one side."""
+    names = {side: f"base_model.model.layers.0.query.lora_{side}.weight" for side in "AB"}
+    given = [{names[side]: wave(*shape, shift=10 * m + n) for n, (side, shape) in enumerate((("A", (2, 16)), ("B", (16, 2))))}
+             for m in range(2)]
+    found = merged(record["rule"], given)
+    a, b = (torch.tensor(record[side]).view(shape) for side, shape in (("A", (2, 16)), ("B", (16, 2))))
+    assert far(found[names["B"]] @ found[names["A"]], b @ a) <= 2e-6
+    if record["strategy"] == "linear":
+        assert far(found[names["A"]], a) <= 1e-6 and far(found[names["B"]], b) <= 1e-6
 
 
 @pytest.mark.oracle(seed=44, clause=1, against="the model itself")
