@@ -12,7 +12,6 @@ import sys
 from types import ModuleType
 from unittest.mock import MagicMock
 
-import torch
 from _fixture import revision, wave, write
 
 CASES = [(5, 64, 0.9), (3, 32, 2.0), (8, 96, 0.0)]  # out, in, shift of the change; every seventh entry does not change

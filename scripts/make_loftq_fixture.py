@@ -33,7 +33,8 @@ def record(ours: str, theirs: str, bits: int, turns: int) -> dict:
     low, right, found = 0, 0, []
     for _ in range(turns):
         _, low, right, dense, left = quant_first_iter(weight(), low, right, RANK, bits, theirs)
-        found.append({"dense": dense.flatten().tolist(), "product": (low @ right).flatten().tolist(), "left": float(left.norm())})
+        found.append({"dense": dense.flatten().tolist(), "product": (low @ right).flatten().tolist(),
+                      "left": float(left.norm())})
     return {"quant": ours, "bits": bits, "turns": found}
 
 
