@@ -142,6 +142,25 @@ def test_greedy_is_never_worse_than_the_best_single_model(metric):
         assert members == kept and [t["members"][-1] for t in trail] == order
 
 
+@pytest.mark.oracle(seed=44, clause=3, against="the code of model-soups' authors")
+@pytest.mark.parametrize("record", recorded("soups")["records"], ids=lambda r: f"aim={r['aim']}")
+def test_soups_are_those_of_the_authors_code(record):
+    """Of models without ties: there it leaves a model out, where the paper and we let it join."""
+    models = [wave(6, shift=1.7 * n) for n in range(recorded("soups")["models"])]
+    aim = wave(6, shift=record["aim"], scale=0.2).double()
+
+    def score(members: Any) -> float:
+        soup = torch.stack([models[n] for n in members]).double().mean(0)
+        return float(1 / (1 + (soup - aim).square().sum()))
+
+    rule = build("weight_rule", "model-soup:kind=greedy,val=x.jsonl")
+    members, _ = rule._greedy(SimpleNamespace(log=lambda text: None), [score([n]) for n in range(len(models))], score)
+    assert members == record["members"]
+    for chosen, wanted in ((members, record["greedy"]), (range(len(models)), record["uniform"])):
+        found = merged("model-soup", [{"w": models[n]} for n in chosen])["w"]
+        assert found.tolist() == pytest.approx(wanted, abs=4e-7)
+
+
 def held_out(folder: Path, rows: Any = ROWS) -> str:
     (folder / "val.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     return str(folder / "val.jsonl")
