@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -14,6 +15,7 @@ from luthier.engine.spectra import Spectrum, effective_rank, energy_rank, gaussi
 from luthier.engine.subjects import Subject
 from luthier.techniques.evaluation import _spectra
 from tests.contracts.workbench import short_fit, training_data
+from tests.recorded import recorded, wave
 
 SIZE = 40
 
@@ -96,6 +98,17 @@ def tuned(engine, pico, tmp_path_factory):
     inputs = {"base": pico, "examples": training_data(new_ctx(tmp_path_factory.mktemp("rows") / "r", engine))}
     fit = short_fit("decoder", method="lora:rank=3,alpha=6")
     return fit.run(inputs, new_ctx(tmp_path_factory.mktemp("fit") / "tuned", engine, inputs))
+
+
+@pytest.mark.oracle(seed=96, clause=2, against="the code of the paper's authors")
+@pytest.mark.parametrize("record", recorded("intruders")["records"], ids=lambda r: f"{r['shape']}-{r['size']}")
+def test_intruders_are_as_many_as_the_authors_code_counts(looking, record):
+    (rows, columns), at = record["shape"], torch.arange(math.prod(record["shape"]), dtype=torch.float64)
+    base = (torch.sin(0.013 * at * at).view(rows, columns) + wave(rows, columns).double()).float()
+    change = wave(rows, 2, shift=1.0, scale=1.0) @ wave(2, columns, shift=2.0, scale=1.0)
+    (finding,), _ = looking(f"intruder-dimensions:k={recorded('intruders')['k']}", {"w": base},
+                            {"w": base + record["size"] * change})
+    assert list(finding.extra["curve"].values()) == record["counts"]
 
 
 @pytest.mark.oracle(seed=96, clause=5, against="the adapter's rank")

@@ -10,6 +10,7 @@ from luthier.core.errors import UserError
 from luthier.engine.models import add_tuned, load_base
 from tests.contracts import dummies
 from tests.contracts.workbench import short_fit, training_data, tuned_logits
+from tests.recorded import as_recorded, recorded, tiny_bert
 
 STYLES = ("houlsby", "pfeiffer", "parallel")
 IDS = torch.arange(5, 25).view(2, 10)
@@ -129,6 +130,16 @@ def test_states_and_gradients_are_those_of_the_formula(style, pico_encoder):
     for one, other in zip(torch.autograd.grad((ours * aim).sum(), weights), torch.autograd.grad((theirs * aim).sum(), weights),
                           strict=True):
         assert (one - other).abs().max() <= 1e-5 * other.abs().max().clamp(min=1)
+
+
+@pytest.mark.oracle(seed=43, clause=5, against="AdapterHub's adapters 1.3.0")
+@pytest.mark.parametrize("record", recorded("adapters_hub")["bottlenecks"], ids=lambda r: r["method"].partition(":")[2])
+def test_states_and_gradients_are_adapterhub_s(record, pico_encoder):
+    """Weights in the order of the model: place by place, down before up, weight before bias."""
+    model = build("method", record["method"]).prepare(tiny_bert(pico_encoder), None)
+    weights = [p for f in adapters_of(model).values() for p in (f.down.weight, f.down.bias, f.up.weight, f.up.bias)]
+    assert len(weights) == sum(p.requires_grad for p in model.module.parameters())
+    assert as_recorded(model, weights, record) <= 2e-6
 
 
 @pytest.mark.oracle(seed=43, clause=5, against="closed form: the papers' equations, by hand on Llama")

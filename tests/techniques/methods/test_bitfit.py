@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -11,6 +13,7 @@ from luthier.core.errors import UserError
 from luthier.engine.models import add_tuned, load_base
 from tests.contracts import dummies
 from tests.contracts.workbench import short_fit, training_data, tuned_logits
+from tests.recorded import recorded
 
 
 def prepared(base, spec: str = "bitfit"):
@@ -33,6 +36,20 @@ def test_the_number_of_biases_is_the_closed_form(pico_encoder):
     count = sum(p.numel() for p in trained(model).values())
     assert count == closed_form(config.num_hidden_layers, config.hidden_size, config.intermediate_size)
     assert closed_form(12, 768, 3072) == 102_912, "BERT-base, as published"
+
+
+@pytest.mark.oracle(seed=153, clause=1, against="the code of BitFit's authors")
+@pytest.mark.parametrize("record", recorded("bitfit")["records"], ids=lambda r: "+".join(r["components"]))
+def test_what_is_trained_is_what_the_authors_code_trains(record, pico_encoder):
+    """Of some components it trains the pooler's bias besides; ours are those that were named."""
+    from transformers import BertConfig, BertModel
+
+    base = BertModel(BertConfig(**recorded("bitfit")["config"])).requires_grad_(False)
+    method = build("method", {"use": "bitfit", "terms": record["terms"]})
+    found = trained(method.prepare(replace(load_base(pico_encoder), module=base), None))
+    more = {"pooler.dense.bias"} if record["terms"] else set()
+    assert set(found) == set(record["names"]) - more and more <= set(record["names"])
+    assert sum(p.numel() for p in found.values()) == record["count"] - 16 * len(more)
 
 
 @pytest.fixture

@@ -18,6 +18,9 @@ from luthier.techniques.methods._quantizers import affine, gptq, normal_float, n
 from luthier.techniques.methods._shared import linear_names, lora_layers
 from luthier.techniques.methods.loftq import begin, decomposed
 from tests.contracts.workbench import short_fit, training_data, tuned_logits
+from tests.recorded import far, recorded, wave
+
+RECORDED = recorded("loftq")
 
 # The codes of bitsandbytes' NF4, as its documentation lists them.
 NF4 = (-1.0, -0.6961928, -0.5250731, -0.3949175, -0.2844414, -0.1847734, -0.0910500, 0.0, 0.0795803, 0.1609302, 0.2461123,
@@ -109,6 +112,25 @@ def test_the_best_turn_is_kept(way):
         error = float((weight - found.dense() - up @ down.T).double().norm())
         assert error == pytest.approx(min(after for after, _ in turns), rel=2e-3)
         assert kept <= qlora
+
+
+@pytest.mark.oracle(seed=180, clause=3, against="the code of LoftQ's authors")
+@pytest.mark.parametrize("record", RECORDED["records"], ids=lambda r: f"{r['quant']}-{r['bits']}")
+def test_every_turn_is_that_of_the_authors_code(record):
+    """It goes on from the last turn; we keep the best, so each turn is asked for by what it goes on from."""
+    rows, columns = RECORDED["shape"]
+    at = torch.arange(rows * columns, dtype=torch.float64).view(rows, columns)
+    weight = (wave(rows, columns).double() + 0.3 * torch.sin(0.013 * at * at)).float()
+    quantize = {"nf": lambda w: normal_float(w, record["bits"], 64), "uniform": lambda w: uniform(w, record["bits"])}
+    low_rank = torch.zeros_like(weight)
+    for turn in record["turns"]:
+        found = quantize[record["quant"]](weight - low_rank).dense()
+        up, down = decomposed(weight - found, RECORDED["rank"], False, a_draw())
+        low_rank = up @ down.T
+        assert far(found, turn["dense"]) <= 2e-6 and far(low_rank, turn["product"]) <= 1e-5
+    errors = [turn["left"] for turn in record["turns"]]
+    _, _, (_, least) = begin(weight, quantize[record["quant"]], RECORDED["rank"], len(errors), False, a_draw())
+    assert least == pytest.approx(min(errors) / float(weight.norm()), abs=2e-6)
 
 
 @pytest.mark.oracle(seed=180, clause=4, against="the weights themselves")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,9 +12,11 @@ from torch import nn
 from luthier.core.component import build
 from luthier.core.errors import UserError
 from luthier.engine.models import Model, add_tuned, load_base
-from luthier.techniques.methods._shared import linear_names
+from luthier.techniques.methods._shared import linear_names, lora_layers
 from tests.contracts.workbench import make_batch, short_fit, training_data, tuned_logits
+from tests.recorded import apart, far, fill, recorded, wave
 
+LORALIB = recorded("lora_loralib")
 ARCHITECTURES = ["decoder", "encoder", "encoder-decoder"]
 
 
@@ -109,6 +112,30 @@ def test_merged_and_unmerged_agree(tuned, pico):
     model.module = model.module.merge_and_unload()
     assert (scores(model) - apart).abs().max() <= 1e-5
     assert (scores(load_base(pico)) - apart).abs().max() > 1e-3, "training moved something"
+
+
+@pytest.mark.oracle(seed=114, clause=2, against="loralib 0.1.2")
+@pytest.mark.parametrize("record", LORALIB["records"], ids=lambda r: f"rank={r['rank']},alpha={r['alpha']}")
+def test_unmerged_and_merged_it_is_loralib_s(record, pico):
+    """Logits, gradients of A and B, and a merged weight, with the weights of the fixture."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    base = LlamaForCausalLM(LlamaConfig(**LORALIB["config"])).float().requires_grad_(False)
+    fill(base)
+    method = build("method", {"use": "lora", "rank": record["rank"], "alpha": record["alpha"], "target": LORALIB["layers"]})
+    model = method.prepare(replace(load_base(pico), module=base), None)
+    weights = [w["default"].weight for layer in lora_layers(model.module).values() for w in (layer.lora_A, layer.lora_B)]
+    with torch.no_grad():
+        for n, p in enumerate(weights):
+            p.copy_(wave(*p.shape, shift=n))
+    ids = torch.tensor(LORALIB["ids"])
+    logits = model.module(input_ids=ids).logits
+    gradients = torch.autograd.grad((logits * wave(*logits.shape, shift=LORALIB["aim"])).sum(), weights)
+    assert far(logits, record["logits"]) <= 1e-6 and apart(gradients, record["gradients"]) <= 2e-6
+    merged = model.module.merge_and_unload()
+    assert far(merged.get_submodule(record["merged"]["layer"]).weight, record["merged"]["weight"]) <= 1e-6
+    with torch.no_grad():
+        assert far(merged(input_ids=ids).logits, record["merged"]["logits"]) <= 1e-6
 
 
 def regression(rank: int, truth: torch.Tensor, make: torch.Generator) -> tuple[torch.Tensor, float]:

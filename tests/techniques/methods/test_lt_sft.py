@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -9,7 +11,9 @@ from luthier.core.component import build
 from luthier.core.errors import UserError
 from luthier.engine.models import add_tuned, load_base
 from luthier.engine.sparse import SparseDelta, largest
+from luthier.techniques.methods.lt_sft import moved
 from tests.contracts.workbench import encode, examples, make_loop, short_fit, training_data
+from tests.recorded import recorded, wave
 
 
 def trained(base, make_ctx, spec: str, name: str = "fit", steps: int = 4, **plan):
@@ -113,6 +117,16 @@ def test_the_largest_move_is_selected():
     both = largest({"v": torch.tensor([[0.5, 4.0]]), "w": moves}, 2)
     assert both["v"].tolist() == [[False, True]] and both["w"].tolist() == [False, True, False]
     assert int(largest({"w": torch.ones(7)}, 3)["w"].sum()) == 3, "ties do not make more"
+
+
+@pytest.mark.oracle(seed=70, clause=7, against="the code of LT-SFT's authors")
+@pytest.mark.parametrize("record", recorded("lt_sft")["records"], ids=lambda r: f"k={r['count']}")
+def test_chosen_entries_are_those_of_the_authors_code(record):
+    shapes = {n: shape for n, shape in recorded("lt_sft")["shapes"].items() if n in record["places"]}
+    begin = {n: wave(*shape, shift=k) for k, (n, shape) in enumerate(shapes.items())}
+    after = {n: t + wave(*t.shape, shift=k + 0.5, scale=0.01 * (k + 1)) for k, (n, t) in enumerate(begin.items())}
+    found = largest(moved(SimpleNamespace(weights=after, begin=begin)), record["count"])
+    assert {n: m.flatten().nonzero()[:, 0].tolist() for n, m in found.items()} == record["places"]
 
 
 @pytest.mark.oracle(seed=70, clause=7, against="|theta1 - theta0| after one step, by hand")

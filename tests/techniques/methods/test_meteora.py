@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +20,9 @@ from luthier.techniques.methods._gated import Gate, GatedConfig, gated_layers
 from luthier.techniques.methods._mixtures import Stack
 from tests.contracts.loras import lora
 from tests.contracts.workbench import examples, make_loop, short_fit, training_data, tuned_logits
+from tests.recorded import far, recorded, wave
+
+METEORA = recorded("meteora")
 
 IDS = torch.tensor([[7, 8, 9, 10, 11, 12, 13, 14, 15]])
 
@@ -116,6 +120,34 @@ def test_sorted_and_gathered_tokens_get_what_a_loop_gives_them(top_k):
         for tokens in (3, 40):  # which takes the one path, and the other
             assert torch.allclose(gate(x[:tokens]), wanted[:tokens], atol=1e-5)
         assert torch.allclose(gate(x.view(4, 10, 8)), wanted.view(4, 10, 6), atol=1e-5)
+
+
+@pytest.mark.oracle(seed=109, clause=4, against="the code of MeteoRA's authors")
+@pytest.mark.parametrize("record", METEORA["records"], ids=lambda r: f"k={r['top_k']},T={r['temperature']}")
+def test_answers_and_gradients_are_those_of_the_authors_code(record):
+    """Its temperature holds in training too, which ours leaves at 1."""
+    size = SimpleNamespace(**METEORA["sizes"])
+    config = GatedConfig(names=[f"a{i}" for i in range(size.adapters)], rank=size.rank, top_k=record["top_k"],
+                         temperature=record["temperature"], trained=True)
+    gate = Gate(config, (size.inputs, size.outputs), torch.zeros(1)).eval()
+    stacked = wave(size.outputs, size.adapters * size.rank, shift=3).view(size.outputs, size.adapters, size.rank)
+    with torch.no_grad():
+        gate.gate.weight.copy_(wave(size.adapters, size.inputs, shift=1))
+        gate.stack.A.copy_(wave(size.adapters * size.rank, size.inputs, shift=2).view(gate.stack.A.shape))
+        gate.stack.B.copy_(stacked.transpose(0, 1))
+        gate.stack.scale.copy_(torch.arange(size.adapters) + 1.0)
+    x = wave(2, size.tokens // 2, size.inputs, shift=4, scale=2.0)
+    base = x @ wave(size.outputs, size.inputs).T
+    weights = [gate.gate.weight, gate.stack.A, gate.stack.B]
+    out = base + gate(x)
+    assert far(out, record["batched"]) <= 2e-6 and far(out, record["looped"]) <= 2e-6
+    aim = wave(*out.shape, shift=0.9)
+    for found, wanted, part in zip(torch.autograd.grad((out * aim).sum(), weights), record["gradients"], "gAB", strict=True):
+        found = found.transpose(0, 1).reshape(size.outputs, -1) if part == "B" else found
+        if part != "g" or record["top_k"] > 1:
+            assert far(found, wanted) <= 5e-6, part
+        else:
+            assert not any(wanted) and found.abs().max() == 0, "one adapter has all the weight"
 
 
 @pytest.mark.oracle(seed=109, clause=4, against="autograd through one dense product an adapter")

@@ -14,6 +14,7 @@ from luthier.engine.models import Model, add_tuned, load_base
 from luthier.techniques.methods._prefixed import Maker, prefixed
 from tests.contracts import dummies
 from tests.contracts.workbench import short_fit, training_data, tuned_logits
+from tests.recorded import as_recorded, recorded, tiny_bert, wave
 
 TEXT = "the class of the module is"
 IDS = torch.tensor([[7, 8, 9, 10, 11, 12]])
@@ -93,6 +94,22 @@ def test_it_computes_what_pefts_prefix_computes(pico):
     with torch.no_grad():
         theirs.prompt_encoder["default"].embedding.weight.copy_(table)
     assert (said(ours.module, input_ids=IDS) - said(theirs, input_ids=IDS)).abs().max() <= 1e-5
+
+
+@pytest.mark.oracle(seed=86, clause=1, against="AdapterHub's adapters 1.3.0")
+@pytest.mark.parametrize("record", recorded("adapters_hub")["prefixes"], ids=lambda r: r["method"])
+def test_states_and_gradients_are_adapterhub_s(record, pico_encoder):
+    """Its numbers are one vector: by token, layer, key before value. Ours are a pair a layer, or an MLP as it has it."""
+    model = build("method", record["method"]).prepare(tiny_bert(pico_encoder), None)
+    (maker,) = [m for m in model.module.modules() if isinstance(m, Maker)] or [None]
+    if maker is not None:
+        weights = [maker.start, maker.first.weight, maker.first.bias, maker.second.weight, maker.second.bias]
+        assert as_recorded(model, weights, record) <= 2e-6
+        return
+    whole = wave(3, 2, 2, 16).requires_grad_(True)  # tokens, layers, key and value, width
+    for n, layer in enumerate(prefixed(model.module).values()):
+        layer.table = lambda n=n, prefix=layer.prefix: prefix.shaped(whole[:, n, 0], whole[:, n, 1])
+    assert as_recorded(model, [whole], record) <= 2e-6
 
 
 def attended(q, k, v, scale, bias=0.0):

@@ -23,6 +23,8 @@ from luthier.engine.sounds import resampled, waveform
 from luthier.engine.steps.fit import Fit
 from luthier.pipelines.steps.clip_length import ClipLength, interpolated
 from luthier.techniques.data.read_jsonl import ReadJsonl
+from tests.recorded import far, recorded
+from tests.recorded import wave as formula
 
 MELS, FRAMES, WIDTH, LAYERS = 24, 32, 16, 2
 
@@ -155,6 +157,30 @@ def test_a_conformer_of_kernel_1_at_identity_is_a_pointwise_bottleneck():
     with torch.no_grad():
         made.depthwise.weight.fill_(1.05)
     assert not torch.allclose(made(states), wanted, atol=1e-3)
+
+
+@pytest.mark.oracle(seed=74, clause=4, against="the code of PETL_AST's authors")
+@pytest.mark.parametrize("record", recorded("petl_ast")["records"], ids=lambda r: f"{r['block']}-{r['kernel']}")
+def test_blocks_are_those_of_the_authors_code(record):
+    """Its conformer makes a LayerNorm of what it reads and goes on without it: ours with pre_norm=false."""
+    from luthier.techniques.methods._tuners import BLOCKS, BottleneckConfig
+
+    width, shape = recorded("petl_ast")["width"], recorded("petl_ast")["shape"]
+    made = BLOCKS[record["block"]](BottleneckConfig(width=width, size=width // record["reduction"], block=record["block"],
+                                                    kernel=record["kernel"], pre_norm=False), torch.zeros(1))
+    parts = [getattr(made, n) for n in ("down", "depthwise", "batch_norm", "up") if hasattr(made, n)]
+    weights = [p for part in parts for p in (part.weight, part.bias)]
+    with torch.no_grad():
+        for n, p in enumerate(weights):
+            p.copy_(formula(*p.shape, shift=n))
+    x = formula(*shape, shift=0.6, scale=2.0)
+    out = made.train()(x)
+    gradients = torch.autograd.grad((out * formula(*shape, shift=0.9)).sum(), weights)
+    assert far(out, record["training"]) <= 2e-6 and far(made.eval()(x), record["after"]) <= 2e-6
+    # A bias before a norm of the batch has no gradient, but rounding.
+    largest = max(float(g.abs().max()) for g in gradients)
+    for found, wanted in zip(gradients, record["gradients"], strict=True):
+        assert (found.flatten() - torch.tensor(wanted)).abs().max() <= 2e-6 * largest
 
 
 @pytest.mark.oracle(seed=74, clause=5, against="peft")

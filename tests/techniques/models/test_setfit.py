@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +19,7 @@ from luthier.engine.steps.fit import Fit
 from luthier.pipelines.steps.fit_head import FitHead
 from luthier.techniques.data.text_pairs import TextPairs
 from tests.contracts.workbench import encode, make_batch
+from tests.recorded import recorded
 
 WORDS = {"low": "module class object list", "high": "yield await lambda tuple", "mid": "scope block import raise"}
 
@@ -101,6 +104,24 @@ def test_unique_and_resampled_pairs_are_those_of_setfit(ctx, self_pairs):
     less, more = numbered(by="undersample"), numbered(by="oversample")
     assert len(less) == 2 * len(few) == 2 * len(set(less) & set(few)) and set(less) <= set(wanted)
     assert len(more) == 2 * len(many) and set(more) == set(wanted)
+
+
+@pytest.mark.oracle(seed=208, clause=2, against="setfit 1.2.0")
+@pytest.mark.parametrize("record", recorded("setfit")["pairs"], ids=lambda r: f"{r['by']}-{''.join(r['labels'])}")
+def test_pairs_are_as_many_as_setfit_s(ctx, record):
+    """Its texts are pairs with themselves. Which are left out or drawn is chance; how often a pair comes is not."""
+    rows = [text(n, label) for n, label in enumerate(record["labels"])]
+    number = {e.id: n for n, e in enumerate(rows)}
+    fields = {"rounds": record["setting"]["num_iterations"]} if record["by"] == "per-text" else {"self_pairs": True}
+    found = Counter((*sorted(number[r] for r in p.meta["rows"]), p.label) for p in drawn(ctx, rows, by=record["by"], **fields))
+    theirs = {tuple(pair): times for *pair, times in record["pairs"]}
+    assert sum(found.values()) == record["count"] == sum(theirs.values())
+    for alike in (1.0, 0.0):
+        ours, wanted = ([times for pair, times in c.items() if pair[2] == alike] for c in (found, theirs))
+        assert sum(ours) == sum(wanted)
+        assert record["by"] == "per-text" or sorted(ours) == sorted(wanted)
+    if record["by"] in ("unique", "oversample"):
+        assert set(found) == set(theirs)
 
 
 @pytest.mark.oracle(seed=208, clause=3, against="the labels themselves")

@@ -19,6 +19,7 @@ from luthier.engine.forward import Forward
 from luthier.engine.models import load_base
 from luthier.engine.rendering import renderer
 from tests.contracts.workbench import encode, examples, make_batch
+from tests.recorded import recorded
 from tests.techniques.objectives.test_dpo import pair, records, sides  # noqa: F401  (a fixture among them)
 
 
@@ -94,6 +95,22 @@ def test_the_reward_is_beta_times_the_difference_of_the_logs():
     loss = build("objective", "uft:beta=1").loss(run, batch)["score"]
     assert float(loss) == pytest.approx((1 - 0.8807971) ** 2 + (1 / (1 + math.exp(6))) ** 2, abs=1e-6)
     assert run.measured == {"reward": [2.0, -6.0], "saturated": [0.0, 1.0]}
+
+
+@pytest.mark.oracle(seed=90, clause=3, against="the code of UNA's authors")
+@pytest.mark.parametrize("record", recorded("una")["records"], ids=lambda r: f"{r['fits']}-{r['beta']}-{r['ratings']}")
+@pytest.mark.parametrize("name", ["una", "uft"])
+def test_losses_and_gradients_are_those_of_the_authors_code(name, record):
+    """Its loss of a pair is the sum of both answers, and -1 the rating of one that is not there."""
+    there = [i for i, rating in enumerate(record["ratings"]) if rating >= 0]
+    policy = torch.tensor(record["policy"], requires_grad=True)
+    batch = {"answer": there, "score": torch.tensor(record["ratings"])[there],
+             "reference_answer": torch.tensor(record["reference"])[there]}
+    objective = build("objective", {"use": name, "beta": record["beta"], "fits": record["fits"]})
+    loss = objective.loss(Said(policy[there]), batch)["score"]
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(record["loss"], rel=1e-6)
+    assert policy.grad.tolist() == pytest.approx(record["gradient"], rel=2e-6)
 
 
 @records

@@ -19,6 +19,7 @@ from luthier.core.kinds import Objective
 from luthier.engine.loop import Task
 from luthier.engine.models import Model, load_base
 from tests.contracts.workbench import examples, make_loop, short_fit
+from tests.recorded import far, recorded
 
 START, CURVATURE = torch.tensor([1.0, -2.0, 0.5]), torch.tensor([[2.0, 0.3, 0.0], [0.3, 1.0, -0.2], [0.0, -0.2, 0.5]])
 
@@ -103,6 +104,20 @@ def test_the_gradient_of_a_quadratic_is_its_closed_form(pico_encoder, make_ctx):
     assert row["h"] == pytest.approx(float(0.5 * START @ g)) and row["h_ahead"] == pytest.approx(
         float(0.5 * again @ CURVATURE @ again))
     assert row["bracket"] == pytest.approx(row["h"] - row["h_ahead"])
+
+
+@pytest.mark.oracle(seed=162, clause=2, against="the code of Booster's authors")
+@pytest.mark.parametrize("record", recorded("booster")["records"], ids=lambda r: f"lam={r['lam']},alpha={r['alpha']}")
+def test_the_gradient_is_that_of_the_authors_code(record, pico_encoder, make_ctx):
+    """It adds the step ahead back to the weights; ours have their own bits again."""
+    start, curvature = (torch.tensor(recorded("booster")[name]) for name in ("start", "curvature"))
+    loop = bowls(pico_encoder, make_ctx, f"booster:lam={record['lam']},alpha={record['alpha']},batch=4", start, curvature)
+    weight, seen = loop.model.module.w, []
+    loop.torch_optimizer.step = lambda *given: seen.append((weight.grad.clone(), weight.detach().clone()))
+    loop.train()
+    gradient, before = seen[0]
+    assert far(gradient, record["gradient"]) <= 2e-6
+    assert far(before, record["weights"]) <= 1e-6 and torch.equal(before, start)
 
 
 @pytest.mark.oracle(seed=162, clause=3, against="the weights before")

@@ -16,6 +16,7 @@ from luthier.engine.models import add_tuned, load_base
 from luthier.techniques.training import mixout as module
 from luthier.techniques.training.mixout import kept, mix
 from tests.contracts.workbench import short_fit, training_data, tuned_logits
+from tests.recorded import far, recorded, wave
 
 
 def fitted(make_ctx, base, name: str, architecture: str = "decoder", **changed):
@@ -88,6 +89,20 @@ def test_toward_zero_is_dropout_of_the_weight():
         keep = dropout(torch.ones_like(w), p) > 0
         torch.manual_seed(3)
         assert torch.allclose(mix(w, torch.zeros_like(w), keep, p), dropout(w, p), rtol=1e-6, atol=0)
+
+
+@pytest.mark.oracle(seed=122, clause=4, against="the code of mixout's authors")
+@pytest.mark.parametrize("record", recorded("mixout")["records"], ids=lambda r: f"p={r['p']},target={r['target']}")
+def test_mixed_weights_are_those_of_the_authors_code(record):
+    """Given the masks that it drew, one for all outputs. The gradient that it hands back lacks the 1 / (1 - p) of its own
+    equation, and ours has it.
+    """
+    p, shape, keep = record["p"], recorded("mixout")["shape"], torch.tensor(record["kept"])
+    w = wave(*shape).requires_grad_(True)
+    mixed = mix(w, wave(*shape, shift=0.2) if record["target"] else torch.zeros(shape), keep, p)
+    (mixed * wave(*shape, shift=0.9)).sum().backward()
+    assert 0 < keep.float().mean() < 1 and far(mixed, record["mixed"]) <= 1e-6
+    assert far((1 - p) * w.grad, record["gradient"]) <= 1e-6
 
 
 @pytest.mark.oracle(seed=122, clause=3, against="closed form: mean and variance of an entry")

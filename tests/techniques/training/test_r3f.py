@@ -10,8 +10,10 @@ import torch
 from luthier.core.component import build
 from luthier.core.errors import UserError
 from luthier.core.rng import Rng
+from luthier.engine.batches import TokenBatch
 from luthier.techniques.training._passes import divergence, embedding_rms, predicted
 from luthier.techniques.training.r3f import Noised, uniform
+from tests.recorded import far, recorded, wave
 from tests.techniques.training.test_smart import fitted, linear_batch, linear_run
 
 
@@ -42,6 +44,29 @@ def test_the_part_is_the_divergence_of_noised_embeddings(noise):
         wanted += 0.5 * float((p * (p / q).log()).sum() + (q * (q / p).log()).sum())
     assert float(found.detach()) == pytest.approx(wanted, rel=1e-4) and hook.units(batch) == {"r3f": 2.0}
     assert float(divergence(predicted(run, batch["input"], x), predicted(run, batch["input"], x)).sum()) == 0
+
+
+@pytest.mark.oracle(clause="r3f: the divergence of noised embeddings", against="fairseq")
+@pytest.mark.parametrize("record", recorded("r3f_fairseq")["records"], ids=lambda r: f"lam={r['lam']}")
+def test_loss_and_gradients_are_those_of_fairseq(record, monkeypatch):
+    """With the noise that it drew, and with words that are a constant in the noised pass, as it has them; ours are not."""
+    run, model = linear_run()
+    ids = torch.tensor(recorded("r3f_fairseq")["ids"])
+    words, head = (wave(*shape, shift=shift, scale=scale).requires_grad_(True)
+                   for shape, shift, scale in (((12, 6), 0, 0.4), ((3, 6), 1, 2.0)))
+    batch = {"ids": ["a", "b", "c"], "input": TokenBatch(ids, torch.ones_like(ids), torch.zeros_like(ids, dtype=torch.bool))}
+    passes = iter((words, words.detach()))
+    model.module.get_input_embeddings = lambda: lambda ids, table=next(passes): table[ids]
+    run.head = lambda pooled: pooled @ head.T
+    monkeypatch.setattr("luthier.techniques.training.r3f.noise",
+                        lambda *given: torch.tensor(record["noise"]).view(*ids.shape, 6))
+    found = hook_of(f"r3f:lam={record['lam']},dropout=none", 1.0).on_loss(run, batch, {})["r3f"]
+    assert float(found.detach()) == pytest.approx(record["lam"] * record["divergence"], rel=1e-6)
+    scores = words[ids].mean(1) @ head.T
+    whole = torch.nn.functional.cross_entropy(scores, torch.arange(3), reduction="sum") + found
+    assert float(whole.detach()) == pytest.approx(record["loss"], rel=1e-6)
+    for gradient, wanted in zip(torch.autograd.grad(whole, [words, head]), record["gradients"], strict=True):
+        assert far(gradient, wanted) <= 2e-6
 
 
 def test_noise_is_measured_in_units_of_the_embeddings_where_asked(pico, make_ctx):

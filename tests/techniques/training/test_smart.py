@@ -19,6 +19,7 @@ from luthier.engine.models import load_base
 from luthier.techniques.training._passes import apart, divergence, embedded, embedding_rms, predicted
 from luthier.techniques.training.smart import Ball, Smooth
 from tests.contracts.workbench import encode, examples, make_batch, make_loop, short_fit, training_data
+from tests.recorded import far, recorded, wave
 
 
 def fitted(make_ctx, base, name: str, architecture: str = "encoder", **changed):
@@ -155,6 +156,20 @@ def test_the_inner_gradient_of_a_linear_model_is_worked_by_hand():
             assert found[row, token].tolist() == pytest.approx(expected.tolist(), abs=1e-6)
 
 
+@pytest.mark.oracle(seed=68, clause=7, against="the code of SMART's authors")
+@pytest.mark.parametrize("record", recorded("smart")["records"], ids=lambda r: f"sigma={r['sigma']}")
+def test_released_moves_and_their_smoothness_are_those_of_the_authors_code(record):
+    """Along its own gradient: that of another divergence, where the paper and ours go up the one that is added to the loss."""
+    rows, tokens, width, labels = recorded("smart")["sizes"]
+    head, x = wave(labels, width, shift=1.0, scale=2.0), wave(rows, tokens, width)
+    ball = Ball(None, record["sigma"], record["eta"], "inf")
+    moved = ball.moved(record["sigma"] * wave(rows, tokens, width, shift=2.0, scale=1.0),
+                       torch.tensor(record["gradient"]).view(x.shape), torch.ones(rows, tokens))
+    assert far(moved, record["move"]) <= 1e-6
+    smoothness = divergence((x + moved).mean(1) @ head.T, x.mean(1) @ head.T)
+    assert float(smoothness.mean()) == pytest.approx(record["smoothness"], rel=2e-6)
+
+
 @pytest.mark.oracle(seed=68, clause=2, against="closed form: a step uphill")
 def test_a_step_goes_uphill_and_reaches_the_ball():
     run, model = linear_run()
@@ -186,11 +201,11 @@ def test_embeddings_stay_within_the_ball(spec, pico, make_ctx):
     x, moved, _ = worst(hook, run, batch)
     eps = 1e-5 if "paper" in spec else build("regularizer", spec).radius * hook.rms
     real = batch["input"].mask.bool()
-    far = (moved - x).double()
+    gone = (moved - x).double()
     rounding = 2e-7 * float(x.abs().max())
     if "norm=2" in spec:
-        far = torch.stack([row[mask].square().mean().sqrt() for row, mask in zip(far, real, strict=True)])
-    assert eps * 0.9 <= float(far.abs().max()) <= eps + rounding
+        gone = torch.stack([row[mask].square().mean().sqrt() for row, mask in zip(gone, real, strict=True)])
+    assert eps * 0.9 <= float(gone.abs().max()) <= eps + rounding
     assert not (moved - x)[~real].any()
 
 

@@ -16,6 +16,7 @@ from luthier.engine import pico as pico_models
 from luthier.engine.deltas import pack_bits, product, restored, signs, unpack_bits
 from luthier.pipelines.merging import merge
 from luthier.techniques.weights.bitdelta import planes
+from tests.recorded import far, recorded, wave
 
 WORDS = "glue spruce ebony varnish bridge peg scroll bow hair rosin plane scraper clamp joint purfling string".split()
 
@@ -68,6 +69,22 @@ def test_the_product_on_the_fly_is_the_dense_one(bits):
     packed, scales, _ = planes(d, bits)
     dense = x @ restored("w", base, {"bits": packed, "scales": scales}).T
     assert torch.allclose(product(x, base, packed, scales), dense, atol=1e-5)
+
+
+@pytest.mark.oracle(seed=136, clause=7, against="the code of BitDelta's authors")
+@pytest.mark.parametrize("record", recorded("bitdelta")["records"], ids=lambda r: f"{r['shape']}")
+def test_signs_scales_and_changes_are_those_of_the_authors_code(record):
+    """It packs 32 inputs of an output in a number, and stands for a change of 0 by the scale as we do."""
+    rows, columns = record["shape"]
+    base, d = wave(rows, columns), wave(rows, columns, shift=record["shift"], scale=0.01)
+    d.view(-1)[::7] = 0.0
+    bits, scales, _ = planes(base + d - base, 1)
+    words = torch.tensor(record["packed"], dtype=torch.int64)
+    theirs = torch.stack([(words >> n) & 1 for n in range(32)], 1).reshape(columns, rows).T
+    assert torch.equal(unpack_bits(bits[0], (rows, columns)), theirs.bool())
+    assert float(scales[0]) == pytest.approx(record["scale"], rel=1e-6)
+    made = restored("w", torch.zeros(rows, columns), {"bits": bits, "scales": scales})
+    assert far(made, record["change"]) <= 1e-6
 
 
 @pytest.mark.oracle(seed=136, clause=7, against="the published meaning of a bit")

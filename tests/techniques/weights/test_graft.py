@@ -16,9 +16,10 @@ from luthier.core.rng import Rng
 from luthier.engine import pico as pico_models
 from luthier.pipelines.merging import merge
 from luthier.techniques.weights._grafting import optimised, relaxed, slope
+from tests.recorded import far, recorded, wave
 from tests.techniques.weights._recorded import merged
 
-WEIGHTS = "model.safetensors"
+WEIGHTS, RECORDED = "model.safetensors", recorded("graft")
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +35,12 @@ def place(tmp_path_factory) -> Path:
     (folder / "rows.jsonl").write_text("".join(
         json.dumps({"question": f"What is peg {i}?", "answer": f"a peg of plot {i}"}) + "\n" for i in range(10)))
     return folder
+
+
+def recorded_tune() -> list[dict[str, torch.Tensor]]:
+    """The base and the tune of the recorded masks."""
+    base = {n: wave(*shape, shift=k) for k, (n, shape) in enumerate(RECORDED["shapes"].items())}
+    return [base, {n: t + wave(*t.shape, shift=k + 0.7, scale=0.05) for k, (n, t) in enumerate(base.items())}]
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -80,6 +87,38 @@ def test_the_gradient_of_the_mask_is_that_of_autograd():
     theta = (before + relaxed(start, s.detach()) * change).requires_grad_(True)
     loss(theta).backward()
     assert torch.allclose(slope(start, s.detach(), theta.grad, change), s.grad, rtol=1e-5)
+
+
+@pytest.mark.oracle(seed=59, clause=5, against="the code of grafting's authors")
+@pytest.mark.parametrize("record", RECORDED["records"], ids=lambda r: f"s={r['sparsity']}")
+def test_the_first_mask_is_that_of_the_authors_code(record):
+    """It keeps what is above the k-th largest change, and so one entry less than the k that were asked for."""
+    base, tuned = recorded_tune()
+    found = merged(f"graft:sparsity={record['sparsity']}", [base, tuned])
+    ours = {(n, i) for n in base for i in found.get(f"{n}:at", torch.tensor([])).tolist()}
+    theirs = {(n, i) for n, mask in zip(base, record["first"], strict=True) for i, kept in enumerate(mask) if kept}
+    (more,) = ours - theirs
+    change = {n: (tuned[n] - base[n]).abs().flatten() for n in base}
+    assert theirs < ours and len(ours) == round(record["sparsity"] * sum(len(c) for c in change.values()))
+    assert more == min(ours, key=lambda place: float(change[place[0]][place[1]]))
+
+
+@pytest.mark.oracle(seed=59, clause=3, against="the code of grafting's authors")
+@pytest.mark.parametrize("record", RECORDED["records"], ids=lambda r: f"s={r['sparsity']}")
+def test_steps_of_the_mask_are_those_of_the_authors_code(record):
+    """Of a model that is one sum of its weights, from the numbers that it began with."""
+    base, tuned = recorded_tune()
+    change = {n: tuned[n] - base[n] for n in base}
+    start, s = ({n: torch.tensor(x).float().view(base[n].shape) for n, x in zip(base, given, strict=True)}
+                for given in (record["first"], record["real"][0]))
+    for wanted in record["real"][1:]:
+        at = {n: (base[n] + relaxed(start[n], s[n]) * change[n]).requires_grad_(True) for n in base}
+        said = torch.stack([(at[n] * wave(*at[n].shape, shift=3.0 + k)).sum() for k, n in enumerate(at)]).sum()
+        gradients = torch.autograd.grad((said - 1).square(), list(at.values()))
+        for (n, own), g, aim in zip(s.items(), gradients, wanted, strict=True):
+            own -= RECORDED["rate"] * slope(start[n], own, g, change[n])
+            assert far(own, aim) <= 5e-6
+    assert max(float((s[n].flatten() - torch.tensor(b)).abs().max()) for n, b in zip(s, record["real"][0], strict=True)) > 0.1
 
 
 @pytest.mark.oracle(seed=59, clause=4, against="a planted skill")

@@ -25,6 +25,7 @@ from luthier.engine.executor import execute
 from luthier.engine.models import add_tuned
 from luthier.pipelines.merging import merge
 from luthier.techniques.weights._souping import learn
+from tests.recorded import far, recorded, wave
 from tests.techniques.weights._recorded import merged
 
 WORDS = {"dry": ("sand", "dust", "chalk", "straw"), "wet": ("rain", "pond", "moss", "river")}
@@ -80,6 +81,20 @@ def logits(model: Any) -> torch.Tensor:
         return model(torch.tensor([[5, 9, 14, 7, 11]])).logits
 
 
+@pytest.mark.oracle(clause="averages of LoRA factors and of what they do", against="AdapterHub's adapters 1.3.0")
+@pytest.mark.parametrize("record", recorded("adapters_hub")["averages"], ids=lambda r: r["rule"])
+def test_averages_of_loras_are_adapterhub_s(record):
+    """Factors as they are; of the nearest LoRA the product, whose roots it puts on one side."""
+    names = {side: f"base_model.model.layers.0.query.lora_{side}.weight" for side in "AB"}
+    given = [{names[side]: wave(*shape, shift=10 * m + n) for n, (side, shape) in enumerate((("A", (2, 16)), ("B", (16, 2))))}
+             for m in range(2)]
+    found = merged(record["rule"], given)
+    a, b = (torch.tensor(record[side]).view(shape) for side, shape in (("A", (2, 16)), ("B", (16, 2))))
+    assert far(found[names["B"]] @ found[names["A"]], b @ a) <= 2e-6
+    if record["strategy"] == "linear":
+        assert far(found[names["A"]], a) <= 1e-6 and far(found[names["B"]], b) <= 1e-6
+
+
 @pytest.mark.oracle(seed=44, clause=1, against="the model itself")
 @pytest.mark.parametrize("lora", ["merged", "exact", "svd", "factors"])
 def test_a_soup_of_copies_is_the_model(lora, adapters, tmp_path):
@@ -125,6 +140,25 @@ def test_greedy_is_never_worse_than_the_best_single_model(metric):
             if not kept or way * score([*kept, i]) >= way * score(kept):
                 kept.append(i)
         assert members == kept and [t["members"][-1] for t in trail] == order
+
+
+@pytest.mark.oracle(seed=44, clause=3, against="the code of model-soups' authors")
+@pytest.mark.parametrize("record", recorded("soups")["records"], ids=lambda r: f"aim={r['aim']}")
+def test_soups_are_those_of_the_authors_code(record):
+    """Of models without ties: there it leaves a model out, where the paper and we let it join."""
+    models = [wave(6, shift=1.7 * n) for n in range(recorded("soups")["models"])]
+    aim = wave(6, shift=record["aim"], scale=0.2).double()
+
+    def score(members: Any) -> float:
+        soup = torch.stack([models[n] for n in members]).double().mean(0)
+        return float(1 / (1 + (soup - aim).square().sum()))
+
+    rule = build("weight_rule", "model-soup:kind=greedy,val=x.jsonl")
+    members, _ = rule._greedy(SimpleNamespace(log=lambda text: None), [score([n]) for n in range(len(models))], score)
+    assert members == record["members"]
+    for chosen, wanted in ((members, record["greedy"]), (range(len(models)), record["uniform"])):
+        found = merged("model-soup", [{"w": models[n]} for n in chosen])["w"]
+        assert found.tolist() == pytest.approx(wanted, abs=4e-7)
 
 
 def held_out(folder: Path, rows: Any = ROWS) -> str:
