@@ -44,6 +44,19 @@ def test_tests_of_scenes_are_balanced_and_rows_lose_or_change_pictures_only(make
     assert said[0] == said[1] == said[2]
 
 
+def test_what_is_asked_without_pictures_is_told_in_words(make_ctx):
+    rows = list(Scenes(pictures=4, tests=2, texts=8).run({}, make_ctx("words")).examples("asked"))
+    assert all(p.type == "text" for r in rows for t in r.turns for p in t.parts)
+    told = [r for r in rows if r.meta["kind"] == "conversation"]
+    for row in told:
+        words = next(p.value for p in row.turns[0].parts if p.value.startswith("The picture shows"))
+        for asked, said in zip(row.turns[::2], row.turns[1::2], strict=True):
+            question, answer = asked.parts[-1].value, said.text.rstrip(".").lower()
+            if question.startswith("What kind of"):
+                assert f"a {answer} {question.split()[3]} in" in words
+    assert len(told) == 8
+
+
 def test_kinds_of_sounds_are_what_they_are_called(make_ctx):
     def loudness(kind):
         samples, rate = waveform(clip(kind, Rng(1)(kind), 0.0))

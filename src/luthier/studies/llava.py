@@ -1,11 +1,13 @@
 """Liu et al. 2023: a projector between a picture encoder and a language model, and written instructions, make an assistant that
 sees.
 
-A tiny Llama that has learned to speak about scenes without seeing any, and a tiny picture encoder that knows captions by
-contrast, are joined. Arms have equal optimizer steps in all: LLaVA's two stages; the second stage alone; the projector alone
+A tiny Llama that has learned to answer about scenes told in words, and a tiny picture encoder that knows captions by contrast,
+are joined. Arms have equal optimizer steps in all: LLaVA's two stages; the second stage alone; the projector alone
 in both; pictures exchanged among the rows; no pictures; and two stages where rows have answers with reasons. Asked is, of
 scenes of their own, which kind a thing is, how many there are, and how two things stand; with the exchanged pictures and with
 none the best a model can know is how answers are spread. Rows are written by rules, where the paper had a large model write.
+In version 1 the Llama had read questions that nothing answered, and two stages knew 0.37 of the kinds; version 2 has scenes in
+words for it, twice the pictures, and twice the steps of the second stage, set after a look at one seed.
 """
 
 from __future__ import annotations
@@ -17,14 +19,14 @@ from luthier.core.kinds import Study
 from luthier.core.study import Claim, Guard, Measure, Paper, Scale
 
 COLOUR, COUNT, RELATION = (Measure("exact-match", on) for on in ("colour", "count", "relation"))
-ALIGN, INSTRUCT = 150, 350
+ALIGN, INSTRUCT = 150, 700
 SMOKE = {"scenes.pictures": 6, "scenes.tests": 2, "scenes.texts": 12, "world.pictures": 6, "world.tests": 2, "world.texts": 12,
          "language.width": 32, "language.layers": 1, "language.epochs": 1, "vision.width": 16, "vision.layers": 2,
          "vision.steps": 1, "vision.batch": 4, "aligned.length": {"steps": 1}, "tuned.length": {"steps": 1},
          "score.decoder.max_new_tokens": 1}
 
 
-class LlavaStudy(Study, name="llava", seeds=[137]):
+class LlavaStudy(Study, name="llava", seeds=[137], version=2):
     """Does a tuned projector let a language model see, and do two stages help?"""
 
     paper: ClassVar[Paper] = Paper(
@@ -47,8 +49,8 @@ class LlavaStudy(Study, name="llava", seeds=[137]):
                  "dtype": "float32", "max_tokens_per_example": 256}
         return {"name": "llava", "seed": 0, "steps": {
             "world": {"use": "scenes"},
-            "scenes": {"use": "scenes"},
-            "language": {"use": "pretrained", "width": 96, "layers": 3, "vocabulary": 400, "epochs": 6,
+            "scenes": {"use": "scenes", "pictures": 800},
+            "language": {"use": "pretrained", "width": 96, "layers": 3, "vocabulary": 600, "epochs": 12, "batch_rows": 16,
                          "inputs": {"examples": "world"}},
             "vision": {"use": "seeing"},
             "joined": {"use": "join-models", "inputs": {"vision": "vision", "language": "language"}},

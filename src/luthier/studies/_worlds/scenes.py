@@ -1,10 +1,11 @@
 """scenes: small pictures of shapes, with captions and boxes that are exact, and what the rule writer makes of them.
 
 Two or three shapes of different form stand in a grid of nine fields on 48 x 48 pixels, each in one of four colours. Subsets:
-`pretrain` and `asked` (texts and questions about scenes without any picture: a language to be learned first), `captions` (one
-turn), `train` (conversations and descriptions, `reasoning` answers too where asked for) and the tests `colour`, `count` and
-`relation`: one question a picture with a word for an answer. `shown` leaves each row its own picture, gives it that of another
-scene of its subset, or none. Pictures stand in the rows themselves.
+`pretrain` and `asked` (scenes told in words where others have the picture, and questions about them: a language to be learned
+first), `captions` (one turn), `train` (conversations and descriptions, `reasoning` answers too where asked for) and the tests
+`colour`, `count` and `relation`: one question a picture with a word for an answer. `shown` leaves each row its own picture,
+gives it that of another scene of its subset, or none. Pictures stand in the rows themselves. In version 1 the language was
+learned from questions that nothing answered, so that it knew how answers are spread and not how they are found.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from luthier.core.artifact import Artifact, write_examples
 from luthier.core.example import Example, Part, Turn
 from luthier.core.rng import Rng
 from luthier.core.step import Ctx, Step
-from luthier.techniques.data.visual_instructions import VisualInstructions, certain
+from luthier.techniques.data.visual_instructions import VisualInstructions, certain, described
 
 SIDE, FIELD = 48, 16
 COLOURS = {"red": (220, 40, 40), "blue": (40, 60, 220), "green": (30, 170, 60), "yellow": (230, 210, 40)}
@@ -30,7 +31,7 @@ FORMS = ("circle", "square", "bar", "cross")
 TESTS = {"colour": "What kind", "count": "How many", "relation": "Is the"}
 
 
-class Scenes(Step, name="scenes"):
+class Scenes(Step, name="scenes", version=2):
     """Pictures of shapes, and rows about them."""
 
     output: ClassVar[str] = "examples"
@@ -50,13 +51,13 @@ class Scenes(Step, name="scenes"):
         kinds: Sequence[Any] = ("conversation", "description", *(("reasoning",) if self.reasoning else ()))
         told = [_scene(draw("text", n), f"text/{n}") for n in range(self.texts)]
         writer = VisualInstructions(kinds=("conversation", "description", "reasoning"))
-        asked = [self._without(r) for r in writer.apply(iter(told), own) if isinstance(r, Example)]
+        words = {e.id: described(e.meta["boxes"]) for e in told}
+        asked = [self._without(r, words[r.source]) for r in writer.apply(iter(told), own) if isinstance(r, Example)]
         made = {
             "captions": self._rows(VisualInstructions(kinds=("caption",)), learned, own, "captions"),
             "train": self._rows(VisualInstructions(kinds=tuple(kinds)), learned, own, "train"),
             **{test: self._shown([_asked(draw, test, n) for n in range(self.tests)], draw, test) for test in TESTS}}
-        texts = [Example(f"pretrain/{e.id}", (Turn("assistant", (Part(e.meta["captions"][0] + "."),), target=True),),
-                         task="text")
+        texts = [Example(f"pretrain/{e.id}", (Turn("assistant", (Part(self._text(e, draw)),), target=True),), task="text")
                  for e in told]
         return write_examples(ctx.folder, {"pretrain": texts, "asked": asked, **made})
 
@@ -73,9 +74,18 @@ class Scenes(Step, name="scenes"):
         return [_with(r, _picture(rows[i])) for r, i in zip(rows, order, strict=True)]
 
     @staticmethod
-    def _without(row: Example) -> Example:
+    def _text(scene: Example, draw: Rng) -> str:
+        """The scene in words and two things that follow."""
+        facts = certain(scene.meta["boxes"])
+        two = draw("facts", scene.id).permutation(len(facts))[:2]
+        return " ".join([described(scene.meta["boxes"]), *(" ".join(facts[i]) for i in two)])
+
+    @staticmethod
+    def _without(row: Example, words: str = "") -> Example:
+        """The row with words in the place of its picture, or with nothing there."""
         first = row.turns[0]
-        return replace(row, turns=(replace(first, parts=tuple(p for p in first.parts if p.type == "text")), *row.turns[1:]))
+        parts = tuple(p if p.type == "text" else Part(words, name="content") for p in first.parts if words or p.type == "text")
+        return replace(row, turns=(replace(first, parts=parts), *row.turns[1:]))
 
 
 def _scene(rng: np.random.Generator, name: str) -> Example:

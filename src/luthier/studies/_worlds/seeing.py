@@ -20,11 +20,11 @@ from luthier.core.step import Ctx, Step
 from luthier.studies._worlds.pretrained import LICENSE, placed
 from luthier.studies._worlds.scenes import SIDE, _scene
 
-PATCH = 12
+PATCH = 16  # a patch is a field: in version 1, patches of 12, a shape lay in up to four
 WORDS = 160  # 16 kinds of things, by themselves and in each of 9 fields
 
 
-class Seeing(Step, name="seeing"):
+class Seeing(Step, name="seeing", version=2):
     """A picture encoder trained by contrast on scenes of its own."""
 
     output: ClassVar[str] = "model"
