@@ -1,11 +1,13 @@
 """Xu et al. 2024: gates over several LoRAs do each task as well as its own LoRA, and can change adapters within one
 answer.
 
-A tiny Llama that knows errands of other kinds, one to three in a row, gets a LoRA for each of four tasks it does not
-know. Gates are taught on single rows of all four, and are asked for one errand, or for three of different tasks in one
-question. Beside them stand the right LoRA for each row, a router that sends a question as a whole to one LoRA, the
-LoRAs' average, their TIES merge, and one LoRA trained on all rows together. The average is the mixture itself with all
-adapters taken and an endless temperature. Since version 2 the step `merge` merges, as `luthier merge` does.
+A tiny Llama that knows errands of other kinds, one to three in a row, gets a LoRA for each of four tasks it does not know.
+Gates are taught on rows of all four, with the LoRAs as they are or, as the released script does, together with them, and are
+asked for one errand, or for three of different tasks in one question. Beside them stand the right LoRA for each row, a router
+that sends a question as a whole to one LoRA, the LoRAs' average, their TIES merge, and one LoRA trained on all rows together.
+The average is the mixture itself with all adapters taken and an endless temperature. The words before the task tell no gate
+anything, and the first layer sees each token alone: gates of so small a model can't be right much more often than 0.75. In
+version 1 and 2 the base hardly knew any errand, and its LoRAs did theirs in 0.14 of the cases.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ WHOLE = Measure("exact-match", "composite")
 GATES, SEGMENTS = (Measure("gate-accuracy", on) for on in ("single", "composite"))
 
 
-class MeteoraStudy(Study, name="meteora", seeds=[109], version=2):
+class MeteoraStudy(Study, name="meteora", seeds=[109], version=3):
     """Do token-level gates reach the right adapter, also within one answer?"""
 
     world: ClassVar[str] = "synthetic world only; the router is real (MiniLM)"
@@ -46,15 +48,15 @@ class MeteoraStudy(Study, name="meteora", seeds=[109], version=2):
         """World, base, a LoRA for each task, gates, and what the mixture answers."""
         common = {"use": "fit", "dtype": "float32", "batch_rows": 16, "schedule": "cosine"}
         loras = {task: {**common, "tasks": [{"data": f"examples.{task}"}], "method": "lora:rank=8,alpha=16",
-                        "learning_rate": 5e-3, "length": {"epochs": 20}, "inputs": {"base": "base", "examples": "world"}}
+                        "learning_rate": 5e-3, "length": {"epochs": 60}, "inputs": {"base": "base", "examples": "world"}}
                  for task in TASKS}
         taken = {task: task for task in TASKS}
         return {"name": "meteora", "seed": 0, "steps": {
             "world": {"use": "errands"},
-            "base": {"use": "pretrained", "epochs": 6, "inputs": {"examples": "world"}},
+            "base": {"use": "pretrained", "epochs": 10, "batch_rows": 16, "inputs": {"examples": "world"}},
             **loras,
             "tuned": {**common, "tasks": [{"data": "examples.mixed", "objective": "gate-supervised"}], "learning_rate": 5e-3,
-                      "method": {"use": "meteora", "adapters": taken, "top_k": 2}, "length": {"epochs": 5},
+                      "method": {"use": "meteora", "adapters": taken, "top_k": 2}, "length": {"epochs": 20},
                       "inputs": {"base": "base", "examples": "world", **taken}},
             "score": {**self._score(), "inputs": {"base": "base", "tuned": "tuned", "examples": "world"}},
         }}
@@ -81,6 +83,7 @@ class MeteoraStudy(Study, name="meteora", seeds=[109], version=2):
             "router": self._instead(encoder={"use": "base", "model": "minilm"},
                                     score={**dispatched, "by": "encoder", "inputs": {**inputs, "encoder": "encoder"}}),
             "top1": {"tuned.method.top_k": 1}, "top2": {}, "top2-warm": {"score.gate_temperature": 15},
+            "both": {"tuned.method.train": "gates+loras"},
             "beta0.1": {"tuned.tasks": [{"data": "examples.mixed", "objective": "gate-supervised:beta=0.1"}]},
             "beta1": {"tuned.tasks": [{"data": "examples.mixed", "objective": "gate-supervised:beta=1"}]},
             "average": {"tuned.method.top_k": len(TASKS), "tuned.length": {"steps": 1}, "score.gate_temperature": 1e9},
@@ -94,7 +97,7 @@ class MeteoraStudy(Study, name="meteora", seeds=[109], version=2):
         """The tasks are new to the base and learned by their LoRAs, and the gates learn what they are taught."""
         return (Guard("the tasks are new to the base: at most 0.2 of the lines", SINGLE, ("base",), most=0.2),
                 Guard("each LoRA does its task: at least 0.6 of the lines", SINGLE, ("oracle",), least=0.6),
-                Guard("gates take the adapter of a single row: at least 0.8", GATES, ("top2",), least=0.8))
+                Guard("gates take the adapter of a single row: at least 0.6, by chance 0.25", GATES, ("top2",), least=0.6))
 
     def claims(self) -> tuple[Claim, ...]:
         """No loss against the right adapter, several adapters in an answer, and what temperature and the gates' loss do."""
@@ -103,6 +106,8 @@ class MeteoraStudy(Study, name="meteora", seeds=[109], version=2):
                   "router", "top2-warm", COMPOSITE, "higher", 0.1, 0.4, 0.05, paper="better on composite-10"),
             Claim("the right adapter", "with the right LoRA for each row more single lines are right than with gates",
                   "top2", "oracle", SINGLE, "higher", 0.05, 0.3, 0.03, paper="no: equal on 28 tasks", main=False),
+            Claim("the LoRAs move too", "gates that learn together with their LoRAs do more single lines than gates alone",
+                  "top2", "both", SINGLE, "higher", 0.1, 0.4, 0.05, paper="as the released script does", main=False),
             Claim("temperature", "a temperature of 15 helps with three errands at once",
                   "top2", "top2-warm", COMPOSITE, "higher", 0.05, 0.35, 0.04, paper="T = 15 for three tasks", main=False),
             Claim("more than the average", "gates do more single lines than the LoRAs' average",
