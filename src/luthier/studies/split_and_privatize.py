@@ -3,7 +3,7 @@
 MiniLM, split above its embedding, learns the sentiment of invented reviews from privatised tokens by LoRA. At three average
 shares of replaced tokens stand uniform noise, noise that leaves the contributing tokens alone, and noise that leaves as many
 drawn ones alone; eta of the two latter is lowered until the average share is the same. What is protected is sent nearly in the
-clear: an attacker reads it, and both sides are reported.
+clear: an attacker reads it, and both sides are reported. Three seeds left the first claim undecided; there are eight now.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class SplitAndPrivatizeStudy(Study, name="split-and-privatize", seeds=[2]):
         "smoke": Scale(1, {"unseen": 8}, {
             "reviews.rows": 8, "base.model": "pico-encoder", "split.unseen_share": 0.25, "tuned.length": {"steps": 1},
             "attack.audit.rows": 6}, arms=("none", "uniform-0.4", "cti-0.4"), about="every line, no evidence"),
-        "default": Scale(3, {"unseen": 250}),
+        "default": Scale(8, {"unseen": 250}),
         "large": Scale(5, {"unseen": 2000}, {"reviews.rows": 1500, "tuned.method.layer": 1, "attack.audit.rows": 300}),
     }
 
