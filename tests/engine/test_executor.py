@@ -137,6 +137,12 @@ def test_the_folder_of_another_recipe_is_refused(folder):
         execute(recipe(count=5), folder, ENGINE)
     with pytest.raises(UserError, match="its seed is 0, not 4"):
         execute(recipe(seed=4), folder, ENGINE)
+    was = recipe().fill()
+    for number in range(5):
+        was["steps"][f"more{number}"] = was["steps"]["rows"]
+    del was["steps"]["last"]
+    with pytest.raises(UserError, match="it has the steps last and it lacks more0, more1, more2 and 2 more. Give another"):
+        execute(Recipe(was), folder, ENGINE)
     execute(recipe(count=5), folder, ENGINE, fresh=True)
     assert len(list(Run.open(folder).step("last").examples())) == 5
 

@@ -163,8 +163,10 @@ def _difference(folder: Path, recipe: Recipe) -> str:
     now_ = recipe.fill()
     if was.get("seed") != now_["seed"]:
         return f"its seed is {was.get('seed')}, not {now_['seed']}"
-    if set(was["steps"]) != set(now_["steps"]):
-        return f"its steps are {', '.join(was['steps'])}"
+    more, fewer = ([n for n in one["steps"] if n not in other["steps"]] for one, other in ((was, now_), (now_, was)))
+    if more or fewer:
+        return " and ".join(f"it {what} {', '.join(names[:3])}{f' and {len(names) - 3} more' if names[3:] else ''}"
+                            for what, names in (("has the steps", more), ("lacks", fewer)) if names)
     changed = [
         f"{name}.{key} is {was['steps'][name].get(key)!r}, not {values.get(key)!r}"
         for name, values in now_["steps"].items()
