@@ -3,7 +3,8 @@
 MiniLM, split above its embedding, learns the sentiment of invented reviews from privatised tokens by LoRA. At three average
 shares of replaced tokens stand uniform noise, noise that leaves the contributing tokens alone, and noise that leaves as many
 drawn ones alone; eta of the two latter is lowered until the average share is the same. What is protected is sent nearly in the
-clear: an attacker reads it, and both sides are reported. Three seeds left the first claim undecided; there are eight now.
+clear: an attacker reads it, and both sides are reported. Three seeds (version 1) left the first
+claim undecided; there are eight now.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ RECOVERED, PROTECTED = (Found("right", f"audit/inversion/{name}", "attack") for 
 SHARES = (0.2, 0.4, 0.6)
 
 
-class SplitAndPrivatizeStudy(Study, name="split-and-privatize", seeds=[2]):
+class SplitAndPrivatizeStudy(Study, name="split-and-privatize", seeds=[2], version=2):
     """Does it pay to tell which tokens the task needs?"""
 
     world: ClassVar[str] = "real model (MiniLM) on invented reviews"
