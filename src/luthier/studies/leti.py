@@ -4,7 +4,8 @@ A tiny Llama has read right and wrong programs of an invented family, and transc
 programs for forty problems and learns from them: told good or bad with the traceback (textual), good or bad alone (binary),
 with the tracebacks of other programs (shuffled, the control), or from those alone that pass. Each round has equally many
 optimizer steps; in the textual arms they are spent on longer texts. Solutions by hand are the point of reference. The words
-of feedback are the traceback's own, so what the base has read of them is their last line.
+of feedback are the traceback's own, so what the base has read of them is their last line. How long the base reads was set
+after a look at what it then passes: 0.09 after 6 epochs, 0.42 after 12.
 """
 
 from __future__ import annotations
